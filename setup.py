@@ -1,0 +1,74 @@
+"""The package's metadata; the settings of its tools are in pyproject.toml."""
+
+import os
+import re
+
+from setuptools import find_packages, setup
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+
+
+def text(name):
+    """Return the text of a file of this folder, or nothing where it is absent."""
+    path = os.path.join(HERE, name)
+    if not os.path.exists(path):
+        return ""
+    with open(path, encoding="utf-8") as file:
+        return file.read()
+
+
+def version():
+    """Return the package's version, read without importing it."""
+    source = text(os.path.join("sm_runtime", "__init__.py"))
+    return re.search(r'^__version__ = "([^"]+)"$', source, re.MULTILINE).group(1)
+
+
+setup(
+    name="sm-runtime",
+    version=version(),
+    description="A SageMaker-compatible training runtime for TensorFlow containers",
+    long_description=text("README.md"),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    license_files=["LICENSE"],
+    python_requires=">=3.10",
+    packages=find_packages(include=["sm_runtime", "sm_runtime.*"]),
+    package_data={"sm_runtime": ["py.typed", "inject/*"]},
+    zip_safe=False,
+    install_requires=[],
+    extras_require={
+        "s3": ["boto3>=1.28"],
+        "fast": ["isal>=1.6"],
+        "dev": [
+            "coverage>=7.10",
+            "hypothesis>=6.100",
+            "mypy~=2.4",
+            "packaging>=24",
+            "pytest>=8.3",
+            "pytest-timeout>=2.3",
+            "ruff~=0.17.5",
+        ],
+    },
+    entry_points={
+        "console_scripts": [
+            "train = sm_runtime.__main__:train",
+            "sm-runtime = sm_runtime.__main__:main",
+        ]
+    },
+    keywords="sagemaker training tensorflow script-mode container",
+    classifiers=[
+        "Development Status :: 4 - Beta",
+        "Environment :: Console",
+        "Intended Audience :: Developers",
+        "Intended Audience :: Science/Research",
+        "Operating System :: POSIX :: Linux",
+        "Programming Language :: Python :: 3",
+        "Programming Language :: Python :: 3 :: Only",
+        "Programming Language :: Python :: 3.10",
+        "Programming Language :: Python :: 3.11",
+        "Programming Language :: Python :: 3.12",
+        "Programming Language :: Python :: 3.13",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+        "Typing :: Typed",
+    ],
+)
