@@ -1,0 +1,323 @@
+"""The values that travel through a job: read once, frozen, passed on.
+
+Nothing here touches a file, the environment or a process.
+"""
+
+from __future__ import annotations
+
+import posixpath
+from collections.abc import Mapping
+
+from sm_runtime.frozen import dataclass, field
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from typing import Any, TypeAlias
+
+    Json: TypeAlias = Any
+else:
+    Json = object
+"""A value as ``json.loads`` gives it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The folders and files of a job below ``base`` (``/opt/ml``, or ``$SAGEMAKER_BASE_DIR``)."""
+
+    base: str = "/opt/ml"
+
+    def under(self, *parts: str) -> str:
+        """Return the path of ``parts`` below the base folder."""
+        return posixpath.join(self.base, *parts)
+
+    @property
+    def code(self) -> str:
+        """The folder of the user's code."""
+        return self.under("code")
+
+    @property
+    def model(self) -> str:
+        """The folder that becomes ``model.tar.gz``."""
+        return self.under("model")
+
+    @property
+    def input(self) -> str:
+        """The folder of the configuration and of the channels."""
+        return self.under("input")
+
+    @property
+    def config(self) -> str:
+        """The folder of the JSON files that describe the job."""
+        return self.under("input", "config")
+
+    @property
+    def data(self) -> str:
+        """The folder below which each channel has its folder or FIFOs."""
+        return self.under("input", "data")
+
+    @property
+    def output(self) -> str:
+        """The folder of ``success``, ``failure`` and ``data``."""
+        return self.under("output")
+
+    @property
+    def output_data(self) -> str:
+        """The folder that becomes ``output.tar.gz``."""
+        return self.under("output", "data")
+
+    @property
+    def intermediate(self) -> str:
+        """The folder that is synced while the job runs."""
+        return self.under("output", "intermediate")
+
+    @property
+    def failure(self) -> str:
+        """The file that tells the platform why a job failed."""
+        return self.under("output", "failure")
+
+    @property
+    def success(self) -> str:
+        """The empty file that marks a job that succeeded."""
+        return self.under("output", "success")
+
+    @property
+    def checkpoints(self) -> str:
+        """The default folder of checkpoints."""
+        return self.under("checkpoints")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Source:
+    """Where a channel's data comes from in a self-managed job (a ``DataSource`` of the request)."""
+
+    uri: str
+    """``s3://bucket/prefix``, ``file:///path``, or the ``DirectoryPath`` of a file system."""
+    data_type: str = "S3Prefix"
+    """``S3Prefix``, ``ManifestFile``, ``AugmentedManifestFile`` or ``FileSystem``."""
+    attribute_names: tuple[str, ...] = ()
+    instance_groups: tuple[str, ...] = ()
+    compression: str = "None"
+    """``None`` or ``Gzip``."""
+    shuffle_seed: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Channel:
+    """One named input of a job."""
+
+    name: str
+    path: str
+    """Where the script looks for it; in Pipe mode the FIFOs are ``<path>_<epoch>``."""
+    mode: str = "File"
+    """``File``, ``Pipe`` or ``FastFile``."""
+    distribution: str = "FullyReplicated"
+    """``FullyReplicated`` or ``ShardedByS3Key``."""
+    record_wrapper: str = "None"
+    """``None`` or ``RecordIO``."""
+    content_type: str | None = None
+    source: Source | None = None
+    """None in a managed job: the platform has placed the data."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InstanceGroup:
+    """A group of hosts of one instance type."""
+
+    name: str
+    instance_type: str
+    hosts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Cluster:
+    """The hosts of a job, as seen from one of them."""
+
+    current_host: str
+    hosts: tuple[str, ...]
+    network_interface: str = "eth0"
+    current_instance_type: str = "local"
+    current_group: str = "homogeneousCluster"
+    groups: tuple[InstanceGroup, ...] = ()
+    distribution_groups: tuple[str, ...] = ()
+    """The groups that take part in distributed training (contract 7.1)."""
+    topology: Json = None
+
+    @property
+    def current_group_hosts(self) -> tuple[str, ...]:
+        """The hosts of the current host's group; empty where there are no groups."""
+        return next((g.hosts for g in self.groups if g.name == self.current_group), ())
+
+    @property
+    def distribution_hosts(self) -> tuple[str, ...]:
+        """The hosts that take part in distributed training, the leader first."""
+        if not self.groups:
+            return self.hosts
+        return tuple(h for g in self.groups if g.name in self.distribution_groups for h in g.hosts)
+
+    @property
+    def leader(self) -> str:
+        """The host that leads: the first that takes part, else the first of all."""
+        return (self.distribution_hosts or self.hosts)[0]
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether the current host leads."""
+        return self.leader == self.current_host
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Output:
+    """Where artifacts go in a self-managed job (``OutputDataConfig`` of the request)."""
+
+    uri: str
+    """``s3://bucket/prefix`` or ``file:///path``; the job's name is appended."""
+    kms_key: str | None = None
+    compression: str = "GZIP"
+    """``GZIP`` or ``NONE``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Sync:
+    """A local folder that is kept in step with a remote one (checkpoints, TensorBoard)."""
+
+    local_path: str
+    uri: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Metric:
+    """A metric that is read off the script's output."""
+
+    name: str
+    regex: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Options:
+    """The runtime's own settings: ``SM_RUNTIME_<NAME>`` or ``sagemaker_runtime_<name>``.
+
+    The table in ``contract.py`` says how each is read; docs/options.md tells users.
+    """
+
+    argument_style: frozenset[str] = frozenset()
+    """Of ``flags`` (booleans as bare flags) and ``json`` (every value as its JSON text)."""
+    args: tuple[str, ...] = ()
+    """Arguments that are passed verbatim after those of the hyperparameters."""
+    code_preference: str = "submitted"
+    """``submitted``, or ``image``: what is in the code folder already is used, as the peers do."""
+    code_max_bytes: int = 10 * 2**30
+    """The most bytes that a code archive may unpack to."""
+    install: bool = True
+    """Whether requirements are installed."""
+    requirements: str = "requirements.txt"
+    """The requirements file, relative to the code folder."""
+    allow_framework_change: bool = False
+    """Whether requirements may replace the framework that is installed."""
+    require_model: bool = False
+    """Whether a job with an empty model folder fails."""
+    stop_grace_seconds: float | None = None
+    """From a stop request to SIGKILL; None: 110 in a managed job, 90 where artifacts are saved."""
+    stop_signal: str = "TERM"
+    """The signal that the script gets for SIGTERM: ``INT``, ``USR1``, ..."""
+    leftover_grace_seconds: float = 1.0
+    """From the script's end to SIGKILL for the processes that it left behind."""
+    silence_seconds: float | None = None
+    """Without a line of output for so long, the stacks are dumped; None: never."""
+    silence_fails: bool = False
+    """Whether such a silence ends the job as well."""
+    chown: tuple[int, int] | None = None
+    """The user and the group that own everything the job leaves, as numbers."""
+    unbuffered: bool = True
+    """Whether PYTHONUNBUFFERED=1 is set for the script where the user did not set it."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Job:
+    """All that is known about a job before anything is done."""
+
+    paths: Paths
+    cluster: Cluster
+    name: str | None = None
+    managed: bool = True
+    hyperparameters: Mapping[str, Json] = field(default_factory=dict)
+    """The user's, decoded (contract 2.1), without the reserved keys."""
+    texts: Mapping[str, str] = field(default_factory=dict)
+    """The user's, as the text that stood in the file: ``1.10`` where the decoded value is 1.1."""
+    reserved: Mapping[str, Json] = field(default_factory=dict)
+    """The nine well-known reserved keys that are present, decoded (contract 2.3)."""
+    framework_parameters: Mapping[str, Json] = field(default_factory=dict)
+    """The other reserved keys, decoded: SM_FRAMEWORK_PARAMS."""
+    resource_config: Mapping[str, Json] = field(default_factory=dict)
+    input_data_config: Mapping[str, Json] = field(default_factory=dict)
+    channels: tuple[Channel, ...] = ()
+    program: str | None = None
+    """The entry point, relative to the code folder, or a module."""
+    submit_directory: str | None = None
+    """Where the code is; None: the code folder."""
+    region: str = ""
+    log_level: int = 20
+    training_module: str | None = None
+    """``module:function`` of the framework hook (contract 4.6)."""
+    output: Output | None = None
+    checkpoints: Sync | None = None
+    tensorboard: Sync | None = None
+    metrics: tuple[Metric, ...] = ()
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """The request's ``Environment``: exported to the script."""
+    max_runtime_seconds: float | None = None
+    options: Options = Options()
+
+    @property
+    def stop_grace_seconds(self) -> float:
+        """From a stop request to SIGKILL, in seconds: inside the platform's 120."""
+        if self.options.stop_grace_seconds is not None:
+            return self.options.stop_grace_seconds
+        return 110.0 if self.managed else 90.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hardware:
+    """What this host gives to a job."""
+
+    cpus: int
+    gpus: int = 0
+    neurons: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Command:
+    """A process to start: never a shell string, always an argument vector.
+
+    Strings hold undecodable bytes as surrogates (``os.fsdecode``).
+    """
+
+    argv: tuple[str, ...]
+    cwd: str
+    env: Mapping[str, str]
+    name: str = "script"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ended:
+    """How the script ended."""
+
+    status: int
+    """A shell status: the script's own, or 128 + the signal that ended it."""
+    signal: int | None = None
+    """The signal that ended it, if one did."""
+    stopped_by: str | None = None
+    """Why it was asked to stop, if it was: ``SIGTERM``, ``MaxRuntimeInSeconds (60 s)``, ..."""
+    killed: bool = False
+    """Whether it had to be killed, the grace over."""
+    oom_kills: int = 0
+    """How many processes of the container the kernel ended for want of memory."""
+    memory_limit_bytes: int | None = None
+    seconds: float = 0.0
+    tail: bytes = b""
+    """The last bytes of its standard error."""
+    stdout_tail: bytes = b""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the script did what it should: status 0, also after a stop request."""
+        return self.status == 0
