@@ -1,0 +1,199 @@
+"""Turns the files of ``input/config`` and the environment into a Job; every AWS spelling is here.
+
+The rules are those of the SageMaker training toolkit: which keys are the user's, how values are
+decoded, who wins where two say something.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from sm_runtime.cluster import read_cluster
+from sm_runtime.frozen import dataclass
+from sm_runtime.hyperparameters import Hyperparameters, read_hyperparameters
+from sm_runtime.hyperparameters import log_level as read_log_level
+from sm_runtime.model import Channel, Job, Json, Paths
+from sm_runtime.options import read_options
+from sm_runtime.reader import Document, Field, Findings, load, unfit
+from sm_runtime.request import (
+    DISTRIBUTIONS,
+    MODES,
+    WRAPPERS,
+    Request,
+    channel_name,
+    read_request,
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parsed:
+    """A job, or the sentences that say why there is none."""
+
+    job: Job | None
+    problems: tuple[str, ...] = ()
+    warnings: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+    """What was decided and is worth a line in the log."""
+
+
+def parse(
+    documents: Mapping[str, Document],
+    environ: Mapping[str, str],
+    paths: Paths,
+    hostname: str,
+) -> Parsed:
+    """Return the job that ``documents`` and ``environ`` describe, or everything wrong with them."""
+    findings = Findings()
+    roots = {
+        name: load(documents.get(name), f"{paths.config}/{name}.json", findings)
+        for name in ("hyperparameters", "inputdataconfig", "resourceconfig", "job")
+    }
+    job = _job(roots, documents, environ, paths, hostname, findings)
+    problems = tuple(dict.fromkeys(findings.problems))
+    return Parsed(
+        job=None if problems else job,
+        problems=problems,
+        warnings=tuple(dict.fromkeys(findings.warnings)),
+        notes=tuple(findings.notes),
+    )
+
+
+def _job(
+    roots: Mapping[str, Field],
+    documents: Mapping[str, Document],
+    environ: Mapping[str, str],
+    paths: Paths,
+    hostname: str,
+    findings: Findings,
+) -> Job:
+    managed = "job" not in documents
+    request = Request() if managed else read_request(roots["job"], paths)
+    settings = {**environ, **request.environment}
+    raw = {**request.hyperparameters, **roots["hyperparameters"].fields()}
+    keys = read_hyperparameters(raw)
+    cluster, resource_config = read_cluster(
+        roots["resourceconfig"],
+        request,
+        settings,
+        hostname,
+        keys.framework,
+        document=documents.get("resourceconfig"),
+        bare=managed and not documents,
+        managed=managed,
+    )
+    channels, input_data_config = _channels(roots["inputdataconfig"], request, paths)
+    name = request.name or settings.get("TRAINING_JOB_NAME") or None
+    if request.output is not None and name is None:
+        roots["job"].get("TrainingJobName").wrong(
+            "is missing, and OutputDataConfig needs it: artifacts go below the job's name"
+        )
+    user, texts = _tuned(keys, name, paths, findings)
+    return Job(
+        paths=paths,
+        cluster=cluster,
+        name=name,
+        managed=managed,
+        hyperparameters=user,
+        texts=texts,
+        reserved=keys.reserved,
+        framework_parameters=keys.framework,
+        resource_config=resource_config,
+        input_data_config=input_data_config,
+        channels=channels,
+        program=_setting(settings, "SAGEMAKER_PROGRAM", findings)
+        or keys.reserved.get("sagemaker_program")
+        or None,
+        submit_directory=keys.reserved.get("sagemaker_submit_directory")
+        or _setting(settings, "SAGEMAKER_SUBMIT_DIRECTORY", findings)
+        or None,
+        region=_region(keys, settings),
+        log_level=_log_level(keys, settings, findings),
+        training_module=settings.get("SAGEMAKER_TRAINING_MODULE") or None,
+        output=request.output,
+        checkpoints=request.checkpoints,
+        tensorboard=request.tensorboard,
+        metrics=request.metrics,
+        environment=request.environment,
+        max_runtime_seconds=request.max_runtime_seconds,
+        options=read_options(settings, keys.decoded, request.arguments, findings),
+    )
+
+
+def _setting(settings: Mapping[str, str], name: str, findings: Findings) -> str:
+    value = settings.get(name, "")
+    reason = unfit(value)
+    if reason:
+        Field("environment", name, value, findings).wrong(reason)
+    return value
+
+
+def _region(keys: Hyperparameters, settings: Mapping[str, str]) -> str:
+    region = keys.reserved.get("sagemaker_region")
+    names = ("AWS_REGION", "AWS_DEFAULT_REGION", "SAGEMAKER_REGION")
+    return str(region or next((settings[name] for name in names if settings.get(name)), ""))
+
+
+def _log_level(keys: Hyperparameters, settings: Mapping[str, str], findings: Findings) -> int:
+    level = keys.reserved.get("sagemaker_container_log_level")
+    if level is None:
+        name = "SAGEMAKER_CONTAINER_LOG_LEVEL"
+        level = read_log_level(Field("environment", name, settings.get(name) or None, findings))
+    return 20 if level is None else int(level)
+
+
+def _channels(
+    root: Field, request: Request, paths: Paths
+) -> tuple[tuple[Channel, ...], dict[str, Json]]:
+    """Return the channels; what the file says wins over the request, key by key."""
+    described: dict[str, Field] = {
+        name: Field("request", name, dict(config), root.findings)
+        for name, config in request.input_data_config.items()
+    }
+    for name, at in root.fields().items():
+        if channel_name(root, name) is None:
+            continue
+        if not isinstance(at.value, dict):
+            at.must("an object")
+            continue
+        described[name] = at.with_value({**request.input_data_config.get(name, {}), **at.value})
+    channels = tuple(
+        Channel(
+            name=name,
+            path=f"{paths.data}/{name}",
+            mode=at.get("TrainingInputMode").text(choices=MODES) or MODES[0],
+            distribution=at.get("S3DistributionType").text(choices=DISTRIBUTIONS)
+            or DISTRIBUTIONS[0],
+            record_wrapper=at.get("RecordWrapperType").text(choices=WRAPPERS) or WRAPPERS[0],
+            content_type=at.get("ContentType").text(),
+            source=request.sources.get(name),
+        )
+        for name, at in described.items()
+    )
+    return channels, {name: at.value for name, at in described.items()}
+
+
+def _tuned(
+    keys: Hyperparameters, job_name: str | None, paths: Paths, findings: Findings
+) -> tuple[dict[str, Json], dict[str, str]]:
+    """Return the hyperparameters with a ``model_dir`` of its own for each job of a tuning job.
+
+    All jobs of a tuning job are given the same one (SageMaker TensorFlow training toolkit).
+    """
+    model_dir = keys.user.get("model_dir")
+    if (
+        "_tuning_objective_metric" not in keys.reserved
+        or not isinstance(model_dir, str)
+        or not model_dir
+        or model_dir.startswith(("/opt/ml", paths.base))
+    ):
+        return keys.user, keys.texts
+    if job_name is None:
+        findings.warnings.append(
+            "environment: TRAINING_JOB_NAME: is missing in a tuning job, so model_dir is the same"
+            " for all of its jobs"
+        )
+        return keys.user, keys.texts
+    own = f"{model_dir.rstrip('/')}/{job_name}/model"
+    findings.notes.append(f"Appending the training job name to model_dir: {own}")
+    return {**keys.user, "model_dir": own}, {**keys.texts, "model_dir": json.dumps(own)}

@@ -1,0 +1,85 @@
+"""Reads the files that describe a job, as bytes: what they say is ``contract.parse``'s business."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sm_runtime.errors import ConfigError
+from sm_runtime.model import Paths
+from sm_runtime.reader import Document
+
+_FILES = {
+    "hyperparameters": "hyperparameters.json",
+    "inputdataconfig": "inputdataconfig.json",
+    "resourceconfig": "resourceconfig.json",
+    "job": "job.json",
+}
+VARIABLE = "SM_RUNTIME_JOB"
+"""Names the request, or holds it, instead of ``input/config/job.json``."""
+
+
+def read(paths: Paths, environ: Mapping[str, str]) -> dict[str, Document]:
+    """Return the documents that exist, by ``hyperparameters``, ``inputdataconfig``,
+    ``resourceconfig`` and ``job``.
+
+    Raises ConfigError, naming every file that exists and cannot be read.
+    """
+    found: dict[str, Document] = {}
+    problems: list[str] = []
+    for key, name in _FILES.items():
+        try:
+            if key == "job" and environ.get(VARIABLE, "").strip():
+                found[key] = _named(environ[VARIABLE].strip())
+                continue
+            path = f"{paths.config}/{name}"
+            data = _bytes(path)
+            if data is not None:
+                found[key] = Document(path, data)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    return found
+
+
+def _named(value: str) -> Document:
+    """Return the request that ``SM_RUNTIME_JOB`` names or holds."""
+    if value.startswith("{"):
+        return Document(VARIABLE, value.encode("utf-8", "surrogateescape"))
+    scheme, separator, rest = value.partition("://")
+    if separator and scheme.lower() != "file":
+        return Document(value, _fetch(value))
+    path = rest if separator else value
+    if separator and path.lower().startswith("localhost/"):
+        path = path[len("localhost") :]
+    if separator and not path.startswith("/"):
+        raise ConfigError(f"environment: {VARIABLE}: {value!r} must name an absolute path")
+    data = _bytes(path)
+    if data is None:
+        raise ConfigError(f"environment: {VARIABLE}: the file {path!r} does not exist")
+    return Document(path, data)
+
+
+def _fetch(uri: str) -> bytes:
+    if uri.lower().startswith("s3://"):
+        raise ConfigError(
+            f"environment: {VARIABLE}: {uri!r} cannot be read, s3:// is not available in this"
+            " version; use a path, a file:// URI or the JSON itself"
+        )
+    raise ConfigError(
+        f"environment: {VARIABLE}: {uri!r} must be a path, a file:// or s3:// URI, or a JSON object"
+    )
+
+
+def _bytes(path: str) -> bytes | None:
+    """Return what ``path`` holds; None if there is no such file."""
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except IsADirectoryError:
+        raise ConfigError(f"{path}: is a directory, it must be a file") from None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None

@@ -1,0 +1,134 @@
+"""The runtime's own settings: ``SM_RUNTIME_<NAME>``, or the hyperparameter
+``sagemaker_runtime_<name>``; the variable wins.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+
+from sm_runtime.model import Json, Options
+from sm_runtime.reader import Field, Findings, closest, one_of
+
+VARIABLE_PREFIX = "SM_RUNTIME_"
+KEY_PREFIX = "sagemaker_runtime_"
+_STYLES = ("sagemaker", "flags", "json")
+_SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
+_OTHERS = ("JOB", "HOSTS", "CURRENT_HOST", "CLUSTER_SECRET", "SECRETS")
+"""What other parts of the runtime read from variables, and only from there."""
+
+
+def read_options(
+    environ: Mapping[str, str],
+    hyperparameters: Mapping[str, Field],
+    arguments: tuple[str, ...] | None,
+    findings: Findings,
+) -> Options:
+    """Return the settings; ``arguments`` are the request's, which a setting replaces."""
+    values: dict[str, Json] = {}
+    for name, read in OPTIONS.items():
+        variable = environ.get(VARIABLE_PREFIX + name.upper(), "")
+        if variable.strip():
+            at = Field("environment", VARIABLE_PREFIX + name.upper(), variable.strip(), findings)
+        else:
+            at = hyperparameters.get(KEY_PREFIX + name, Field("", "", None, findings))
+        if at.present and at.value != "":
+            value = read(at)
+            if value is not None:
+                values[name] = value
+    if arguments is not None:
+        values.setdefault("args", arguments)
+    _warn_of_unknown(environ, hyperparameters, findings)
+    return Options(**values)
+
+
+def _warn_of_unknown(
+    environ: Mapping[str, str], hyperparameters: Mapping[str, Field], findings: Findings
+) -> None:
+    variables = [VARIABLE_PREFIX + name for name in (*map(str.upper, OPTIONS), *_OTHERS)]
+    for name in environ:
+        if name.startswith(VARIABLE_PREFIX) and name not in variables:
+            findings.warnings.append(
+                f"environment: {name}: no such setting{closest(name, variables)}"
+            )
+    keys = [KEY_PREFIX + name for name in OPTIONS]
+    for key, at in hyperparameters.items():
+        if key.startswith(KEY_PREFIX) and key not in keys:
+            findings.warnings.append(f"{at.place}: no such setting{closest(key, keys)}")
+
+
+def _styles(at: Field) -> frozenset[str] | None:
+    if isinstance(at.value, str):
+        found = tuple(part.strip() for part in at.value.split(","))
+    else:
+        found = at.texts()
+    wrong = [style for style in found if style not in _STYLES]
+    if wrong:
+        at.wrong(f"must be a comma list of {one_of(_STYLES)}, {wrong[0]!r} is none of them")
+    return frozenset(found) - {"sagemaker"}
+
+
+def _arguments(at: Field) -> tuple[str, ...] | None:
+    if isinstance(at.value, str):
+        try:
+            at = at.with_value(json.loads(at.value))
+        except (ValueError, RecursionError):
+            at.must('a JSON list of strings, like ["--epochs","3"]')
+            return None
+    return at.texts()
+
+
+def _flag(at: Field) -> bool:
+    if isinstance(at.value, str):
+        text = at.value.lower()
+        if text in ("1", "yes", "on", "0", "no", "off"):
+            return text in ("1", "yes", "on")
+        if text in ("true", "false"):
+            return text == "true"
+    elif at.value in (0, 1) and not isinstance(at.value, bool | float):
+        return bool(at.value)
+    return at.flag()
+
+
+def _size(at: Field) -> int | None:
+    return at.integer(minimum=1)
+
+
+def _signal(at: Field) -> str | None:
+    name = str(at.value).upper().removeprefix("SIG")
+    if name not in _SIGNALS:
+        at.must(one_of(_SIGNALS))
+        return None
+    return name
+
+
+def _owner(at: Field) -> tuple[int, int] | None:
+    user, _, group = str(at.value).partition(":")
+    if not (user.isdecimal() and group.isdecimal()):
+        at.must("numbers like 1000:1000")
+        return None
+    return int(user), int(group)
+
+
+def _preference(at: Field) -> str | None:
+    return at.text(choices=("submitted", "image"))
+
+
+OPTIONS: dict[str, Callable[[Field], object]] = {
+    "argument_style": _styles,
+    "args": _arguments,
+    "code_preference": _preference,
+    "code_max_bytes": _size,
+    "install": _flag,
+    "requirements": Field.text,
+    "allow_framework_change": _flag,
+    "require_model": _flag,
+    "stop_grace_seconds": Field.seconds,
+    "stop_signal": _signal,
+    "leftover_grace_seconds": Field.seconds,
+    "silence_seconds": Field.seconds,
+    "silence_fails": _flag,
+    "chown": _owner,
+    "unbuffered": _flag,
+}
+"""How each field of ``model.Options`` is read; a reader returns None for what is wrong."""
