@@ -1,0 +1,96 @@
+"""The limits of the control group that this process runs in: versions 1 and 2, and both at once.
+
+A container sees its own group as the root of ``/sys/fs/cgroup``, or at the path that
+``/proc/self/cgroup`` names; on a plain host a limit may be that of a group above. Nothing here
+raises: what cannot be read sets no limit. Files: the kernel's cgroup-v1 and cgroup-v2 guides.
+"""
+
+from __future__ import annotations
+
+import os
+import posixpath
+
+_UNLIMITED = 1 << 60
+"""From here on a limit of version 1 is none: the kernel writes the largest number of pages."""
+
+
+def cpu_limit(root: str = "/") -> float | None:
+    """Return how many CPUs this group may use; None without a limit."""
+    limits = []
+    for version, folder in _folders(root, "cpu"):
+        if version == 2:
+            quota, _, period = _read(folder, "cpu.max").partition(" ")
+        else:
+            quota, period = _read(folder, "cpu.cfs_quota_us"), _read(folder, "cpu.cfs_period_us")
+        allowed, length = _number(quota), _number(period)
+        if allowed and length:
+            limits.append(allowed / length)
+    return min(limits, default=None)
+
+
+def memory_limit(root: str = "/") -> int | None:
+    """Return how many bytes of memory this group may use; None without a limit."""
+    limits = []
+    for version, folder in _folders(root, "memory"):
+        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
+        limit = _number(_read(folder, name))
+        if limit and limit < _UNLIMITED:
+            limits.append(limit)
+    return min(limits, default=None)
+
+
+def oom_kills(root: str = "/") -> int:
+    """Return how many processes of this group the kernel has ended for want of memory so far."""
+    for version, folder in _folders(root, "memory"):
+        name = "memory.events" if version == 2 else "memory.oom_control"
+        for line in _read(folder, name).splitlines():
+            key, _, count = line.partition(" ")
+            if key == "oom_kill":
+                return _number(count) or 0
+    return 0
+
+
+def _folders(root: str, controller: str) -> list[tuple[int, str]]:
+    """Return the folders of the own group and of those above it, each with its version."""
+    mount = os.path.join(root, "sys/fs/cgroup")
+    found: list[tuple[int, str]] = []
+    for line in _read(os.path.join(root, "proc/self"), "cgroup").splitlines() or ["0::/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller in controllers.split(","):
+            # "cpu,cpuacct" is mounted under that name, mostly with a link for each of the two.
+            bases = [os.path.join(mount, name) for name in dict.fromkeys((controllers, controller))]
+            base = next((base for base in bases if os.path.isdir(base)), None)
+            version = 1
+        elif not controllers:
+            bases = [mount, os.path.join(mount, "unified")]
+            base = next((b for b in bases if _exists(b, "cgroup.procs")), None)
+            version = 2
+        else:
+            continue
+        if base is not None:
+            found += [(version, folder) for folder in _upwards(base, path)]
+    return found
+
+
+def _upwards(base: str, path: str) -> list[str]:
+    """Return the folders from ``path`` below ``base`` up to ``base`` itself."""
+    parts = [part for part in posixpath.normpath("/" + path).split("/") if part]
+    return [os.path.join(base, *parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _exists(folder: str, name: str) -> bool:
+    return os.path.exists(os.path.join(folder, name))
+
+
+def _read(folder: str, name: str) -> str:
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _number(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 30 else None
