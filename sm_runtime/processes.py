@@ -1,0 +1,69 @@
+"""Looks at processes through /proc, and makes us the parent of orphans."""
+
+from __future__ import annotations
+
+import os
+
+PR_SET_CHILD_SUBREAPER = 36
+
+
+def become_subreaper() -> bool:
+    """Have orphaned descendants become our children, as if we were PID 1 (prctl(2)).
+
+    So nothing that the script leaves behind can get away, also where we are not PID 1. False where
+    it cannot be done.
+    """
+    if os.getpid() == 1:
+        return True
+    try:
+        import ctypes
+
+        libc = ctypes.CDLL(None, use_errno=True)
+        return bool(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+    except (ImportError, OSError, AttributeError):
+        return False
+
+
+def descendants(root: int) -> list[int]:
+    """Return the living processes that descend from ``root``, parents before children."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if not entry.isdigit():
+            continue
+        try:
+            with open(f"/proc/{entry}/stat", "rb") as file:
+                # The name may hold blanks and parentheses: the fields begin after the last one.
+                state, parent = file.read().rpartition(b")")[2].split()[:2]
+        except OSError:  # it has ended since
+            continue
+        if state not in (b"Z", b"X"):
+            children.setdefault(int(parent), []).append(int(entry))
+    found: list[int] = []
+    front = [root]
+    while front:
+        front = [child for parent in front for child in children.get(parent, ())]
+        found += front
+    return found
+
+
+def command_line(pid: int) -> str:
+    """Return the command line of a process for a person to read, shortened; empty if it is gone."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(4096).split(b"\0")
+    except OSError:
+        return ""
+    text = b" ".join(words).decode("utf-8", "backslashreplace").strip()
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def catches(pid: int, signal: int) -> bool:
+    """Return whether a process has a handler of its own for ``signal`` (proc(5), SigCgt)."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            for line in file:
+                if line.startswith(b"SigCgt:"):
+                    return bool(int(line.split()[1], 16) >> (signal - 1) & 1)
+    except OSError:
+        pass
+    return False

@@ -1,0 +1,183 @@
+"""Carries a process's output to ours, byte for byte.
+
+One thread per stream reads the pipe and writes what it read; both block without holding the
+interpreter, so a slow reader of ours slows the script down (back-pressure) and memory stays flat.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import select
+import threading
+import time
+
+log = logging.getLogger(__name__)
+
+PIPE_BYTES = 2**20
+"""The size that the pipes are given: the most that /proc/sys/fs/pipe-max-size allows by default."""
+SLICE_BYTES = 2**16
+"""How much is written at a time: a slow reader is seen to move."""
+TAIL_BYTES = 2**16
+"""How much of each stream is kept to explain a failure."""
+IDLE_SECONDS = 1.0
+"""How often the end of a stream is looked for."""
+LOG_WAIT_SECONDS = 1.0
+"""How long a log line waits for a stalled sink before it is dropped."""
+
+
+class Sink:
+    """One of our own output streams, shared by the relay and the log.
+
+    It knows whether it stands at the start of a line, so that a log line never joins a line that
+    the script has not finished.
+    """
+
+    def __init__(self, fd: int) -> None:
+        self.fd = fd
+        self._lock = threading.Lock()
+        self._at_line_start = True
+        self.dropped_lines = 0
+        self.lost_bytes = 0
+        self.moved_bytes = 0
+
+    def write(self, data: bytes | memoryview) -> None:
+        """Write all of ``data``, however long that takes; a sink that is gone swallows it."""
+        with self._lock:
+            self._write(data)
+
+    def write_line(self, line: bytes) -> None:
+        """Write a whole line of our own, or drop it when the sink is stalled."""
+        if not self._lock.acquire(timeout=LOG_WAIT_SECONDS):
+            self.dropped_lines += 1
+            return
+        try:
+            if not self._writable(LOG_WAIT_SECONDS):
+                self.dropped_lines += 1
+                return
+            self._write((b"" if self._at_line_start else b"\n") + line + b"\n")
+        finally:
+            self._lock.release()
+
+    def _writable(self, seconds: float) -> bool:
+        poll = select.poll()
+        poll.register(self.fd, select.POLLOUT)
+        try:
+            return bool(poll.poll(seconds * 1000))
+        except OSError:
+            return False
+
+    def _write(self, data: bytes | memoryview) -> None:
+        view = memoryview(data)
+        if not view:
+            return
+        self._at_line_start = view[-1] == 0x0A
+        while view:
+            try:
+                count = os.write(self.fd, view[:SLICE_BYTES])
+                view = view[count:]
+                self.moved_bytes += count
+            except BlockingIOError:  # whoever gave us the stream made it non-blocking
+                self._writable(60.0)
+            except OSError:
+                # Nobody reads any more, or a full disk: the script must not die of that.
+                self.lost_bytes += len(view)
+                return
+
+
+def open_sinks(stdout: int = 1, stderr: int = 2) -> tuple[Sink, Sink]:
+    """Return the sinks of our two streams: one and the same where both lead to the same place."""
+    out = Sink(stdout)
+    try:
+        same = os.path.sameopenfile(stdout, stderr)
+    except OSError:
+        same = False
+    return out, out if same else Sink(stderr)
+
+
+class Relay:
+    """A thread that carries one stream until its end, keeping the last ``TAIL_BYTES``."""
+
+    def __init__(self, sink: Sink | None, name: str) -> None:
+        self._source, self.writer = os.pipe()
+        try:
+            fcntl.fcntl(self._source, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
+        except OSError:  # over an ordinary user's limit: the default of 64 KiB does as well
+            log.debug("the pipe of %s keeps its default size", name)
+        self._sink = sink
+        self._tail = bytearray()
+        self._writing = False
+        self.total_bytes = 0
+        self.last_output = time.monotonic()
+        self._thread = threading.Thread(target=self._carry, name=f"relay-{name}", daemon=True)
+
+    def start(self) -> None:
+        """Start to carry; the writing end is closed here, the child has its own."""
+        os.close(self.writer)
+        self._thread.start()
+
+    def abandon(self) -> None:
+        """Close both ends of a relay that was never started."""
+        os.close(self.writer)
+        os.close(self._source)
+
+    def finish(self, stall_seconds: float) -> bool:
+        """Wait for the end of the stream, the script gone; False when its rest is given up.
+
+        That is when our reader takes nothing for ``stall_seconds``, or when a process that is none
+        of ours keeps the pipe open and writes nothing.
+        """
+        seen, waited = -1, 0.0
+        while True:
+            self._thread.join(IDLE_SECONDS)
+            if not self._thread.is_alive():
+                return True
+            moved = self.total_bytes + (self._sink.moved_bytes if self._sink else 0)
+            waited = 0.0 if seen != moved else waited + IDLE_SECONDS
+            seen = moved
+            if waited >= stall_seconds or (waited and not self._writing):
+                return not self._writing
+
+    @property
+    def tail(self) -> bytes:
+        """The last bytes of the stream, ``TAIL_BYTES`` at most."""
+        return bytes(self._tail[-TAIL_BYTES:])
+
+    def since(self, total_bytes: int) -> bytes:
+        """Return what came after the first ``total_bytes``, as far as it is still kept."""
+        count = min(self.total_bytes - total_bytes, TAIL_BYTES)
+        return self.tail[-count:] if count > 0 else b""
+
+    def _carry(self) -> None:
+        carry = b""  # the beginning of a line whose end is still in the pipe
+        try:
+            while data := os.read(self._source, PIPE_BYTES):
+                self.last_output = time.monotonic()
+                full = len(data) == PIPE_BYTES
+                data = carry + data if carry else data
+                cut = data.rfind(b"\n") + 1 if full else 0
+                if cut:
+                    data, carry = data[:cut], data[cut:]
+                else:
+                    carry = b""
+                self._keep(data)
+                self._pass_on(data)
+            self._keep(carry)
+            self._pass_on(carry)
+        except OSError:
+            log.exception("the relay of the script's output failed")
+        finally:
+            os.close(self._source)
+
+    def _pass_on(self, data: bytes) -> None:
+        if self._sink:
+            self._writing = True
+            self._sink.write(data)
+            self._writing = False
+
+    def _keep(self, data: bytes) -> None:
+        self._tail += data[-TAIL_BYTES:]
+        if len(self._tail) > 4 * TAIL_BYTES:
+            del self._tail[:-TAIL_BYTES]
+        self.total_bytes += len(data)
