@@ -1,0 +1,81 @@
+"""Nothing that the runtime prints or writes holds a secret."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.harness import RUNTIME, Base
+
+SECRETS = {
+    "hyperparameter": "hunter2-is-long",
+    "token": "tok-0123456789abcdef",
+    "environment": "env-secret-value-77",
+    "aws": "AKIAIOSFODNN7EXAMPLE",
+    "hf": "hf_abcdefghijklmnopqrstuvwxyz",
+    "url": "urlpassw0rd",
+}
+SCRIPT = """
+import os, sys
+values = sys.argv + list(os.environ.values())
+open("seen", "w").write(" ".join(values))
+raise ValueError("cannot connect with " + " ".join(values))
+"""
+
+
+def plant(base: Base) -> None:
+    base.hyperparameters(
+        db_password=SECRETS["hyperparameter"],
+        nested='{"api_token": "%s"}' % SECRETS["token"],
+        key_id=SECRETS["aws"],
+        hub=SECRETS["hf"],
+        index=f"https://user:{SECRETS['url']}@host/simple",
+    )
+    base.environ["MY_SECRET"] = SECRETS["environment"]
+
+
+def assert_clean(text: str) -> None:
+    assert not [name for name, value in SECRETS.items() if value in text], text
+
+
+def test_a_failing_job_shows_no_secret(base: Base) -> None:
+    plant(base)
+    result = base.script(SCRIPT).run()
+    assert result.status == 1
+    own = [line for line in result.log.splitlines() if " sm-runtime " in line]
+    assert_clean("\n".join(own))
+    assert_clean(base.failure())
+    assert_clean(base.path("output/data/failure.json").read_text())
+    seen = base.path("code/seen").read_text()
+    assert all(value in seen for value in SECRETS.values())
+
+
+@pytest.mark.parametrize("phase", ["config", "code", "install"])
+def test_a_job_that_does_not_start_shows_no_secret(base: Base, phase: str) -> None:
+    plant(base)
+    base.script(SCRIPT)
+    if phase == "config":
+        base.write("input/config/resourceconfig.json", "{")
+    elif phase == "code":
+        base.environ["SAGEMAKER_SUBMIT_DIRECTORY"] = f"/nonexistent/{SECRETS['hyperparameter']}"
+    else:
+        base.environ["PIP_INDEX_URL"] = f"http://user:{SECRETS['url']}@127.0.0.1:9/simple"
+        base.write("code/requirements.txt", "nosuchpackage==9\n")
+    result = base.run()
+    assert result.status == 1
+    assert base.failure_json()["phase"] == phase
+    assert_clean(result.log)
+    assert_clean(base.failure())
+    assert_clean(base.path("output/data/failure.json").read_text())
+
+
+@pytest.mark.parametrize("arguments", [("env",), ("env", "--json"), ("check",)])
+def test_the_other_commands_show_no_secret(base: Base, arguments: tuple[str, ...]) -> None:
+    plant(base)
+    result = base.script(SCRIPT).run(*arguments, command=RUNTIME)
+    assert_clean(result.out.decode() + result.log)
+
+
+def test_env_shows_secrets_where_they_are_asked_for(base: Base) -> None:
+    plant(base)
+    result = base.script("").run("env", "--show-secrets", command=RUNTIME)
+    assert SECRETS["hyperparameter"] in result.out.decode()
