@@ -1,0 +1,275 @@
+"""Reads requirements files as pip does, and tells what of them is installed already.
+
+Whatever is not understood counts as not installed: pip is started then, and knows better.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from importlib import import_module
+from typing import Any
+
+from sm_runtime.frozen import dataclass
+
+_COMMENT = re.compile(r"(^|\s+)#.*$")
+_VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
+_INCLUDE = re.compile(r"(-r|--requirement|-c|--constraint)(?:\s+|=|(?<=-[rc]))(\S.*)")
+_HASH = re.compile(r"\s--hash[=\s]\S+")
+# Where pip looks and what it takes; none of it makes an installed package less installed.
+_HARMLESS = re.compile(
+    r"(-i|-f|--index-url|--extra-index-url|--find-links|--no-index|--trusted-host|--pre"
+    r"|--prefer-binary|--only-binary|--no-binary|--require-hashes)(\s|=|$)"
+)
+_TENSORFLOW = frozenset(
+    {
+        "tensorflow",
+        "tensorflow-cpu",
+        "tensorflow-gpu",
+        "tensorflow-rocm",
+        "tensorflow-macos",
+        "tensorflow-intel",
+        "tensorflow-cpu-aws",
+        "intel-tensorflow",
+    }
+)
+"""Builds of one framework: each brings the same Python package ``tensorflow``."""
+_FRAMEWORKS = _TENSORFLOW | {
+    "tf-nightly",
+    "tensorflow-estimator",
+    "keras",
+    "tf-keras",
+    "torch",
+    "torchvision",
+    "torchaudio",
+    "horovod",
+    "jax",
+    "jaxlib",
+    "mxnet",
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Line:
+    """One logical line of a requirements file, without its comment."""
+
+    file: str
+    number: int
+    text: str
+    constraint: bool = False
+
+    @property
+    def place(self) -> str:
+        """The file and the line for a message."""
+        return f"{self.file} line {self.number}"
+
+
+def canonical(name: str) -> str:
+    """Return a distribution's name in the form in which names are compared (PEP 503)."""
+    return re.sub(r"[-_.]+", "-", name).lower()
+
+
+def read(path: str, environ: Mapping[str, str]) -> list[Line]:
+    """Return the lines of a requirements file and of the files that it includes."""
+    return list(_lines(path, os.path.basename(path), environ, False, ()))
+
+
+def _lines(
+    path: str, shown: str, environ: Mapping[str, str], constraint: bool, above: tuple[str, ...]
+) -> Iterator[Line]:
+    with open(path, "rb") as file:
+        text = _decoded(file.read())
+    for number, raw in _joined(text):
+        line = _VARIABLE.sub(lambda m: environ.get(m[1]) or m[0], _COMMENT.sub("", raw)).strip()
+        include = _INCLUDE.fullmatch(line)
+        if include is not None:
+            name = include[2].strip()
+            inner = os.path.join(os.path.dirname(path), name)
+            if os.path.isfile(inner) and inner not in above:
+                only = constraint or include[1] in ("-c", "--constraint")
+                yield from _lines(inner, name, environ, only, (*above, path))
+                continue
+        if line:
+            yield Line(file=shown, number=number, text=line, constraint=constraint)
+
+
+def _decoded(data: bytes) -> str:
+    # Windows PowerShell's ``pip freeze > requirements.txt`` writes UTF-16.
+    if data.startswith((b"\xff\xfe", b"\xfe\xff")):
+        return data.decode("utf-16", "replace")
+    return data.decode("utf-8-sig", "replace")
+
+
+def _joined(text: str) -> Iterator[tuple[int, str]]:
+    """Yield the lines with those that end in a backslash joined, and the number of the first."""
+    parts: list[str] = []
+    first = 0
+    for number, line in enumerate(text.splitlines(), 1):
+        first = first if parts else number
+        if line.endswith("\\") and not _COMMENT.match(line):
+            parts.append(line[:-1])
+            continue
+        parts.append(f" {line}" if _COMMENT.match(line) else line)
+        yield first, "".join(parts)
+        parts = []
+    if parts:
+        yield first, "".join(parts)
+
+
+class Present:
+    """The distributions that the script will see, and what they satisfy."""
+
+    def __init__(self, extra_folders: Iterable[str] = ()) -> None:
+        self._folders = list(extra_folders)
+        self._packaging = _packaging()
+        self._cache: dict[str, Any] = {}
+
+    def frameworks(self) -> dict[str, str]:
+        """Return the frameworks that are installed and their versions, by canonical name."""
+        from importlib.metadata import distributions
+
+        found: dict[str, str] = {}
+        for each in distributions():
+            # Half-removed folders have no name.
+            name = canonical(each.metadata["Name"] or "")
+            if (name in _FRAMEWORKS or name.startswith("mxnet-")) and each.version:
+                found.setdefault(name, each.version)
+        return found
+
+    def missing(self, lines: Iterable[Line]) -> Line | None:
+        """Return the first line that is not satisfied for certain, or None."""
+        if self._packaging is None:
+            return next(iter(lines), None)
+        constraints: dict[str, list[Any]] = {}
+        wanted: list[tuple[Line, Any]] = []
+        for line in lines:
+            if _HARMLESS.match(line.text):
+                continue
+            parsed = self.parse(line)
+            if parsed is None or parsed.url or parsed.extras:
+                return line
+            if line.constraint:
+                constraints.setdefault(canonical(parsed.name), []).append(parsed)
+            else:
+                wanted.append((line, parsed))
+        seen: set[str] = set()
+        for line, parsed in wanted:
+            if not self._satisfied(parsed, constraints, seen):
+                return line
+        return None
+
+    def needs_index(self, lines: Iterable[Line]) -> bool:
+        """Whether a package that is asked for by its name alone is not installed."""
+        return any(
+            (parsed := self.parse(line)) is not None
+            and not (parsed.url or line.constraint)
+            and _applies(parsed)
+            and not self._satisfied(parsed, {}, set())
+            for line in lines
+        )
+
+    def has_all(self, requirements: Iterable[str]) -> bool:
+        """Whether requirements that stand in no file, such as those of a build, are satisfied."""
+        return self.missing(Line(file="", number=0, text=text) for text in requirements) is None
+
+    def conflict(self, lines: Iterable[Line]) -> tuple[Line, str, str] | None:
+        """Return the first line that asks for another framework: line, installed name, version."""
+        frameworks = self.frameworks()
+        for line in lines:
+            parsed = None if line.constraint else self.parse(line)
+            if parsed is None or not _applies(parsed):
+                continue
+            wanted = canonical(parsed.name)
+            name = wanted if wanted in frameworks else _same_framework(wanted, frameworks)
+            if name is None:
+                continue
+            other = "tf-nightly" in (name, wanted) and name != wanted
+            if other or not parsed.specifier.contains(frameworks[name], prereleases=True):
+                return line, name, frameworks[name]
+        return None
+
+    def parse(self, line: Line) -> Any:
+        """Return a line as a ``packaging`` requirement, or None if it is something else."""
+        if self._packaging is None:
+            return None
+        try:
+            return self._packaging.Requirement(_HASH.sub("", f" {line.text}").strip())
+        except ValueError:
+            return None
+
+    def _satisfied(self, parsed: Any, constraints: dict[str, list[Any]], seen: set[str]) -> bool:
+        """Whether a requirement and all that it needs in turn is installed, as pip asks for."""
+        if not _applies(parsed):
+            return True
+        found = self._find(parsed.name)
+        if found is None or not found.version:
+            return False
+        name = canonical(parsed.name)
+        rules = [parsed, *(c for c in constraints.get(name, ()) if _applies(c))]
+        if not all(rule.specifier.contains(found.version, prereleases=True) for rule in rules):
+            return False
+        # Extras bring needs of their own, so each of them is looked at by itself.
+        extras = sorted(parsed.extras) or [""]
+        for extra in extras:
+            key = f"{name}[{extra}]"
+            if key in seen:
+                continue
+            seen.add(key)
+            for text in found.requires or ():
+                inner = self.parse(Line(file="", number=0, text=text))
+                if inner is None:
+                    return False
+                if _applies(inner, extra) and not self._satisfied(
+                    _unmarked(inner), constraints, seen
+                ):
+                    return False
+        return True
+
+    def _find(self, name: str) -> Any:
+        """Return the distribution, or that of another build of the same framework."""
+        from importlib.metadata import distributions
+
+        name = canonical(name)
+        if name not in self._cache:
+            path = [*self._folders, *sys.path]
+            names = (name, *sorted(_TENSORFLOW if name in _TENSORFLOW else ()))
+            hits = (found for each in names for found in distributions(name=each, path=path))
+            self._cache[name] = next(hits, None)
+        return self._cache[name]
+
+
+def alias(frameworks: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the name and version under which pip must know a TensorFlow of another name.
+
+    Else a package that needs ``tensorflow`` would have a second one put over ``tensorflow-cpu``.
+    """
+    if "tensorflow" in frameworks:
+        return None
+    name = next((n for n in sorted(_TENSORFLOW) if n in frameworks), None)
+    return None if name is None else ("tensorflow", frameworks[name])
+
+
+def _same_framework(wanted: str, frameworks: Mapping[str, str]) -> str | None:
+    family = _TENSORFLOW | {"tf-nightly"}
+    return next((n for n in sorted(family) if n in frameworks), None) if wanted in family else None
+
+
+def _applies(parsed: Any, extra: str = "") -> bool:
+    return parsed.marker is None or bool(parsed.marker.evaluate({"extra": extra}))
+
+
+def _unmarked(parsed: Any) -> Any:
+    parsed.marker = None
+    return parsed
+
+
+def _packaging() -> Any:
+    """Return the module that reads requirements: the installed one, else pip's own copy."""
+    for name in ("packaging.requirements", "pip._vendor.packaging.requirements"):
+        try:
+            return import_module(name)
+        except ImportError:
+            continue
+    return None

@@ -1,0 +1,182 @@
+"""Makes the user's code ready to run: finds it, unpacks it, and says how its program starts."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+
+from sm_runtime.errors import CodeError, ConfigError, JobError
+from sm_runtime.frozen import dataclass
+from sm_runtime.launch.script import Found, entry
+from sm_runtime.model import Job
+from sm_runtime.program import look, walk
+
+log = logging.getLogger(__name__)
+
+_CLUTTER = frozenset({"lost+found", ".DS_Store"})
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Code:
+    """The user's code, ready to run."""
+
+    directory: str
+    """Where the script runs; the first folder of its PYTHONPATH."""
+    search_path: tuple[str, ...]
+    """The folders of PYTHONPATH, ``directory`` first."""
+    warnings: tuple[str, ...] = ()
+    """What the user should know; the caller logs it."""
+
+
+def fetch(job: Job) -> Code:
+    """Put the submitted code where it runs, or take the code folder as it is.
+
+    Raises CodeError where the code is missing, damaged or must not be unpacked; the code folder
+    is as it was then.
+    """
+    code = in_place(job)
+    if code is not None:
+        return code
+    from sm_runtime.placing import fill
+
+    folder, limit = job.paths.code, job.options.code_max_bytes
+    source = _open(job.submit_directory or "")
+    vacant = _is_vacant(folder)
+    if vacant and _can_fill(folder):
+        fill(source, folder, limit)
+        return Code(directory=folder, search_path=(folder,))
+    target, is_ours = _fresh_folder(job, source)
+    fill(source, target, limit, replace=is_ours)
+    if vacant:
+        return Code(directory=target, search_path=(target,))
+    warning = _shadow_warning(target, folder)
+    return Code(directory=target, search_path=(target, folder), warnings=(warning,))
+
+
+def in_place(job: Job) -> Code | None:
+    """Return the code that is there already, or None where it has to be fetched; alters nothing."""
+    folder, value, program = job.paths.code, job.submit_directory, job.program or ""
+    if value and os.path.realpath(_local_path(value)) != os.path.realpath(folder):
+        if job.options.code_preference != "image" or _is_vacant(folder):
+            return None
+        log.info("%s is not empty and is used as it is, not %s", folder, _shown_uri(value))
+    # A program that is baked into the image needs no code folder, but a process needs a cwd.
+    if not os.path.isdir(folder) and program.startswith(("/", "-m")):
+        return Code(directory="/", search_path=())
+    return Code(directory=folder, search_path=(folder,))
+
+
+def entry_command(job: Job, code: Code, arguments: tuple[str, ...], python: str) -> tuple[str, ...]:
+    """Return the argument vector that runs the job's program with ``arguments``.
+
+    ``python`` is the interpreter for scripts and modules. Raises what ``script.entry`` raises.
+    """
+    program = job.program
+    if program and program.startswith(job.paths.code + "/"):
+        inside = os.path.relpath(program, job.paths.code)
+        if os.path.isfile(os.path.join(code.directory, inside)):
+            program = inside
+    found = look(program, code.search_path, code.directory, job.options.requirements)
+    return entry(program, found, arguments, python)
+
+
+def problems(job: Job) -> list[str]:
+    """Return a sentence for each thing that is wrong with the code; alters and fetches nothing."""
+    try:
+        code = in_place(job)
+        if code is not None:
+            entry_command(job, code, (), sys.executable)
+        else:
+            source = _open(job.submit_directory or "")
+            if not job.program:
+                entry(None, Found(folder=source), (), sys.executable)
+    except ConfigError as error:
+        return list(error.problems)
+    except JobError as error:
+        return [str(error)]
+    return []
+
+
+def _local_path(value: str) -> str:
+    """Return the path of a plain path or ``file://`` URI; anything else is returned unchanged."""
+    if not value.startswith("file://"):
+        return value
+    rest = value[len("file://") :]
+    path = rest.removeprefix("localhost")
+    if not path.startswith("/"):
+        raise CodeError(
+            f"sagemaker_submit_directory: {value} has a host; file:///path has three slashes"
+        )
+    if "%" in path and not os.path.lexists(path):
+        from urllib.parse import unquote
+
+        return unquote(path)
+    return path
+
+
+def _open(uri: str) -> str:
+    """Return the local path of submitted code; object storage is to be reached from here."""
+    if uri.startswith("s3://"):
+        raise CodeError(
+            f"sagemaker_submit_directory: {_shown_uri(uri)} is in object storage,"
+            " which this version cannot read; use a folder, an archive or file:///path"
+        )
+    path = _local_path(uri)
+    if "://" in path and not os.path.lexists(path):
+        raise CodeError(
+            f"sagemaker_submit_directory: {_shown_uri(uri)} is neither a path, file:// nor s3://"
+        )
+    if not os.path.lexists(path):
+        raise CodeError(f"sagemaker_submit_directory: {uri} does not exist")
+    return path
+
+
+def _shown_uri(uri: str) -> str:
+    scheme, mark, rest = uri.partition("://")
+    # A signed URL holds its secret in the query, another one before the host.
+    return scheme + mark + rest.partition("?")[0].rpartition("@")[2] if mark else uri
+
+
+def _names(folder: str) -> list[str]:
+    try:
+        names = os.listdir(folder)
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CodeError(f"the code folder cannot be read: {error}") from error
+    return [n for n in names if n not in _CLUTTER and not n.startswith(".sm-runtime-")]
+
+
+def _is_vacant(folder: str) -> bool:
+    return not _names(folder)
+
+
+def _can_fill(folder: str) -> bool:
+    """Whether ``folder`` can be written to, or made."""
+    while not os.path.lexists(folder):
+        folder = os.path.dirname(folder)
+    return os.access(folder, os.W_OK | os.X_OK)
+
+
+def _fresh_folder(job: Job, source: str) -> tuple[str, bool]:
+    """Return a folder for the submitted code, and whether what it holds may be removed."""
+    import tempfile
+
+    folder = job.paths.under("code-submitted")
+    inside = os.path.realpath(source) + "/"
+    if _can_fill(job.paths.base) and not inside.startswith(os.path.realpath(folder) + "/"):
+        return folder, True
+    return tempfile.mkdtemp(prefix="sm-runtime-code-"), False
+
+
+def _shadow_warning(target: str, folder: str) -> str:
+    shadowed = [name for name in walk(target) if os.path.lexists(os.path.join(folder, name))]
+    more = len(shadowed) - _SHOWN
+    names = ", ".join(shadowed[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return (
+        f"{folder} holds code of the image: the submitted code runs in {target}, and"
+        f" {folder} stays importable behind it; files that the submitted code replaces:"
+        f" {names or 'none'}"
+    )
