@@ -8,7 +8,8 @@ from collections.abc import Mapping
 
 from sm_runtime import contract, documents, environ
 from sm_runtime.errors import ConfigError
-from sm_runtime.model import Job, Paths
+from sm_runtime.model import Job
+from sm_runtime.paths import Paths
 from sm_runtime.redact import Mask
 
 log = logging.getLogger(__name__)
@@ -26,9 +27,7 @@ def configure(variables: Mapping[str, str], mask: Mask) -> Job:
     Raises ConfigError with every problem that there is.
     """
     paths = paths_of(variables)
-    parsed = contract.parse(
-        documents.read(paths, variables), variables, paths, os.uname().nodename
-    )
+    parsed = contract.parse(documents.read(paths, variables), variables, paths, os.uname().nodename)
     if parsed.job is None:
         raise ConfigError(parsed.problems)
     mask.learn(environ.secrets(parsed.job, variables))

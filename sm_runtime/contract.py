@@ -13,8 +13,9 @@ from sm_runtime.cluster import read_cluster
 from sm_runtime.frozen import dataclass
 from sm_runtime.hyperparameters import Hyperparameters, read_hyperparameters
 from sm_runtime.hyperparameters import log_level as read_log_level
-from sm_runtime.model import Channel, Job, Json, Paths
+from sm_runtime.model import Channel, Job, Json
 from sm_runtime.options import read_options
+from sm_runtime.paths import Paths
 from sm_runtime.reader import Document, Field, Findings, load, unfit
 from sm_runtime.request import (
     DISTRIBUTIONS,

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from sm_runtime.errors import ConfigError
-from sm_runtime.model import Paths
+from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
 
 _FILES = {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
 
@@ -67,3 +68,10 @@ def catches(pid: int, signal: int) -> bool:
     except OSError:
         pass
     return False
+
+
+def send(pids: list[int], number: int) -> None:
+    """Send a signal to each of these processes that still lives and is ours."""
+    for pid in pids:
+        with suppress(ProcessLookupError, PermissionError):
+            os.kill(pid, number)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from contextlib import suppress
 
 from sm_runtime.errors import ArtifactError, ConfigError
-from sm_runtime.model import Paths
+from sm_runtime.paths import Paths
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:

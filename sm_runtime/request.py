@@ -10,7 +10,8 @@ import re
 from collections.abc import Iterable, Mapping
 
 from sm_runtime.frozen import dataclass, field
-from sm_runtime.model import Json, Metric, Output, Paths, Source, Sync
+from sm_runtime.model import Json, Metric, Output, Source, Sync
+from sm_runtime.paths import Paths
 from sm_runtime.reader import Field, unfit
 
 MODES = ("File", "Pipe", "FastFile")

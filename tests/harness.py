@@ -9,7 +9,8 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -149,6 +150,22 @@ class Base:
     def failure_json(self) -> Mapping[str, Any]:
         document: Mapping[str, Any] = json.loads(self.path("output/data/failure.json").read_text())
         return document
+
+
+@contextmanager
+def control_group(controller: str, v1: Mapping[str, str], v2: Mapping[str, str]) -> Iterator[Any]:
+    """Yield a prefix that runs a command in a cgroup of its own, with these settings (as root)."""
+    root = Path("/sys/fs/cgroup")
+    hybrid = (root / controller).is_dir()
+    group = (root / controller if hybrid else root) / f"sm-runtime-test-{os.getpid()}"
+    group.mkdir()
+    if not hybrid:
+        (root / "cgroup.subtree_control").write_text(f"+{controller}")
+    for name, value in (v1 if hybrid else v2).items():
+        (group / name).write_text(value)
+    yield ("sh", "-c", f'echo $$ > "{group}/cgroup.procs"; exec "$@"', "sh")
+    eventually(lambda: not (group / "cgroup.procs").read_text(), "the cgroup is empty")
+    group.rmdir()
 
 
 def processes_with(marker: str) -> list[int]:

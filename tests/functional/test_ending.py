@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Base, eventually, processes_with
+from tests.harness import Base, control_group, processes_with
 
 
 @pytest.mark.parametrize("status", [0, 1, 2, 3, 42, 77, 125, 126, 127, 128, 143, 255])
@@ -49,20 +49,12 @@ def test_a_plain_kill_9_is_not_called_out_of_memory(base: Base) -> None:
 
 @pytest.fixture
 def memory_limited() -> Iterator[tuple[str, ...]]:
-    """A prefix that runs a command in a cgroup with 256 MiB of memory (cgroup v1 or v2)."""
-    v1 = Path("/sys/fs/cgroup/memory")
-    root = v1 if v1.is_dir() else Path("/sys/fs/cgroup")
-    group = root / f"sm-runtime-test-{os.getpid()}"
-    group.mkdir()
-    if not v1.is_dir():
-        (root / "cgroup.subtree_control").write_text("+memory")
-    limit = "memory.limit_in_bytes" if v1.is_dir() else "memory.max"
-    swap = "memory.swappiness" if v1.is_dir() else "memory.swap.max"
-    (group / limit).write_text(str(256 * 2**20))
-    (group / swap).write_text("0")
-    yield ("sh", "-c", f'echo $$ > "{group}/cgroup.procs"; exec "$@"', "sh")
-    eventually(lambda: not (group / "cgroup.procs").read_text(), "the cgroup is empty")
-    group.rmdir()
+    """A prefix that runs a command with 256 MiB of memory."""
+    limit = str(256 * 2**20)
+    v1 = {"memory.limit_in_bytes": limit, "memory.swappiness": "0"}
+    v2 = {"memory.max": limit, "memory.swap.max": "0"}
+    with control_group("memory", v1, v2) as prefix:
+        yield prefix
 
 
 def test_out_of_memory_is_said_when_the_cgroup_says_so(
@@ -76,8 +68,8 @@ def test_out_of_memory_is_said_when_the_cgroup_says_so(
 
 CASES = {
     "own class": (
-        "class NanLoss(Exception): pass\ndef step(n):\n    raise NanLoss(f'loss is nan at step {n}')\n"
-        "step(7)",
+        "class NanLoss(Exception): pass\ndef step(n):\n"
+        "    raise NanLoss(f'loss is nan at step {n}')\nstep(7)",
         "NanLoss: loss is nan at step 7 (train.py:3) [",
     ),
     "chained": (
@@ -90,8 +82,8 @@ CASES = {
     ),
     "deep in a library": (
         "import json\njson.loads('{')",
-        "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2 (char 1)"
-        " (train.py:2) [",
+        "JSONDecodeError: Expecting property name enclosed in double quotes: line 1 column 2"
+        " (char 1) (train.py:2) [",
     ),
     "does not compile": ("def f(:\n  pass", "SyntaxError: invalid syntax (train.py:1) ["),
     "an assertion without a message": ("assert 1 == 2", "AssertionError (train.py:1) ["),
@@ -132,7 +124,8 @@ def test_a_warning_that_names_an_error_does_not_become_the_reason(base: Base) ->
 
 def test_the_end_of_a_long_traceback_is_kept(base: Base) -> None:
     base.script(
-        "def f(n):\n    return f(n + 1) if n < 500 else g()\ndef g(): raise ValueError('deep')\nf(0)"
+        "def f(n):\n    return f(n + 1) if n < 500 else g()\n"
+        "def g(): raise ValueError('deep')\nf(0)"
     ).run()
     text = base.failure()
     assert len(text) <= 1024
@@ -155,8 +148,8 @@ def test_a_shell_script_that_complains_on_stdout_is_quoted(base: Base) -> None:
 
 def test_the_failure_file_of_the_script_is_kept(base: Base) -> None:
     base.script(
-        "import os\nwith open(os.environ['SM_OUTPUT_DIR'] + '/failure', 'w') as f: f.write('mine')\n"
-        "raise ValueError('x')"
+        "import os\nfile = os.environ['SM_OUTPUT_DIR'] + '/failure'\n"
+        "with open(file, 'w') as f: f.write('mine')\nraise ValueError('x')"
     ).run()
     assert base.failure() == "mine"
     assert base.failure_json()["class"] == "ValueError"
@@ -263,16 +256,8 @@ def test_a_leftover_that_holds_the_output_open_loses_none_of_it(base: Base) -> N
 
 @pytest.fixture
 def few_pids() -> Iterator[tuple[str, ...]]:
-    v1 = Path("/sys/fs/cgroup/pids")
-    root = v1 if v1.is_dir() else Path("/sys/fs/cgroup")
-    group = root / f"sm-runtime-pids-{os.getpid()}"
-    group.mkdir()
-    if not v1.is_dir():
-        (root / "cgroup.subtree_control").write_text("+pids")
-    (group / "pids.max").write_text("64")
-    yield ("sh", "-c", f'echo $$ > "{group}/cgroup.procs"; exec "$@"', "sh")
-    eventually(lambda: not (group / "cgroup.procs").read_text(), "the cgroup is empty")
-    group.rmdir()
+    with control_group("pids", {"pids.max": "64"}, {"pids.max": "64"}) as prefix:
+        yield prefix
 
 
 ORPHANS = """

@@ -29,7 +29,8 @@ sys.path.append(sys.argv[2])
 from sm_runtime import installer
 from sm_runtime.errors import InstallError
 from sm_runtime.install import install
-from sm_runtime.model import Cluster, Job, Options, Paths
+from sm_runtime.model import Cluster, Job, Options
+from sm_runtime.paths import Paths
 from sm_runtime.source import fetch
 
 asked = json.loads(sys.argv[1])

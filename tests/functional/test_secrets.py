@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from tests.harness import RUNTIME, Base
@@ -25,7 +27,7 @@ raise ValueError("cannot connect with " + " ".join(values))
 def plant(base: Base) -> None:
     base.hyperparameters(
         db_password=SECRETS["hyperparameter"],
-        nested='{"api_token": "%s"}' % SECRETS["token"],
+        nested=json.dumps({"api_token": SECRETS["token"]}),
         key_id=SECRETS["aws"],
         hub=SECRETS["hf"],
         index=f"https://user:{SECRETS['url']}@host/simple",

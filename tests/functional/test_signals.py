@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import signal
+import socket
 import sys
 from pathlib import Path
 
@@ -107,6 +108,21 @@ def test_the_signal_reaches_the_whole_group_of_a_shell_script(
     stop(running, mode, signal.SIGTERM)
     running.wait()
     assert base.path("model/saved").read_text() == "SIGTERM"
+
+
+def test_a_stop_while_requirements_are_installed_ends_the_installer(base: Base) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:  # an index that never answers
+        port = silent.getsockname()[1]
+        base.write("code/requirements.txt", "nosuchpackage\n")
+        running = base.script("print('ran')").start(
+            PIP_INDEX_URL=f"http://127.0.0.1:{port}/simple", PIP_DEFAULT_TIMEOUT="60"
+        )
+        connection, _ = silent.accept()
+        with connection:
+            running.send(signal.SIGTERM)
+            result = running.wait()
+    assert (result.status, result.out) == (143, b"")
+    assert base.failure().startswith("StoppedError: stopped by SIGTERM before the script started")
 
 
 def test_a_second_interrupt_kills_at_once(base: Base) -> None:

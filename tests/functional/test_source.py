@@ -17,7 +17,8 @@ from typing import Any
 import pytest
 
 from sm_runtime.errors import CodeError, ConfigError, JobError
-from sm_runtime.model import Cluster, Job, Options, Paths
+from sm_runtime.model import Cluster, Job, Options
+from sm_runtime.paths import Paths
 from sm_runtime.source import Code, entry_command, fetch, problems
 
 DUMP = "import json, os, sys\nprint(json.dumps([os.getcwd(), [ascii(a) for a in sys.argv[1:]]]))\n"

@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 
 from sm_runtime import contract, environ
 from sm_runtime.contract import Parsed
-from sm_runtime.model import Hardware, Job, Options, Paths
+from sm_runtime.model import Hardware, Job, Options
 from sm_runtime.options import OPTIONS
+from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
 
 CONFIG = "/opt/ml/input/config"

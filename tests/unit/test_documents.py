@@ -9,7 +9,7 @@ import pytest
 
 from sm_runtime import documents
 from sm_runtime.errors import ConfigError
-from sm_runtime.model import Paths
+from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
 
 

@@ -14,7 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sm_runtime import contract, environ
-from sm_runtime.model import Channel, Cluster, Hardware, Job, Options, Paths
+from sm_runtime.model import Channel, Cluster, Hardware, Job, Options
+from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
 
 GOLDEN = Path(__file__).parent / "golden"

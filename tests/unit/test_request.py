@@ -9,7 +9,8 @@ import pytest
 
 from sm_runtime import contract
 from sm_runtime.contract import Parsed
-from sm_runtime.model import Job, Metric, Output, Paths, Source, Sync
+from sm_runtime.model import Job, Metric, Output, Source, Sync
+from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
 
 S3 = {"S3DataType": "S3Prefix", "S3Uri": "s3://b/p"}

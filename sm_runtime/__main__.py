@@ -1,0 +1,152 @@
+"""The commands ``train`` and ``sm-runtime``; the only place that reads os.environ."""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import time
+from collections.abc import Callable
+
+from sm_runtime import __version__
+from sm_runtime.redact import Mask
+from sm_runtime.relay import Sink, open_sinks
+
+DESCRIPTION = """\
+Runs a training script the way SageMaker's training toolkit does: configuration from
+/opt/ml/input/config, SM_* variables, hyperparameters as arguments, artifacts from /opt/ml/model.
+"""
+TRAIN = """\
+Runs the job that the files below /opt/ml and the environment describe, as PID 1 or not.
+
+files:
+  /opt/ml/input/config/   hyperparameters.json, inputdataconfig.json, resourceconfig.json: what a
+                          platform writes; all may be absent. job.json: a CreateTrainingJob
+                          request, which makes the job self-managed: the runtime saves artifacts.
+  /opt/ml/input/data/     a folder for each channel
+  /opt/ml/code/           the user's code and its requirements.txt
+  /opt/ml/model/          what the script leaves here is the model
+  /opt/ml/output/         success or failure; data/ for other output
+
+environment:
+  SAGEMAKER_PROGRAM           the entry point: train.py, pkg.module, run.sh (or the hyperparameter
+                              sagemaker_program)
+  SAGEMAKER_SUBMIT_DIRECTORY  where the code is, if not in /opt/ml/code: a folder or an archive
+  SAGEMAKER_BASE_DIR          used in place of /opt/ml
+  SM_RUNTIME_JOB              a path or URI of job.json, or its text
+  SM_RUNTIME_*                options: see docs/options.md
+
+exit status:
+  0      the script succeeded and all was saved
+  N      the script ended with N; 128+S: signal S ended it; 143: it ignored a stop and was killed
+  1      configuration, code, requirements or artifacts are at fault
+The reason is the last error in the log and the first line of /opt/ml/output/failure.
+
+signals:
+  TERM, INT, HUP, QUIT  passed on to the script, which has 110 s (90 s where the runtime saves the
+                        artifacts) before it is killed
+  USR1                  dumps the stacks of the script's Python processes into the log
+"""
+ENV = """\
+Prints the environment variables and the arguments that the job would give to its script, and runs
+nothing. A shell can read the default output: the arguments become $1, $2, ...
+"""
+CHECK = """\
+Validates the configuration, the code and the channels, and prints every problem, a line each.
+Runs and changes nothing. Exit status: 0 no problem, 1 some.
+"""
+
+
+class _Handler(logging.Handler):
+    """Writes log lines, secrets masked, beside the relayed output of the script."""
+
+    def __init__(self, sink: Sink, mask: Mask) -> None:
+        super().__init__()
+        self._sink, self._mask = sink, mask
+        formatter = logging.Formatter("%(asctime)s sm-runtime %(levelname)-7s %(message)s")
+        formatter.converter = time.gmtime
+        formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
+        formatter.default_msec_format = "%s.%03dZ"
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record as a line."""
+        text = self._mask(self.format(record))
+        self._sink.write_line(text.encode("utf-8", "surrogateescape"))
+
+
+def train() -> int:
+    """Run the command ``train`` with the arguments of this process.
+
+    Platforms start an image with the single argument ``train``; an image whose entry point is this
+    command gets it twice.
+    """
+    if sys.argv[1:] in ([], ["train"]):
+        return _train()
+    return _parse("train", sys.argv[2:] if sys.argv[1] == "train" else sys.argv[1:])
+
+
+def main() -> int:
+    """Run the command ``sm-runtime`` with the arguments of this process."""
+    if sys.argv[1:] == ["train"]:
+        return _train()
+    return _parse("sm-runtime", sys.argv[1:])
+
+
+def _parse(program: str, arguments: list[str]) -> int:
+    import argparse
+
+    def parser_of(
+        make: Callable[..., argparse.ArgumentParser], name: str, text: str, **more: str
+    ) -> argparse.ArgumentParser:
+        kind = argparse.RawDescriptionHelpFormatter
+        return make(name, description=text, formatter_class=kind, allow_abbrev=False, **more)
+
+    if program == "train":
+        parser_of(argparse.ArgumentParser, "train", text=TRAIN).parse_args(arguments)
+        return _train()
+    parser = parser_of(argparse.ArgumentParser, "sm-runtime", text=DESCRIPTION)
+    parser.add_argument("--version", action="version", version=f"sm-runtime {__version__}")
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    add = commands.add_parser
+    parser_of(add, "train", text=TRAIN, help="run the job (also the command `train`)")
+    env = parser_of(add, "env", text=ENV, help="print what the script would get; run nothing")
+    env.add_argument(
+        "--json",
+        action="store_true",
+        help='one object: {"environment": {}, "arguments": [], "command": [] or null}',
+    )
+    env.add_argument("--show-secrets", action="store_true", help="print secrets instead of ***")
+    parser_of(add, "check", text=CHECK, help="list every problem of the job; run nothing")
+    parsed = parser.parse_args(arguments)
+    if parsed.command == "train":
+        return _train()
+    from sm_runtime import inspection
+
+    mask = Mask()
+    _log_to(Sink(2), mask)
+    if parsed.command == "check":
+        return inspection.check(os.environ, mask)
+    return inspection.show(os.environ, mask, as_json=parsed.json, secrets=parsed.show_secrets)
+
+
+def _train() -> int:
+    from sm_runtime.run import train
+    from sm_runtime.supervise import Supervisor
+
+    out, err = open_sinks()
+    mask = Mask()
+    _log_to(err, mask)
+    with Supervisor(out, err) as supervisor:
+        return train(dict(os.environ), supervisor, mask)
+
+
+def _log_to(sink: Sink, mask: Mask) -> None:
+    logger = logging.getLogger("sm_runtime")
+    logger.addHandler(_Handler(sink, mask))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,163 @@
+"""One process between its start and its end: what a signal or a deadline does to it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from contextlib import suppress
+
+from sm_runtime import processes
+from sm_runtime.frozen import dataclass
+from sm_runtime.relay import Relay
+
+log = logging.getLogger(__name__)
+
+STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
+"""Signals that ask for a stop: passed on to the script's process group, and the grace begins."""
+PASSED = (signal.SIGCONT, signal.SIGWINCH)
+"""Signals that are passed on to the script's process group, and mean nothing to us."""
+OFFERED = (signal.SIGUSR1, signal.SIGUSR2)
+"""Signals that are passed on to those processes that have a handler: the others they would end."""
+VANISH_SECONDS = 2.0
+"""How long a process may take to vanish after SIGKILL."""
+STACKS_SECONDS = 1.0
+"""How long the stacks of the user's processes are collected after SIGUSR1."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Limits:
+    """How long a process may do what, in seconds."""
+
+    grace_seconds: float = 110.0
+    """From the first request to stop to SIGKILL."""
+    max_seconds: float | None = None
+    """From the start to a request to stop."""
+    leftover_seconds: float = 1.0
+    """From the process's end to SIGKILL for those it left behind."""
+    silence_seconds: float | None = None
+    """Without any output for so long, the stacks are dumped."""
+    silence_fails: bool = False
+    """Whether such a silence is a request to stop, too."""
+    stop_signal: signal.Signals = signal.SIGTERM
+    """What the process gets for SIGTERM."""
+
+
+class Running:
+    """One process between its start and its end."""
+
+    def __init__(
+        self,
+        process: subprocess.Popen[bytes],
+        limits: Limits,
+        relays: tuple[Relay, Relay],
+        keep_stacks: Callable[[bytes], None] | None,
+    ) -> None:
+        self.pid = process.pid
+        self.process = process
+        self.status: int | None = None
+        self.started = time.monotonic()
+        self.stopped_by: str | None = None
+        self.killed = False
+        self._stop_number = 0
+        self._limits = limits
+        self._relays = relays
+        self._keep_stacks = keep_stacks
+        self._kill_at: float | None = None
+        self._stop_at: float | None = None
+        self._stop_reason = ""
+        if limits.max_seconds is not None:
+            self._stop_at = self.started + limits.max_seconds
+            self._stop_reason = f"MaxRuntimeInSeconds ({limits.max_seconds:g} s)"
+        self._silence = limits.silence_seconds
+        self._silent_since = 0.0
+        self._stacks_from = 0
+        self._stacks_at: float | None = None
+
+    def take(self, number: signal.Signals) -> None:
+        """Do what a signal to us asks for."""
+        if number in STOPPING:
+            self.stop(number.name, number)
+        elif number in OFFERED:
+            self.offer(number)
+        elif number in PASSED:
+            self._send_group(number)
+
+    def stop(self, reason: str, number: signal.Signals) -> None:
+        """Ask the process group to stop; a second SIGINT kills it at once."""
+        again = self.stopped_by is not None
+        if again and number == signal.SIGINT == self._stop_number:
+            self._kill_at = time.monotonic()
+            return
+        self._send_group(self._limits.stop_signal if number == signal.SIGTERM else number)
+        if again:
+            return
+        self.stopped_by, self._stop_number = reason, number
+        self._kill_at = time.monotonic() + self._limits.grace_seconds
+        log.warning("%s: asked the script to stop, %g s left", reason, self._limits.grace_seconds)
+
+    def offer(self, number: signal.Signals) -> None:
+        """Send a signal to each process of the user's that has a handler for it."""
+        takers = [p for p in processes.descendants(os.getpid()) if processes.catches(p, number)]
+        if number == signal.SIGUSR1:
+            self.collect_stacks()
+            self._stacks_from = self._relays[1].total_bytes
+            self._stacks_at = time.monotonic() + STACKS_SECONDS
+        processes.send(takers, number)
+        log.info("%s passed on to %d of the script's processes", number.name, len(takers))
+
+    def collect_stacks(self) -> None:
+        """Hand on the stacks that were asked for, if any were."""
+        if self._stacks_at is not None and self._keep_stacks:
+            self._keep_stacks(self._relays[1].since(self._stacks_from))
+        self._stacks_at = None
+
+    def seconds_to_deadline(self) -> float | None:
+        """Return the seconds until ``meet_deadlines`` has something to do; None: never."""
+        times = [t for t in (self._kill_at, self._stop_at, self._stacks_at) if t is not None]
+        if self._silence is not None:
+            times.append(self._last_sign() + self._silence)
+        return max(0.0, min(times) - time.monotonic()) if times else None
+
+    def meet_deadlines(self) -> None:
+        """Do what is due."""
+        now = time.monotonic()
+        if self._stop_at is not None and now >= self._stop_at:
+            self._stop_at = None
+            self.stop(self._stop_reason, signal.SIGTERM)
+        if self._stacks_at is not None and now >= self._stacks_at:
+            self.collect_stacks()
+        silence = self._silence
+        if silence is not None and now >= self._last_sign() + silence:
+            self._silent_since = now
+            log.warning("no output for %g s", silence)
+            self.offer(signal.SIGUSR1)
+            if self._limits.silence_fails:
+                # Not at once: SIGTERM would overtake the dump of the stacks.
+                self._stop_at = now + STACKS_SECONDS
+                self._stop_reason = f"no output for {silence:g} s"
+                self._silence = None
+        if self._kill_at is not None and now >= self._kill_at:
+            self.killed = True
+            self._kill_at = now + VANISH_SECONDS
+            self._send_group(signal.SIGKILL)
+            processes.send(processes.descendants(os.getpid()), signal.SIGKILL)
+            log.warning("killed the script: it did not stop in time")
+
+    def shell_status(self) -> int:
+        """Return the status as a shell gives it; what we had to kill counts as stopped."""
+        assert self.status is not None
+        if self.status < 0:
+            return 128 + (self._stop_number if self.killed else -self.status)
+        silent = self.stopped_by is not None and self.stopped_by.startswith("no output")
+        return self.status or int(silent)
+
+    def _last_sign(self) -> float:
+        return max(self._silent_since, *(relay.last_output for relay in self._relays))
+
+    def _send_group(self, number: signal.Signals) -> None:
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self.pid, number)

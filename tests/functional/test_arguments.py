@@ -1,0 +1,162 @@
+"""Hyperparameters reach the script's argv byte for byte, and nothing else is executed."""
+
+from __future__ import annotations
+
+import json
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from tests.harness import RUNTIME, Base
+
+DUMP = "import json, sys; json.dump(sys.argv[1:], open('argv.json', 'w'))"
+SHELL = """\
+python3 - "$@" <<'END'
+import json, sys
+json.dump(sys.argv[1:], open('argv.json', 'w'))
+END
+"""
+HOSTILE = {
+    "key": "a b",
+    "q": 'it\'s "x"',
+    "z": "$(touch PWN)",
+    "e": "",
+    "nl": "a\nb",
+    "semi": "; touch PWN",
+    "tick": "`touch PWN`",
+    "star": "*",
+    "hash": "# x",
+    "uni": "h\u00e9 \u6f22 \U0001d11e",
+    "back": "a\\nb\\",
+    "dash": "--other",
+    "space ": " lead and trail ",
+    "pa'th": "../../x",
+}
+ENTRIES = {
+    "script": ("train.py", DUMP),
+    "script in a folder": ("src/train.py", DUMP),
+    "module": ("-m pkg.train", DUMP),
+    "dotted module": ("pkg.train", DUMP),
+    "function": ("pkg.train:main", f"def main():\n    {DUMP}"),
+    "shell": ("run.sh", SHELL),
+    "bash": ("run.sh", "#!/bin/bash\n" + SHELL),
+    "executable": ("./tool", f"#!{sys.executable}\n{DUMP}"),
+}
+
+
+def place(base: Base, entry: str) -> None:
+    program, text = ENTRIES[entry]
+    file = "pkg/train.py" if "pkg" in program else program
+    path = base.write(f"code/{file}", text)
+    if entry == "executable":
+        path.chmod(0o755)
+    base.environ["SAGEMAKER_PROGRAM"] = program
+
+
+def received(base: Base) -> list[str]:
+    folders = [base.path("code"), base.path("code/src"), base.path("code/pkg")]
+    found = [folder / "argv.json" for folder in folders if (folder / "argv.json").exists()]
+    words: list[str] = json.loads(found[0].read_text())
+    return words
+
+
+@pytest.mark.parametrize("entry", ENTRIES)
+@pytest.mark.parametrize("encoded", [False, True], ids=["plain", "encoded by an SDK"])
+def test_hostile_values_arrive_whole(base: Base, entry: str, encoded: bool) -> None:
+    place(base, entry)
+    values = {k: json.dumps(v) if encoded else v for k, v in HOSTILE.items()}
+    result = base.hyperparameters(**values).run()
+    assert result.status == 0, result.log
+    expected = []
+    for key in sorted(HOSTILE):
+        expected += [f"-{key}" if len(key) == 1 else f"--{key}", HOSTILE[key]]
+    assert received(base) == expected
+    assert not list(base.root.rglob("PWN"))
+
+
+TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=40)
+KEYS = TEXT.filter(lambda key: "=" not in key and not key.startswith("sagemaker_"))
+
+
+@settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+)
+@given(values=st.dictionaries(KEYS, TEXT, max_size=12))
+def test_random_keys_and_values_arrive_whole(values: dict[str, str]) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        base = Base(Path(folder))
+        place(base, "script")
+        base.hyperparameters(**{key: json.dumps(value) for key, value in values.items()})
+        result = base.run()
+        assert result.status == 0, result.log
+        expected = []
+        for key in sorted(values):
+            expected += [f"--{key}" if len(key) > 1 else f"-{key}" if key else "", values[key]]
+        assert received(base) == expected
+
+
+def test_no_process_but_the_script_is_executed(base: Base, tmp_path: Path) -> None:
+    place(base, "script")
+    base.hyperparameters(**HOSTILE)
+    trace = tmp_path / "trace"
+    strace = ("strace", "-f", "-qq", "-e", "trace=execve", "-o", str(trace))
+    result = base.run(prefix=strace, PATH=f"{Path(sys.executable).parent}:/usr/bin:/bin")
+    assert result.status == 0, result.log
+    executed = [line for line in trace.read_text().splitlines() if line.endswith("= 0")]
+    assert len(executed) == 2, executed
+    assert RUNTIME[0] in executed[0] and "train.py" in executed[1]
+
+
+STYLES: dict[str, tuple[dict[str, str], dict[str, Any], list[str]]] = {
+    "default": (
+        {},
+        {"amp": "true", "ema": "false", "l": '["x","y"]', "v": "1.10"},
+        ["--amp", "True", "--ema", "False", "-l", "['x', 'y']", "-v", "1.1"],
+    ),
+    "flags": (
+        {"SM_RUNTIME_ARGUMENT_STYLE": "flags"},
+        {"amp": "true", "ema": "false", "lr": "0.10"},
+        ["--amp", "--lr", "0.1"],
+    ),
+    "json": (
+        {"SM_RUNTIME_ARGUMENT_STYLE": "json"},
+        {"ll": '["x", "y"]', "v": "1.10", "e": "1e3", "z": "007", "s": '"abc"', "t": "abc"},
+        ["-e", "1e3", "--ll", '["x", "y"]', "-s", "abc", "-t", "abc", "-v", "1.10", "-z", "007"],
+    ),
+    "a verbatim list": (
+        {"SM_RUNTIME_ARGS": '["--do_train", "--lr", "1", ""]'},
+        {},
+        ["--do_train", "--lr", "1", ""],
+    ),
+    "by hyperparameter": (
+        {},
+        {"sagemaker_runtime_argument_style": "flags", "amp": "true"},
+        ["--amp"],
+    ),
+}
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_argument_styles(base: Base, style: str) -> None:
+    environ, values, expected = STYLES[style]
+    place(base, "script")
+    result = base.hyperparameters(**values).run(**environ)
+    assert result.status == 0, result.log
+    assert received(base) == expected
+
+
+def test_an_sdk_and_a_plain_client_give_the_same_argv_without_noise(base: Base) -> None:
+    place(base, "script")
+    plain = {"s": "abc", "lr": "0.1", "n": "7"}
+    assert base.hyperparameters(**plain).run().status == 0
+    first = received(base)
+    result = base.hyperparameters(**{"s": '"abc"', "lr": "0.1", "n": 7}).run()
+    assert received(base) == first
+    assert "pars" not in result.log.lower()
