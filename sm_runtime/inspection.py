@@ -8,7 +8,7 @@ import shlex
 import sys
 from collections.abc import Mapping
 
-from sm_runtime import channels, environ, hardware, source
+from sm_runtime import artifacts, channels, environ, hardware, source
 from sm_runtime.configure import configure
 from sm_runtime.errors import ConfigError, JobError
 from sm_runtime.model import Job
@@ -47,6 +47,7 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
     """Print every problem of the job; return 1 if there is any."""
     try:
         job = configure(variables, mask)
+        artifacts.check(job)
     except ConfigError as error:
         return _complain(error.problems, mask)
     found = [*environ.oversized(job), *source.problems(job), *channels.problems(job)]

@@ -11,10 +11,10 @@ import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
-from sm_runtime import channels, environ, hardware, install, ownership, source
+from sm_runtime import artifacts, channels, environ, hardware, install, ownership, source
 from sm_runtime.configure import configure, paths_of
 from sm_runtime.errors import ConfigError, JobError
-from sm_runtime.model import Command, Ended, Job
+from sm_runtime.model import Command, Ended, Hardware, Job
 from sm_runtime.redact import Mask
 from sm_runtime.report import Report
 from sm_runtime.running import Limits
@@ -69,11 +69,13 @@ def train(variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> i
     report = Report(paths_of(variables))
     job: Job | None = None
     ended: Ended | None = None
+    devices = Hardware(cpus=1)
     try:
         with timeline.phase("config"):
             report.prepare()
             job = configure(variables, mask)
-        command = _prepare(job, variables, supervisor, timeline)
+            artifacts.check(job)
+        command, devices = _prepare(job, variables, supervisor, timeline)
         _check_stop(supervisor)
         with timeline.phase("train"):
             ended = supervisor.run(command, _limits(job), keep_stacks=report.keep_stacks)
@@ -88,7 +90,7 @@ def train(variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> i
         log.info("the script ended well after it was stopped by %s", ended.stopped_by)
     if job and ended:
         try:
-            _save(job, timeline)
+            _save(job, devices, timeline)
             if not failed:
                 report.succeeded()
         except Exception as error:
@@ -107,7 +109,7 @@ def train(variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> i
 
 def _prepare(
     job: Job, variables: Mapping[str, str], supervisor: Supervisor, timeline: Timeline
-) -> Command:
+) -> tuple[Command, Hardware]:
     """Do all that comes before the script's start, and return how to start it."""
     _check_stop(supervisor)
     with timeline.phase("download"):
@@ -130,7 +132,7 @@ def _prepare(
         env, warnings = environ.process_environment(job, devices, variables, search_path)
     _warn(warnings)
     log.info("Invoking user script in %s: %s", code.directory, shlex.join(argv))
-    return Command(argv=argv, cwd=code.directory, env=env)
+    return Command(argv=argv, cwd=code.directory, env=env), devices
 
 
 def _limits(job: Job) -> Limits:
@@ -146,12 +148,10 @@ def _limits(job: Job) -> Limits:
     )
 
 
-def _save(job: Job, timeline: Timeline) -> None:
+def _save(job: Job, devices: Hardware, timeline: Timeline) -> None:
     """Save the artifacts and say what is where."""
-    from sm_runtime import artifacts
-
     with timeline.phase("upload"):
-        saved = artifacts.save(job)
+        saved = artifacts.save(job, threads=devices.cpus)
     for line in artifacts.summary_lines(job, saved):
         log.info("%s", line)
 

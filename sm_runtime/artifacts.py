@@ -1,0 +1,295 @@
+"""Saves the model and the output data of a job, and says what is where.
+
+Where the request has an ``OutputDataConfig``, artifacts go where the platform would put them (AWS
+guide, "SageMaker AI folders for training inputs and outputs"): ``<uri>/<job>/output/model.tar.gz``
+and ``output.tar.gz``; with compression ``NONE`` the files themselves, below ``model/`` and
+``data/``. A host that does not lead appends ``-<host>`` to these names. Without one the platform
+collects the folders, and all that is done here is to count. The folders are never changed.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Iterable
+
+from sm_runtime import pack
+from sm_runtime.errors import ArtifactError
+from sm_runtime.frozen import dataclass, replace
+from sm_runtime.model import Job
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from sm_runtime.storage import Store
+
+log = logging.getLogger(__name__)
+
+_MAX_WARNINGS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What became of one folder."""
+
+    what: str
+    """``model``, ``output data`` or ``checkpoints``."""
+    folder: str
+    files: int = 0
+    size_bytes: int = 0
+    destination: str | None = None
+    """The URI where it is now; None: there was nothing to save, or it is not ours to save."""
+    stored_bytes: int = 0
+    """How many bytes it takes there."""
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Part:
+    """A folder that is saved, and its names at the destination."""
+
+    what: str
+    folder: str
+    archive: str
+    plain: str
+
+
+def check(job: Job) -> None:
+    """Raise ConfigError if the job's destination can be seen to be unusable; nothing is written."""
+    _store(job)
+
+
+def save(job: Job, *, threads: int | None = None) -> tuple[Saved, ...]:
+    """Save the artifacts with ``threads`` (default: one for each CPU that may be used).
+
+    Warnings are logged here. Raises ArtifactError, when all has been tried, if anything could not
+    be saved, or if there is no model where ``require_model`` wants one; ConfigError as ``check``.
+    """
+    threads = threads or len(os.sched_getaffinity(0))
+    store = _store(job)
+    saved: list[Saved] = []
+    failures: list[str] = []
+    for part in _parts(job):
+        try:
+            saved.append(_save(job, store, part, threads))
+        except ArtifactError as error:
+            failures.append(str(error))
+    saved.append(_checkpoints(job))
+    for one in saved:
+        for warning in one.warnings:
+            log.warning("%s", warning)
+    if any(one.what == "model" and not one.files for one in saved) and _wants_model(job):
+        failures.append(f"require_model is set and {job.paths.model} is empty")
+    if failures:
+        for line in summary_lines(job, saved):
+            log.info("%s", line)
+        raise ArtifactError("; ".join(failures))
+    return tuple(saved)
+
+
+def summary_lines(job: Job, saved: Iterable[Saved]) -> list[str]:
+    """Return a line for each folder that says how much is in it and where it is saved."""
+    lines = []
+    for one in saved:
+        if one.files == 0:
+            if one.what != "checkpoints":
+                lines.append(f"{one.what}: no files in {one.folder}")
+            continue
+        held = f"{one.what}: {_amount(one.files, one.size_bytes)}"
+        if one.destination:
+            cost = f"{_size(one.stored_bytes)}, {one.seconds:.1f} s"
+            lines.append(f"{held} -> {one.destination} ({cost})")
+        elif one.what == "checkpoints" or not job.managed:
+            lines.append(f"{held} in {one.folder}")
+        else:
+            lines.append(f"{held} in {one.folder}, for the platform to save")
+    return lines
+
+
+def _parts(job: Job) -> tuple[_Part, ...]:
+    cluster, paths = job.cluster, job.paths
+    host = "" if cluster.is_leader else f"-{cluster.current_host}"
+    model = _Part(
+        what="model", folder=paths.model, archive=f"model{host}.tar.gz", plain=f"model{host}"
+    )
+    data = _Part(
+        what="output data",
+        folder=paths.output_data,
+        archive=f"output{host}.tar.gz",
+        plain=f"data{host}",
+    )
+    return model, data
+
+
+def _store(job: Job) -> Store | None:
+    if job.output is None:
+        return None
+    # a request without a name is refused earlier; a model that exists already is not lost for that
+    name = job.name or time.strftime("sm-runtime-%Y-%m-%d-%H-%M-%S", time.gmtime())
+    folders = tuple(part.folder for part in _parts(job))
+    from sm_runtime.storage import open_store
+
+    return open_store(job.output.uri, name, "output", outside=folders)
+
+
+def _save(job: Job, store: Store | None, part: _Part, threads: int) -> Saved:
+    warnings = _Warnings()
+    if job.output is None or store is None:
+        counted = _count_in_place(part, warnings)
+        if not counted.files:
+            _warn_of_nothing(job, part, warnings)
+        return _saved(part, counted, warnings)
+    plain = job.output.compression == "NONE"
+    key = part.plain if plain else part.archive
+    destination = store.locate(key)
+    begun = time.monotonic()
+    try:
+        if not _has_files(part.folder):
+            counted = pack.count(part.folder, warnings)
+            _warn_of_nothing(job, part, warnings)
+            if store.exists(key):
+                warnings(f"{destination} is of an earlier attempt: {part.folder} is empty now")
+            return _saved(part, counted, warnings)
+        if plain:
+            counted = _save_files(part, store, key, warnings)
+            stored_bytes = counted.size_bytes
+        else:
+            counted, stored_bytes = _save_archive(part, store, key, warnings, threads)
+    except (OSError, MemoryError, RuntimeError) as error:  # RuntimeError: no more threads
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise ArtifactError(
+            f"the {part.what} cannot be saved to {destination}: {reason}"
+        ) from error
+    except ArtifactError as error:
+        raise ArtifactError(f"the {part.what} is not saved: {error}") from error
+    seconds = time.monotonic() - begun
+    saved = _saved(part, counted, warnings)
+    return replace(saved, destination=destination, stored_bytes=stored_bytes, seconds=seconds)
+
+
+def _save_archive(
+    part: _Part, store: Store, key: str, warnings: _Warnings, threads: int
+) -> tuple[pack.Count, int]:
+    from sm_runtime.deflate import GzipWriter
+
+    with store.stream(key) as sink, GzipWriter(sink, threads=threads) as writer:
+        counted = pack.write_tar(part.folder, writer, warnings)
+        writer.close()
+    return counted, writer.written_bytes
+
+
+def _save_files(part: _Part, store: Store, key: str, warnings: _Warnings) -> pack.Count:
+    counted = pack.Count()
+    with store.tree(key) as tree:
+        for entry in pack.walk(part.folder, warnings):
+            if entry.is_folder:
+                continue  # an object store knows no folders
+            source, size_bytes = pack.open_file(entry.path)
+            try:
+                copied = tree.add(entry.name, source, size_bytes, executable=entry.executable)
+            finally:
+                os.close(source)
+            if copied != size_bytes:
+                raise pack.shrank(entry.path, size_bytes, copied)
+            counted = counted.plus(size_bytes)
+    return counted
+
+
+def _count_in_place(part: _Part, warnings: _Warnings) -> pack.Count:
+    """Count what is left for others to save; that a part cannot be read is no failure of ours."""
+    counted, links = pack.Count(), 0
+    try:
+        for entry in pack.walk(part.folder, warnings):
+            links += entry.is_link
+            if not entry.is_folder:
+                counted = counted.plus(entry.size_bytes)
+    except ArtifactError as error:
+        warnings(f"the files of {part.folder} cannot all be counted: {error}")
+    if links:
+        warnings(
+            f"{part.folder} has {links} symbolic link{'s' * (links > 1)}:"
+            " what collects or serves it may not follow them"
+        )
+    return counted
+
+
+def _checkpoints(job: Job) -> Saved:
+    folder = job.checkpoints.local_path if job.checkpoints else job.paths.checkpoints
+    warnings = _Warnings()
+    counted = pack.Count()
+    try:
+        counted = pack.count(folder, lambda _: None)
+    except ArtifactError as error:
+        warnings(f"the checkpoints cannot be counted: {error}")
+    return Saved(
+        what="checkpoints",
+        folder=folder,
+        files=counted.files,
+        size_bytes=counted.size_bytes,
+        warnings=warnings.all(),
+    )
+
+
+def _saved(part: _Part, counted: pack.Count, warnings: _Warnings) -> Saved:
+    return Saved(
+        what=part.what,
+        folder=part.folder,
+        files=counted.files,
+        size_bytes=counted.size_bytes,
+        warnings=warnings.all(),
+    )
+
+
+def _has_files(folder: str) -> bool:
+    return any(not entry.is_folder for entry in pack.walk(folder, lambda _: None))
+
+
+def _wants_model(job: Job) -> bool:
+    """Return whether an empty model folder fails the job: only the leader's counts."""
+    return job.options.require_model and job.cluster.is_leader
+
+
+def _warn_of_nothing(job: Job, part: _Part, warnings: _Warnings) -> None:
+    """Say that there is no model; hosts that do not lead, and output data, need not have any."""
+    if part.what != "model" or not job.cluster.is_leader:
+        return
+    elsewhere = job.hyperparameters.get("model_dir")
+    if isinstance(elsewhere, str) and elsewhere.startswith("s3://"):
+        hint = f"hyperparameter model_dir is {elsewhere}: the script may have written it there"
+    else:
+        hint = "the script writes to SM_MODEL_DIR what is to be kept"
+    warnings(f"{part.folder} is empty, so no model is saved; {hint}")
+
+
+class _Warnings:
+    """Keeps the first sentences and counts the rest."""
+
+    def __init__(self) -> None:
+        self._sentences: list[str] = []
+        self._count = 0
+
+    def __call__(self, sentence: str) -> None:
+        self._count += 1
+        if self._count <= _MAX_WARNINGS:
+            self._sentences.append(sentence)
+
+    def all(self) -> tuple[str, ...]:
+        """Return the sentences, and one about those that are not among them."""
+        more = self._count - len(self._sentences)
+        return (*self._sentences, *([f"... and {more} more like these"] if more else []))
+
+
+def _amount(files: int, size_bytes: int) -> str:
+    return f"{files} file{'s' * (files != 1)}, {_size(size_bytes)}"
+
+
+def _size(size_bytes: int) -> str:
+    if size_bytes < 1024:
+        return f"{size_bytes} B"
+    size = size_bytes / 1024
+    for unit in ("KiB", "MiB"):
+        if size < 1024:
+            return f"{size:.1f} {unit}"
+        size /= 1024
+    return f"{size:.1f} GiB"
