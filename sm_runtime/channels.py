@@ -18,7 +18,8 @@ def prepare(job: Job) -> None:
     Raises DataError naming the channel.
     """
     for channel in job.channels:
-        if channel.source is not None and not _filled(channel.path):
+        placed = _filled(channel.path) and not os.path.islink(channel.path)
+        if channel.source is not None and not placed:
             _link(channel, _local(channel))
 
 

@@ -91,14 +91,16 @@ class Supervisor:
     ) -> Ended:
         oom_kills = cgroup.oom_kills()
         run = Running(_spawn(command, relays), limits, relays, keep_stacks)
-        if self.stopped_by:
-            run.stop(self.stopped_by, signal.SIGTERM)
-        while run.status is None:
-            for number in self._wait(run.seconds_to_deadline()):
-                run.take(signal.Signals(number))
-            _reap(run)
-            run.meet_deadlines()
-        self._sweep(limits.leftover_seconds)
+        try:
+            if self.stopped_by:
+                run.stop(self.stopped_by, signal.SIGTERM)
+            while run.status is None:
+                for number in self._wait(run.seconds_to_deadline()):
+                    run.take(signal.Signals(number))
+                _reap(run)
+                run.meet_deadlines()
+        finally:  # also where we fail ourselves: nothing may go on unsupervised
+            self._sweep(limits.leftover_seconds)
         for relay in set(relays):
             if not relay.finish(STALL_SECONDS):
                 log.warning("the end of the output is lost: nobody reads it")
