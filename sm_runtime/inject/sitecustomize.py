@@ -11,14 +11,15 @@ from _signal import SIGUSR1  # `signal` itself would cost each process 4 ms
 
 try:
     faulthandler.register(SIGUSR1, file=2, all_threads=True)
-except (OSError, RuntimeError, ValueError):
-    pass  # no standard error: no stacks then
+    dumps_stacks = True
+except (OSError, RuntimeError, ValueError):  # no standard error
+    dumps_stacks = False
 
 _here = os.path.dirname(os.path.abspath(__file__))
 sys.path[:] = [entry for entry in sys.path if entry != _here]
 _self = sys.modules.pop(__name__)
 try:
-    import sitecustomize  # noqa: F401
+    __import__(__name__)
 except ImportError as error:
     if error.name != __name__:
         raise
