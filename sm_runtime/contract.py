@@ -110,7 +110,7 @@ def _job(
         or None,
         region=_region(keys, settings),
         log_level=_log_level(keys, settings, findings),
-        training_module=settings.get("SAGEMAKER_TRAINING_MODULE") or None,
+        training_module=_training_module(settings, findings),
         output=request.output,
         checkpoints=request.checkpoints,
         tensorboard=request.tensorboard,
@@ -127,6 +127,15 @@ def _setting(settings: Mapping[str, str], name: str, findings: Findings) -> str:
     if reason:
         Field("environment", name, value, findings).wrong(reason)
     return value
+
+
+def _training_module(settings: Mapping[str, str], findings: Findings) -> str | None:
+    value = _setting(settings, "SAGEMAKER_TRAINING_MODULE", findings)
+    module, _, function = value.partition(":")
+    if value and not all(name.isidentifier() for name in (*module.split("."), function)):
+        at = Field("environment", "SAGEMAKER_TRAINING_MODULE", value, findings)
+        at.must("module:function, like my_framework.training:main")
+    return value or None
 
 
 def _region(keys: Hyperparameters, settings: Mapping[str, str]) -> str:

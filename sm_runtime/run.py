@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shlex
@@ -125,14 +126,28 @@ def _prepare(
         if problems := environ.oversized(job):
             raise ConfigError(problems)
         arguments = environ.arguments(job)
-        argv = source.entry_command(job, code, arguments, sys.executable)
-        variables = {**variables, **installed.environ}
+        argv, extra = _entry(job, code, arguments)
+        variables = {**variables, **installed.environ, **extra}
         devices = hardware.count({**variables, **job.environment})
         search_path = (*code.search_path, INJECTED)
         env, warnings = environ.process_environment(job, devices, variables, search_path)
     _warn(warnings)
     log.info("Invoking user script in %s: %s", code.directory, shlex.join(argv))
-    return Command(argv=argv, cwd=code.directory, env=env), devices
+    folder = code.directory if os.path.isdir(code.directory) else "/"
+    return Command(argv=argv, cwd=folder, env=env), devices
+
+
+def _entry(
+    job: Job, code: source.Code, arguments: tuple[str, ...]
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the argv to start, and the variables by which a framework finds the script."""
+    if job.training_module is None:
+        return source.entry_command(job, code, arguments, sys.executable), {}
+    hook = (sys.executable, "-m", "sm_runtime.framework", job.training_module)
+    if job.program is None:
+        return hook, {}
+    argv = source.entry_command(job, code, arguments, sys.executable)
+    return hook, {"SM_RUNTIME_COMMAND": json.dumps(argv)}
 
 
 def _limits(job: Job) -> Limits:
