@@ -12,6 +12,11 @@ from sm_runtime import __version__
 from sm_runtime.redact import Mask
 from sm_runtime.relay import Sink, open_sinks
 
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from argparse import ArgumentParser
+    from typing import NoReturn
+
 DESCRIPTION = """\
 Runs a training script the way SageMaker's training toolkit does: configuration from
 /opt/ml/input/config, SM_* variables, hyperparameters as arguments, artifacts from /opt/ml/model.
@@ -75,52 +80,42 @@ class _Handler(logging.Handler):
         self._sink.write_line(text.encode("utf-8", "surrogateescape"))
 
 
-def train() -> int:
+def train() -> NoReturn:
     """Run the command ``train`` with the arguments of this process.
 
     Platforms start an image with the single argument ``train``; an image whose entry point is this
     command gets it twice.
     """
-    if sys.argv[1:] in ([], ["train"]):
-        return _train()
-    return _parse("train", sys.argv[2:] if sys.argv[1] == "train" else sys.argv[1:])
+    if sys.argv[1:] not in ([], ["train"]):
+        import argparse
+
+        arguments = sys.argv[2:] if sys.argv[1] == "train" else sys.argv[1:]
+        _parser(argparse.ArgumentParser, "train", TRAIN).parse_args(arguments)
+    _train()
 
 
 def main() -> int:
     """Run the command ``sm-runtime`` with the arguments of this process."""
     if sys.argv[1:] == ["train"]:
-        return _train()
-    return _parse("sm-runtime", sys.argv[1:])
-
-
-def _parse(program: str, arguments: list[str]) -> int:
+        _train()
     import argparse
 
-    def parser_of(
-        make: Callable[..., argparse.ArgumentParser], name: str, text: str, **more: str
-    ) -> argparse.ArgumentParser:
-        kind = argparse.RawDescriptionHelpFormatter
-        return make(name, description=text, formatter_class=kind, allow_abbrev=False, **more)
-
-    if program == "train":
-        parser_of(argparse.ArgumentParser, "train", text=TRAIN).parse_args(arguments)
-        return _train()
-    parser = parser_of(argparse.ArgumentParser, "sm-runtime", text=DESCRIPTION)
+    parser = _parser(argparse.ArgumentParser, "sm-runtime", DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"sm-runtime {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser
-    parser_of(add, "train", text=TRAIN, help="run the job (also the command `train`)")
-    env = parser_of(add, "env", text=ENV, help="print what the script would get; run nothing")
+    _parser(add, "train", TRAIN, help="run the job (also the command `train`)")
+    env = _parser(add, "env", ENV, help="print what the script would get; run nothing")
     env.add_argument(
         "--json",
         action="store_true",
         help='one object: {"environment": {}, "arguments": [], "command": [] or null}',
     )
     env.add_argument("--show-secrets", action="store_true", help="print secrets instead of ***")
-    parser_of(add, "check", text=CHECK, help="list every problem of the job; run nothing")
-    parsed = parser.parse_args(arguments)
+    _parser(add, "check", CHECK, help="list every problem of the job; run nothing")
+    parsed = parser.parse_args()
     if parsed.command == "train":
-        return _train()
+        _train()
     from sm_runtime import inspection
 
     mask = Mask()
@@ -130,15 +125,31 @@ def _parse(program: str, arguments: list[str]) -> int:
     return inspection.show(os.environ, mask, as_json=parsed.json, secrets=parsed.show_secrets)
 
 
-def _train() -> int:
+def _parser(
+    make: Callable[..., ArgumentParser], name: str, text: str, **more: str
+) -> ArgumentParser:
+    from argparse import RawDescriptionHelpFormatter
+
+    kind = RawDescriptionHelpFormatter
+    return make(name, description=text, formatter_class=kind, allow_abbrev=False, **more)
+
+
+def _train() -> NoReturn:
     from sm_runtime.run import train
     from sm_runtime.supervise import Supervisor
 
     out, err = open_sinks()
     mask = Mask()
     _log_to(err, mask)
-    with Supervisor(out, err) as supervisor:
-        return train(dict(os.environ), supervisor, mask)
+    status = 1
+    try:
+        with Supervisor(out, err) as supervisor:
+            status = train(dict(os.environ), supervisor, mask)
+    except BaseException:
+        logging.getLogger("sm_runtime").exception("the runtime itself failed")
+    finally:
+        # All is written and closed: tearing the interpreter down would only take its 7 ms.
+        os._exit(status)
 
 
 def _log_to(sink: Sink, mask: Mask) -> None:

@@ -42,7 +42,7 @@ class Sink:
         self.lost_bytes = 0
         self.moved_bytes = 0
 
-    def write(self, data: bytes | memoryview) -> None:
+    def write(self, data: memoryview) -> None:
         """Write all of ``data``, however long that takes; a sink that is gone swallows it."""
         with self._lock:
             self._write(data)
@@ -150,33 +150,34 @@ class Relay:
         return self.tail[-count:] if count > 0 else b""
 
     def _carry(self) -> None:
-        carry = b""  # the beginning of a line whose end is still in the pipe
+        # One buffer for ever: fresh ones of this size would cost more than the copying.
+        buffer = bytearray(PIPE_BYTES)
+        view = memoryview(buffer)
+        held = 0  # the beginning of a line whose end is still in the pipe
         try:
-            while data := os.read(self._source, PIPE_BYTES):
+            while count := os.readv(self._source, [view[held:]]):
                 self.last_output = time.monotonic()
-                full = len(data) == PIPE_BYTES
-                data = carry + data if carry else data
-                cut = data.rfind(b"\n") + 1 if full else 0
-                if cut:
-                    data, carry = data[:cut], data[cut:]
-                else:
-                    carry = b""
-                self._keep(data)
-                self._pass_on(data)
-            self._keep(carry)
-            self._pass_on(carry)
+                self._keep(view[held : held + count])
+                end = held + count
+                # A full buffer is cut at the end of a line; what there is now is passed on at once.
+                cut = buffer.rfind(b"\n", 0, end) + 1 if end == PIPE_BYTES else end
+                cut = cut or end
+                self._pass_on(view[:cut])
+                held = end - cut
+                view[:held] = view[cut:end]
+            self._pass_on(view[:held])
         except OSError:
             log.exception("the relay of the script's output failed")
         finally:
             os.close(self._source)
 
-    def _pass_on(self, data: bytes) -> None:
+    def _pass_on(self, data: memoryview) -> None:
         if self._sink:
             self._writing = True
             self._sink.write(data)
             self._writing = False
 
-    def _keep(self, data: bytes) -> None:
+    def _keep(self, data: memoryview) -> None:
         self._tail += data[-TAIL_BYTES:]
         if len(self._tail) > 4 * TAIL_BYTES:
             del self._tail[:-TAIL_BYTES]
