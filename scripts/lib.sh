@@ -1,0 +1,167 @@
+# shellcheck shell=sh
+# What demo, test, check and bench share: a virtual environment, system packages, data.
+# The caller sets `root`, the folder of the checkout. Every step that is done already costs nothing:
+# it leaves a stamp, named after the step, that holds the hash of what went into it.
+
+build=$root/build
+venv=${VENV:-$root/.venv}
+
+say() { printf '%s\n' "== $*" >&2; }
+fail() {
+    printf '%s\n' "${0##*/}: $*" >&2
+    exit 1
+}
+
+# --- system packages ------------------------------------------------------------------------------
+
+# as_root COMMAND...: runs it as root, without ever asking for a password; fails where that is not to be had.
+as_root() {
+    if [ "$(id -u)" -eq 0 ]; then
+        "$@" </dev/null
+    else
+        sudo -n "$@" </dev/null
+    fi
+}
+
+may_be_root() { [ "$(id -u)" -eq 0 ] || { command -v sudo && sudo -n true; } >/dev/null 2>&1; }
+
+apt_install() {
+    say "installing $* with apt-get"
+    mkdir -p "$build"
+    {
+        # A list that cannot be fetched matters only where it is needed, and then the next line says so.
+        as_root apt-get -q update || true
+        as_root env DEBIAN_FRONTEND=noninteractive apt-get -q install --no-install-recommends -y "$@"
+    } >"$build/apt.log" 2>&1 || {
+        tail -n 20 "$build/apt.log" >&2
+        fail "apt-get cannot install $*"
+    }
+}
+
+# unpack PACKAGE: its files below build/system, for which nobody has to be root.
+unpack() {
+    say "fetching $1 into build/system, as there is no root to install it"
+    mkdir -p "$build/apt/lists/partial" "$build/apt/cache/archives/partial" "$build/apt/packages"
+    (
+        cd "$build/apt/packages" &&
+            own_apt update &&
+            own_apt download "$1" &&
+            dpkg -x "$1"_*.deb "$build/system"
+    ) </dev/null >&2
+}
+
+# own_apt ARGUMENT...: apt-get with lists and a cache of its own, in the build folder.
+own_apt() {
+    apt-get -q -q -o "Dir::State::Lists=$build/apt/lists" -o "Dir::Cache=$build/apt/cache" "$@"
+}
+
+# need COMMAND PACKAGE: the command is there, or is installed.
+need() {
+    if ! command -v "$1" >/dev/null; then
+        may_be_root || fail "$1 is missing: run 'sudo apt-get install $2'"
+        apt_install "$2"
+    fi
+}
+
+# --- Python ---------------------------------------------------------------------------------------
+
+# find_python: prints the path of a Python 3.10 to 3.13 that is not a virtual environment's.
+find_python() {
+    for candidate in ${PYTHON:+"$PYTHON"} python3 python3.13 python3.12 python3.11 python3.10; do
+        command -v "$candidate" >/dev/null || continue
+        "$candidate" -c '
+import sys
+if not (3, 10) <= sys.version_info[:2] <= (3, 13):
+    sys.exit(1)
+print(getattr(sys, "_base_executable", sys.executable))' 2>/dev/null && return
+    done
+    return 1
+}
+
+# done_already FOLDER STEP TEXT...: whether the step left its stamp, made from the same texts.
+done_already() {
+    stamp=$1/$2
+    shift 2
+    key=$(printf '%s\n' "$@" | sha256sum)
+    [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ]
+}
+
+# mark: the step that was asked for last is done.
+mark() {
+    mkdir -p "${stamp%/*}"
+    printf '%s\n' "$key" >"$stamp"
+}
+
+# make_venv FOLDER: a virtual environment, made anew where the Python or the place has changed.
+make_venv() {
+    python=$(find_python) ||
+        fail "no Python 3.10 to 3.13 found; install one, or name it: PYTHON=/path/to/python3 $0"
+    identity=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)')
+    done_already "$1/stamps" venv "$1" "$identity" && return
+    if [ -e "$1" ] && [ ! -d "$1/stamps" ]; then
+        fail "$1 was not made by these scripts: move it away, or name another folder: VENV=FOLDER $0"
+    fi
+    if ! "$python" -c 'import ensurepip, venv' 2>/dev/null; then
+        package=$("$python" -c 'import sys; print("python%d.%d-venv" % sys.version_info[:2])')
+        may_be_root || fail "$python cannot make virtual environments: run 'sudo apt-get install $package'"
+        apt_install "$package"
+    fi
+    say "making $1 with Python ${identity%% *}"
+    rm -rf "$1"
+    # First the mark that it is ours, so that an interrupted run can be repeated.
+    mkdir -p "$1/stamps"
+    "$python" -m venv "$1"
+    mark
+}
+
+# pip_install VENV STEP TEXT REQUIREMENT...: installs, unless it did so from the same text.
+pip_install() {
+    into=$1 step=$2 text=$3
+    shift 3
+    done_already "$into/stamps" "$step" "$text" "$@" && return
+    say "installing $*"
+    "$into/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@" </dev/null >&2
+    mark
+}
+
+# tensorflow VENV: prints the requirement of a TensorFlow that fits the environment's Python.
+tensorflow() {
+    "$1/bin/python" -c '
+import platform, sys
+name = "tensorflow-cpu" if platform.machine() == "x86_64" else "tensorflow"
+print(name + ("==2.15.1" if sys.version_info < (3, 12) else "==2.21.0"))'
+}
+
+# install_runtime: .venv with this package, as it stands in the checkout, and TensorFlow.
+install_runtime() {
+    make_venv "$venv"
+    pip_install "$venv" tensorflow "" "$(tensorflow "$venv")"
+    pip_install "$venv" runtime "$(cd "$root" && cat setup.py pyproject.toml sm_runtime/__init__.py)" \
+        --editable "$root"
+}
+
+# install_dev: what the tests and scripts/check need beside it.
+install_dev() {
+    pip_install "$venv" dev "$(cd "$root" && cat setup.py pyproject.toml)" --editable "$root[dev]"
+}
+
+# install_examples: what preparing the examples' data needs, held to the NumPy that TensorFlow can use.
+install_examples() {
+    pip_install "$venv" examples "" scikit-learn "$(tensorflow "$venv")"
+}
+
+# --- data -----------------------------------------------------------------------------------------
+
+# find_fashion_mnist: sets `source` to the folder of the data set, fetched where it is missing.
+find_fashion_mnist() {
+    for source in "$build/system/usr/share/datasets/fashion-mnist" /usr/share/datasets/fashion-mnist; do
+        [ ! -d "$source" ] || return 0
+    done
+    if may_be_root; then
+        apt_install dataset-fashion-mnist
+    else
+        unpack dataset-fashion-mnist ||
+            fail "cannot fetch the data: run 'sudo apt-get install dataset-fashion-mnist'"
+        source=$build/system$source
+    fi
+}
