@@ -63,7 +63,8 @@ def secret_name(name: str) -> bool:
 
 def is_secret(name: str, value: str) -> bool:
     """Return whether ``value`` is to be hidden, given the name that it goes by."""
-    if len(value) < 4 or _is_plain(value) or _is_place(name, value):
+    # PWD is what every shell calls its working folder; `pwd` is a usual name for a password.
+    if len(value) < 4 or name == "PWD" or _is_plain(value) or _is_place(name, value):
         return False
     if secret_name(name):
         return True

@@ -70,6 +70,11 @@ def test_a_job_that_does_not_start_shows_no_secret(base: Base, phase: str) -> No
     assert_clean(base.path("output/data/failure.json").read_text())
 
 
+def test_the_working_folder_is_no_secret(base: Base) -> None:
+    result = base.script("print('hello')").run(PWD=str(base.root))
+    assert str(base.root) in result.log
+
+
 @pytest.mark.parametrize("arguments", [("env",), ("env", "--json"), ("check",)])
 def test_the_other_commands_show_no_secret(base: Base, arguments: tuple[str, ...]) -> None:
     plant(base)
