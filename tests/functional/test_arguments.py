@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -96,10 +98,31 @@ def test_random_keys_and_values_arrive_whole(values: dict[str, str]) -> None:
         base.hyperparameters(**{key: json.dumps(value) for key, value in values.items()})
         result = base.run()
         assert result.status == 0, result.log
-        expected = []
-        for key in sorted(values):
-            expected += [f"--{key}" if len(key) > 1 else f"-{key}" if key else "", values[key]]
+        expected = [word for key in sorted(values) for word in (option(key), values[key])]
         assert received(base) == expected
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_thousand_random_byte_strings_arrive_whole(base: Base, seed: int) -> None:
+    """Bytes that are no UTF-8 stand in JSON as the surrogates that os.fsdecode gives."""
+    random = Random(seed)
+
+    def text(longest: int) -> str:
+        return os.fsdecode(
+            bytes(random.randrange(1, 256) for _ in range(random.randrange(longest)))
+        )
+
+    values = {text(20).replace("=", "-"): text(200) for _ in range(500)}
+    place(base, "script")
+    base.hyperparameters(**{key: json.dumps(value) for key, value in values.items()})
+    result = base.run()
+    assert result.status == 0, result.log
+    expected = [word for key in sorted(values) for word in (option(key), values[key])]
+    assert received(base) == expected
+
+
+def option(key: str) -> str:
+    return f"--{key}" if len(key) > 1 else f"-{key}" if key else ""
 
 
 def test_no_process_but_the_script_is_executed(base: Base, tmp_path: Path) -> None:
