@@ -11,7 +11,7 @@ from random import Random
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.harness import RUNTIME, Base
@@ -47,7 +47,7 @@ ENTRIES = {
     "function": ("pkg.train:main", f"def main():\n    {DUMP}"),
     "shell": ("run.sh", SHELL),
     "bash": ("run.sh", "#!/bin/bash\n" + SHELL),
-    "executable": ("./tool", f"#!{sys.executable}\n{DUMP}"),
+    "executable": ("./tool", f"#!/usr/bin/env python3\n{DUMP}"),
 }
 
 
@@ -85,11 +85,7 @@ TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)
 KEYS = TEXT.filter(lambda key: "=" not in key and not key.startswith("sagemaker_"))
 
 
-@settings(
-    max_examples=25,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
+@settings(max_examples=25)
 @given(values=st.dictionaries(KEYS, TEXT, max_size=12))
 def test_random_keys_and_values_arrive_whole(values: dict[str, str]) -> None:
     with tempfile.TemporaryDirectory() as folder:

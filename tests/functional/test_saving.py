@@ -121,7 +121,8 @@ def test_a_destination_that_is_unusable_is_said_before_the_script_starts(base: B
 def test_an_empty_model_folder_is_a_warning_or_a_failure(base: Base, required: str) -> None:
     result = base.script("").run(SM_RUNTIME_REQUIRE_MODEL=required)
     assert result.status == int(required)
-    assert ("so no model is saved" in result.log) == (required == "0")
+    assert "model is empty" in result.log
+    assert base.path("output/failure").exists() == (required == "1")
     if required == "1":
         assert "require_model" in base.failure()
 
