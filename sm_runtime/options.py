@@ -14,7 +14,7 @@ VARIABLE_PREFIX = "SM_RUNTIME_"
 KEY_PREFIX = "sagemaker_runtime_"
 _STYLES = ("sagemaker", "flags", "json")
 _SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
-_OTHERS = ("JOB", "HOSTS", "CURRENT_HOST", "CLUSTER_SECRET", "SECRETS")
+_OTHERS = ("JOB", "HOSTS", "CURRENT_HOST")
 """What other parts of the runtime read from variables, and only from there."""
 
 
