@@ -1,0 +1,47 @@
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docker.container import Ml, scripts_docker
+
+HERE = Path(__file__).parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if HERE in item.path.parents:
+            item.add_marker(pytest.mark.docker)
+            # The first test waits for the images, which from nothing take minutes.
+            item.add_marker(pytest.mark.timeout(1800))
+
+
+@pytest.fixture(scope="session")
+def cpu_image() -> str:
+    scripts_docker("cpu")
+    return "sm-runtime:cpu"
+
+
+@pytest.fixture(scope="session")
+def gpu_image() -> str:
+    """The GPU image upon a base without CUDA: what it does without a GPU can be tested anywhere."""
+    scripts_docker("gpu", GPU_STAND_IN="1")
+    return "sm-runtime:gpu-stand-in"
+
+
+@pytest.fixture(scope="session")
+def base() -> str:
+    """The name of the image that the CPU image is built upon."""
+    text = scripts_docker("base")
+    return text.splitlines()[-1]
+
+
+@pytest.fixture
+def ml(tmp_path: Path) -> Iterator[Ml]:
+    folder = Ml(tmp_path / "ml")
+    yield folder
+    # What containers leave may belong to other users.
+    shutil.rmtree(folder.root)

@@ -1,0 +1,240 @@
+"""What is in the images, and what must not be."""
+
+from __future__ import annotations
+
+import json
+import re
+import tarfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.docker.container import ROOT, docker, run, scripts_docker
+
+SECRETS = re.compile(
+    rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=\s]{64}"
+    rb"|\b(?:AKIA|ASIA)[A-Z2-7]{16}\b(?<!EXAMPLE)"  # as AWS's own documents end theirs
+    rb"|\b(?:ghp|gho|ghs)_[A-Za-z0-9]{36}\b|\bgithub_pat_[A-Za-z0-9_]{50}"
+    rb"|\bpypi-AgEIcHlwaS[A-Za-z0-9_-]{30}"
+)
+FORBIDDEN_NAMES = re.compile(
+    r"(^|/)(ssh_host_[a-z0-9]+_key|id_(rsa|dsa|ecdsa|ed25519)|\.netrc|\.pypirc|\.aws/credentials"
+    r"|\.docker/config\.json|\.git-credentials|\.git|\.env)$"
+)
+# Prints how many bytes the wheels of TensorFlow, Horovod and mpi4py, and of what they require, hold
+# by their own lists, and the bytecode that comes of them.
+WHEELS = """
+import importlib.metadata, os, re
+def normal(name):
+    return re.sub("[-_.]+", "-", name).lower()
+found = {normal(d.metadata["Name"]): d for d in importlib.metadata.distributions()}
+todo, done, total = ["tensorflow-cpu", "horovod", "mpi4py"], set(), 0
+while todo:
+    name = todo.pop()
+    if name in found and name not in done:
+        done.add(name)
+        for requirement in found[name].requires or ():
+            if "extra ==" not in requirement:
+                todo.append(normal(re.match("[A-Za-z0-9._-]+", requirement)[0]))
+        for file in found[name].files:
+            total += file.size or 0
+            source = file.locate()
+            for cached in source.parent.glob(f"__pycache__/{source.stem}.cpython-*.pyc"):
+                total += cached.stat().st_size if source.suffix == ".py" else 0
+print(total)
+"""
+FROM_BASE = "# --- what does not come from this repository"
+
+
+def own_layers(image: str, base: str, folder: Path) -> Iterator[tarfile.TarFile]:
+    """Yield the archives of the layers that the image adds to its base."""
+    count = int(docker("inspect", "-f", "{{len .RootFS.Layers}}", base))
+    docker("save", "-o", str(folder / "saved.tar"), image)
+    with tarfile.open(folder / "saved.tar") as saved:
+        manifest = saved.extractfile("manifest.json")
+        assert manifest is not None
+        for name in json.load(manifest)[0]["Layers"][count:]:
+            stream = saved.extractfile(name)
+            assert stream is not None
+            with tarfile.open(fileobj=stream) as layer:
+                yield layer
+    (folder / "saved.tar").unlink()
+
+
+def find(image: str, *conditions: str) -> list[str]:
+    """Return the paths below / for which find's conditions hold."""
+    result = run(image, "find", "/", "-xdev", *conditions, options=("--entrypoint", ""))
+    return sorted(line for line in result.out.splitlines() if not line.startswith("/proc"))
+
+
+def test_no_layer_holds_a_secret(cpu_image: str, base: str, tmp_path: Path) -> None:
+    found, files = [], 0
+    for layer in own_layers(cpu_image, base, tmp_path):
+        for member in layer:
+            if FORBIDDEN_NAMES.search(member.name):
+                found.append(member.name)
+            stream = layer.extractfile(member) if member.isfile() else None
+            if stream is not None:
+                files += 1
+                matches = SECRETS.findall(stream.read())
+                found += [f"{member.name}: {match[:40]!r}" for match in matches]
+    assert files > 10_000
+    assert found == []
+
+
+def test_the_history_tells_no_more_than_the_dockerfile(cpu_image: str) -> None:
+    history = docker("history", "--no-trunc", "--format", "{{.CreatedBy}}", cpu_image)
+    assert not re.search(r"(?i)token|password|secret|https?://", history)
+
+
+def test_no_file_of_the_image_can_be_changed_by_anybody(cpu_image: str) -> None:
+    assert find(cpu_image, "-type", "f", "-perm", "-0002") == []
+    folders = find(cpu_image, "-type", "d", "-perm", "-0002", "!", "-perm", "-1000")
+    assert folders == []
+    assert find(cpu_image, "-path", "/usr/local/*", "!", "-user", "root") == []
+
+
+def test_no_program_with_special_rights_is_added_to_the_bases(cpu_image: str, base: str) -> None:
+    special = ("-type", "f", "-perm", "/6000")
+    assert find(cpu_image, *special) == find(base, *special)
+
+
+def test_python_packages_fit_together_and_are_those_of_the_lock(cpu_image: str) -> None:
+    assert run(cpu_image, "python", "-m", "pip", "check").status == 0
+    listed = run(cpu_image, "cat", "/usr/share/sm-runtime/pip.txt").out.split()
+    lock = (ROOT / "docker/requirements-cpu.txt").read_text(encoding="utf-8")
+    locked = re.findall(r"^([a-z0-9-]+==\S+)", lock, re.MULTILINE)
+    names = {entry.partition("==")[0] for entry in locked}
+    normal = {re.sub(r"[-_.]+", "-", entry.partition("==")[0]).lower(): entry for entry in listed}
+    assert names - set(normal) == set()
+    assert set(normal) - names == {"pip", "sm-runtime"}
+    versions = {name: entry.partition("==")[2] for name, entry in normal.items()}
+    assert [e for e in locked if versions[e.partition("==")[0]] != e.partition("==")[2]] == []
+
+
+def test_the_lists_are_those_of_the_image(cpu_image: str) -> None:
+    freeze = run(cpu_image, "python", "-m", "pip", "list", "--format=freeze").out
+    assert run(cpu_image, "cat", "/usr/share/sm-runtime/pip.txt").out == freeze
+    packages = run(cpu_image, "dpkg-query", "-W", "-f", r"${Package}=${Version}\n").out
+    assert run(cpu_image, "cat", "/usr/share/sm-runtime/debian.txt").out == packages
+    for name in ("openmpi-bin", "tini", "curl"):
+        assert f"\n{name}=" in f"\n{packages}"
+
+
+def test_the_packages_that_scripts_expect_can_be_imported(cpu_image: str) -> None:
+    modules = (
+        *("boto3", "botocore", "h5py", "horovod.tensorflow", "horovod.tensorflow.keras", "isal"),
+        *("mpi4py.MPI", "numpy", "PIL", "psutil", "scipy.linalg", "sklearn.ensemble"),
+        *("sm_runtime", "tensorboard.main", "tensorflow"),
+    )
+    program = f"import {', '.join(modules)}; print(tensorflow.__version__)"
+    result = run(cpu_image, "python", "-W", "error::ImportWarning", "-c", program)
+    assert (result.status, result.out) == (0, "2.15.1\n"), result.err
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        (),
+        (
+            *("--user", "1000", "--read-only", "--tmpfs", "/tmp", "--cap-drop", "ALL"),
+            *("--security-opt", "no-new-privileges", "--network", "none"),
+        ),
+    ],
+    ids=["root", "restricted"],
+)
+def test_two_ranks_reduce_with_horovod_and_mpi4py(
+    cpu_image: str, tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    (tmp_path / "ranks.py").write_text(
+        "import sys, horovod.tensorflow as hvd, tensorflow as tf\n"
+        "from mpi4py import MPI\n"
+        "hvd.init()\n"
+        "total = hvd.allreduce(tf.constant(float(hvd.rank() + 1)), op=hvd.Sum)\n"
+        "size = MPI.COMM_WORLD.allreduce(1)\n"
+        "sys.stdout.write(f'rank {hvd.rank()} {float(total)} {size}\\n')\n",
+        encoding="utf-8",
+    )
+    tmp_path.chmod(0o755)
+    command = ("mpirun", "-np", "2", "--oversubscribe", "python", "/ranks/ranks.py")
+    result = run(cpu_image, *command, options=("-v", f"{tmp_path}:/ranks:ro", *options))
+    assert result.status == 0, result.err
+    assert sorted(result.out.splitlines()) == ["rank 0 3.0 2", "rank 1 3.0 2"]
+    complaints = r"(?i)warning|vader|psec|unable|not permitted"
+    assert [line for line in result.err.splitlines() if re.search(complaints, line)] == []
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_labels_say_what_the_image_is(request: pytest.FixtureRequest, kind: str) -> None:
+    image = request.getfixturevalue(f"{kind}_image")
+    labels = json.loads(docker("inspect", "-f", "{{json .Config.Labels}}", image))
+    version = run(image, "sm-runtime", "--version").out.split()[-1]
+    prefix = "org.opencontainers.image."
+    assert labels[f"{prefix}title"] == f"sm-runtime:{kind}"
+    assert labels[f"{prefix}version"] == version
+    assert labels[f"{prefix}licenses"] == "Apache-2.0"
+    assert {f"{prefix}{name}" for name in ("created", "revision", "description")} <= set(labels)
+
+
+def test_the_image_runs_train_by_default_under_an_init(cpu_image: str) -> None:
+    config = json.loads(docker("inspect", "-f", "{{json .Config}}", cpu_image))
+    assert config["Entrypoint"] == ["tini", "-s", "--"]
+    assert config["Cmd"] == ["train"]
+    assert not config.get("User") and not config.get("WorkingDir") and not config.get("Volumes")
+    assert "PYTHONUNBUFFERED=1" in config["Env"]
+
+
+def test_the_runtimes_own_layers_are_small(cpu_image: str) -> None:
+    """What a change of the runtime's code makes anew: the layers after the other packages'."""
+    history = docker(
+        "history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", cpu_image
+    )
+    own = []
+    for line in history.splitlines():  # the newest first
+        size, _, command = line.partition(" ")
+        if "mkdir -p /opt/ml/code" in command:
+            break
+        own.append(int(size))
+    assert 0 < sum(own) < 15e6
+
+
+def test_the_image_is_hardly_larger_than_what_it_has_to_hold(cpu_image: str, base: str) -> None:
+    def size(image: str) -> int:
+        return int(docker("inspect", "-f", "{{.Size}}", image))
+
+    history = docker(
+        "history", "--no-trunc", "--human=false", "--format", "{{.Size}} {{.CreatedBy}}", cpu_image
+    )
+    mpi = next(
+        line for line in history.splitlines() if "install -y" in line and "openmpi-bin" in line
+    )
+    wheels = int(run(cpu_image, "python", "-c", WHEELS).out)
+    assert size(cpu_image) <= 1.1 * (size(base) + int(mpi.split()[0]) + wheels)
+
+
+def test_a_second_build_makes_nothing_anew(cpu_image: str) -> None:
+    def build() -> str:
+        scripts_docker("cpu")
+        return docker("inspect", "-f", "{{.Id}}", cpu_image)
+
+    assert build() == build()
+
+
+def test_the_two_dockerfiles_differ_in_their_arguments_alone() -> None:
+    texts = []
+    for kind in ("cpu", "gpu"):
+        text = (ROOT / f"docker/Dockerfile.{kind}").read_text(encoding="utf-8")
+        _, _, body = text.partition(FROM_BASE)
+        texts.append(re.sub(r"( |    )NVIDIA_\w+=\S+ \\\n   ", "", body).replace(f":{kind}", ""))
+    assert texts[0] == texts[1] != ""
+
+
+def test_only_what_an_image_is_made_of_is_sent_to_the_daemon() -> None:
+    rules = (ROOT / ".dockerignore").read_text(encoding="utf-8").split()
+    assert "*" in rules
+    allowed = {rule[1:] for rule in rules if rule.startswith("!")}
+    assert allowed == {
+        *("LICENSE", "README.md", "docker/add-packages", "docker/requirements*"),
+        *("pyproject.toml", "setup.py", "sm_runtime"),
+    }
