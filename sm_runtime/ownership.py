@@ -11,13 +11,21 @@ log = logging.getLogger(__name__)
 
 
 def hand_over(job: Job) -> None:
-    """Give the model, the output and the checkpoints to ``options.chown``; never raises OSError."""
+    """Give all that the job left to ``options.chown``: folders and local artifacts."""
     owner = job.options.chown
     if owner is None:
         return
     checkpoints = job.checkpoints.local_path if job.checkpoints else job.paths.checkpoints
+    tops = [job.paths.model, job.paths.output, checkpoints]
+    if job.output and job.output.uri.startswith("file:"):
+        from sm_runtime.storage.local import path_of
+
+        destination = path_of(job.output.uri)
+        # Below the base folder the destination is ours to give as well; elsewhere only the job's.
+        ours = destination.startswith(f"{job.paths.base}/")
+        tops.append(destination if ours else os.path.join(destination, job.name or ""))
     failed = ""
-    for top in (job.paths.model, job.paths.output, checkpoints):
+    for top in tops:
         for folder, _, files in os.walk(top):
             for path in (folder, *(os.path.join(folder, name) for name in files)):
                 try:
