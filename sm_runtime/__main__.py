@@ -116,8 +116,11 @@ def main() -> int:
     parsed = parser.parse_args()
     if parsed.command == "train":
         _train()
+    import signal
+
     from sm_runtime import inspection
 
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
     mask = Mask()
     _log_to(Sink(2), mask)
     if parsed.command == "check":

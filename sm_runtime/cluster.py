@@ -33,7 +33,7 @@ def read_cluster(
     current = _current_host(root, environ, hosts, hostname)
     hosts = hosts or (current,)
     if document is None and managed and not bare and not environ.get("SM_RUNTIME_HOSTS"):
-        root.findings.warnings.append(
+        root.findings.notes.append(
             f"{root.file}: does not exist though other files do: {current!r} is taken for the only"
             " host"
         )

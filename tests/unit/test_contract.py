@@ -296,14 +296,14 @@ def test_the_file_of_hosts_wins_over_variables() -> None:
     assert found.cluster.hosts == ("algo-1", "algo-2")
 
 
-def test_a_missing_resource_config_is_warned_of_if_other_files_exist() -> None:
+def test_a_missing_resource_config_is_noted_if_other_files_exist() -> None:
     parsed = parse(hyperparameters={})
     assert parsed.job is not None
-    assert parsed.warnings == (
+    assert parsed.notes == (
         f"{CONFIG}/resourceconfig.json: does not exist though other files do: 'box' is taken for"
         " the only host",
     )
-    assert parse().warnings == ()
+    assert parse().notes == ()
 
 
 @pytest.mark.parametrize(
