@@ -36,7 +36,8 @@ files:
 environment:
   SAGEMAKER_PROGRAM           the entry point: train.py, pkg.module, run.sh (or the hyperparameter
                               sagemaker_program)
-  SAGEMAKER_SUBMIT_DIRECTORY  where the code is, if not in /opt/ml/code: a folder or an archive
+  SAGEMAKER_SUBMIT_DIRECTORY  where the code is, if not in /opt/ml/code: a folder, an archive, or
+                              an s3:// URI of one (which needs boto3)
   SAGEMAKER_BASE_DIR          used in place of /opt/ml
   SM_RUNTIME_JOB              a path or URI of job.json, or its text
   SM_RUNTIME_*                options: see docs/options.md

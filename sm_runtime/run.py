@@ -116,7 +116,7 @@ def _prepare(
     with timeline.phase("download"):
         channels.prepare(job)
     with timeline.phase("code"):
-        code = source.fetch(job)
+        code = source.fetch(job, variables)
     _warn(code.warnings)
     _check_stop(supervisor)
     with timeline.phase("install"):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import os
 import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 
 from sm_runtime.errors import CodeError, ConfigError, JobError
 from sm_runtime.frozen import dataclass
@@ -30,19 +32,24 @@ class Code:
     """What the user should know; the caller logs it."""
 
 
-def fetch(job: Job) -> Code:
+def fetch(job: Job, environ: Mapping[str, str]) -> Code:
     """Put the submitted code where it runs, or take the code folder as it is.
 
-    Raises CodeError where the code is missing, damaged or must not be unpacked; the code folder
-    is as it was then.
+    ``environ`` is this process's: it may name the endpoint of object storage. Raises CodeError
+    where the code is missing, damaged or must not be unpacked; the code folder is as it was then.
     """
     code = in_place(job)
     if code is not None:
         return code
+    with _opened(job, environ) as source:
+        return _placed(job, source)
+
+
+def _placed(job: Job, source: str) -> Code:
+    """Put the folder, archive or file ``source`` where the code runs."""
     from sm_runtime.placing import fill
 
     folder, limit = job.paths.code, job.options.code_max_bytes
-    source = _open(job.submit_directory or "")
     vacant = _is_vacant(folder)
     if vacant and _can_fill(folder):
         fill(source, folder, limit)
@@ -88,10 +95,15 @@ def problems(job: Job) -> list[str]:
         code = in_place(job)
         if code is not None:
             entry_command(job, code, (), sys.executable)
-        else:
-            source = _open(job.submit_directory or "")
-            if not job.program:
-                entry(None, Found(folder=source), (), sys.executable)
+            return []
+        uri = job.submit_directory or ""
+        if _is_remote(uri):
+            from sm_runtime.storage import s3
+
+            return s3.problems(uri)
+        source = _existing(uri)
+        if not job.program:
+            entry(None, Found(folder=source), (), sys.executable)
     except ConfigError as error:
         return list(error.problems)
     except JobError as error:
@@ -116,13 +128,38 @@ def _local_path(value: str) -> str:
     return path
 
 
-def _open(uri: str) -> str:
-    """Return the local path of submitted code; object storage is to be reached from here."""
-    if uri.startswith("s3://"):
-        raise CodeError(
-            f"sagemaker_submit_directory: {_shown_uri(uri)} is in object storage,"
-            " which this version cannot read; use a folder, an archive or file:///path"
-        )
+@contextmanager
+def _opened(job: Job, environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the local path of the submitted code; what had to be downloaded goes at the end."""
+    uri = job.submit_directory or ""
+    if not _is_remote(uri):
+        yield _existing(uri)
+        return
+    import tempfile
+
+    from sm_runtime.storage import s3
+
+    _, key = s3.parse(uri)
+    try:
+        holder = tempfile.TemporaryDirectory(prefix="sm-runtime-download-")
+    except OSError as error:
+        raise CodeError(f"{uri} cannot be downloaded: {error}") from error
+    with holder as folder:
+        # The name is kept: a single script is run by it.
+        path = os.path.join(folder, os.path.basename(key))
+        s3.download(uri, path, environ, job.region, job.options.code_max_bytes)
+        try:
+            yield path
+        except CodeError as error:
+            raise CodeError(str(error).replace(path, uri)) from error
+
+
+def _is_remote(uri: str) -> bool:
+    return uri.startswith("s3://")
+
+
+def _existing(uri: str) -> str:
+    """Return the local path of submitted code that is there."""
     path = _local_path(uri)
     if "://" in path and not os.path.lexists(path):
         raise CodeError(

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import ipaddress
 import json
 import os
 import subprocess
 import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,23 @@ def docker(*arguments: str, seconds: float = 300.0) -> str:
     )
     assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout
+
+
+def host_address() -> str:
+    """Return the address of this machine that containers of any network reach."""
+    config = json.loads(docker("network", "inspect", "bridge"))[0]["IPAM"]["Config"][0]
+    # Not every version tells the gateway of this network: it is the first address.
+    return config.get("Gateway") or str(ipaddress.ip_network(config["Subnet"])[1])
+
+
+@contextmanager
+def derived(image: str, folder: Path, instructions: str) -> Iterator[str]:
+    """Yield the name of an image built upon ``image``, with ``folder`` as the context."""
+    name = f"sm-runtime-test:{uuid.uuid4().hex[:12]}"
+    (folder / "Dockerfile").write_text(f"FROM {image}\n{instructions}", encoding="utf-8")
+    docker("build", "-t", name, str(folder))
+    yield name
+    docker("rmi", "-f", name)
 
 
 def scripts_docker(*arguments: str, **environ: str) -> str:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import tarfile
+from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
-from tests.docker.container import Ml, run
+from tests.docker.container import Ml, derived, run
 
 SCRIPT = """
 import json, os, sys
@@ -148,3 +150,59 @@ def test_the_output_is_that_of_the_script_and_the_log_goes_beside_it(
     assert result.out == "out\n"
     assert "err\n" in result.err
     assert "Reporting training SUCCESS" in result.err
+
+
+FRAMEWORK = """
+import json, os
+from sm_runtime import framework
+
+def main():
+    env = framework.training_env()
+    print("before", env["hyperparameters"], flush=True)
+    framework.run_script(["--more", "a b"], {"FROM_FRAMEWORK": "yes"})
+    with open(os.path.join(env["model_dir"], "converted"), "w") as file:
+        json.dump(os.listdir(env["model_dir"]), file)
+"""
+INSTRUCTIONS = """
+COPY my_framework /tmp/my_framework
+RUN cp -r /tmp/my_framework "$(python -c 'import sysconfig; print(sysconfig.get_path("purelib"))')"
+ENV SAGEMAKER_TRAINING_MODULE=my_framework.training:main
+"""
+
+
+@pytest.fixture(scope="module")
+def framework_image(cpu_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """An image of a framework that brings its own start."""
+    context: Path = tmp_path_factory.mktemp("framework")
+    (context / "my_framework").mkdir()
+    (context / "my_framework/__init__.py").write_text("", encoding="utf-8")
+    (context / "my_framework/training.py").write_text(FRAMEWORK, encoding="utf-8")
+    with derived(cpu_image, context, INSTRUCTIONS) as name:
+        yield name
+
+
+def test_the_framework_of_an_image_runs_the_script(framework_image: str, ml: Ml) -> None:
+    ml.write("code/train.py", "import os\nprint(os.environ['FROM_FRAMEWORK'])" + SCRIPT)
+    ml.write(
+        "input/config/hyperparameters.json", {"sagemaker_program": '"train.py"', "epochs": "3"}
+    )
+    result = run(framework_image, options=ml.mount)
+    assert result.status == 0, result.err
+    lines = result.out.splitlines()
+    assert lines[:3] == [
+        "before {'epochs': 3}",
+        "yes",
+        "args ['--epochs', '3', '--more', 'a b']",
+    ]
+    assert sorted(json.loads(ml.read("model/converted"))) == ["converted", "weights"]
+    assert ml.exists("output/success")
+
+
+def test_a_script_that_fails_ends_the_frameworks_image_with_its_status(
+    framework_image: str, ml: Ml
+) -> None:
+    ml.write("code/train.py", "raise SystemExit(7)")
+    result = run(framework_image, options=(*ml.mount, "-e", "SAGEMAKER_PROGRAM=train.py"))
+    assert result.status == 7
+    assert not ml.exists("model/converted")
+    assert "7" in ml.read("output/failure").splitlines()[0]

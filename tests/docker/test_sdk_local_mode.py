@@ -13,7 +13,8 @@ from typing import Any
 
 import pytest
 
-from tests.docker.container import ROOT, docker
+from tests.docker.container import ROOT, docker, host_address
+from tests.s3 import CREDENTIALS, Server, serving
 
 PYTHON = ROOT / "build/sdk/bin/python"  # made by scripts/docker test
 SETTINGS = {
@@ -73,8 +74,7 @@ def sdk(
     environ = {
         "PATH": os.environ["PATH"],
         "HOME": str(folder),
-        "AWS_ACCESS_KEY_ID": "testing",
-        "AWS_SECRET_ACCESS_KEY": "testing",
+        **CREDENTIALS,
         "AWS_DEFAULT_REGION": "eu-west-1",
         "AWS_EC2_METADATA_DISABLED": "true",
         "SAGEMAKER_USER_CONFIG_OVERRIDE": str(settings),
@@ -111,6 +111,14 @@ def folder(tmp_path: Path, cpu_image: str) -> Iterator[Path]:
         container, _, project = line.partition(" ")
         if project.startswith(str(tmp_path)):
             docker("rm", "-f", container)
+
+
+@pytest.fixture
+def server(tmp_path: Path, cpu_image: str) -> Iterator[Server]:
+    """An S3 server that containers reach."""
+    with serving(tmp_path / "s3", host_address()) as found:
+        (found.folder / "a-bucket").mkdir()
+        yield found
 
 
 def fit(image: str, folder: Path, **arguments: Any) -> Job:
@@ -164,6 +172,49 @@ def test_script_mode_with_typed_hyperparameters_and_two_channels(
     assert result["job"] == "sdk-job"
     assert result["hosts"] is True
     assert job.members("output") == {"success", "data/notes"}
+
+
+def through_storage(image: str, folder: Path, server: Server, **arguments: Any) -> Job:
+    """Fit an estimator whose code the SDK packs and uploads, with a dependency beside it."""
+    library = folder / "elsewhere/common"
+    library.mkdir(parents=True)
+    (library / "__init__.py").write_text("", encoding="utf-8")
+    (library / "lib.py").write_text("VALUE = 'dependency'\n", encoding="utf-8")
+    (folder / "code/requirements.txt").write_text("numpy>=1.20\nboto3\n", encoding="utf-8")
+    return fit(
+        image,
+        folder,
+        s3={"url": server.url, "bucket": "a-bucket"},
+        dependencies=[str(library)],
+        **arguments,
+    )
+
+
+def test_code_and_dependencies_that_the_sdk_uploads_are_fetched(
+    cpu_image: str, folder: Path, server: Server
+) -> None:
+    (folder / "code/train.py").write_text(
+        SHOWS.replace('"beside").VALUE', '"common.lib").lib.VALUE'), encoding="utf-8"
+    )
+    hyperparameters = {"epochs": 3, "learning-rate": 0.1, "name": "plain", "nested": {"a": [1]}}
+    job = through_storage(cpu_image, folder, server, hyperparameters=hyperparameters)
+    assert job.status == 0, job.log
+    assert "downloaded s3://a-bucket/sdk-job/source/sourcedir.tar.gz" in job.log
+    result = json.loads(job.artifact("model", "result.json"))
+    assert result["module"] == "dependency"
+    assert (result["epochs"], result["learning_rate"]) == (3, 0.1)
+    assert result["hyperparameters"] == hyperparameters
+    assert result["train"] == "train data"
+    assert job.members("output") == {"success", "data/notes"}
+
+
+def test_a_failure_of_uploaded_code_comes_through(
+    cpu_image: str, folder: Path, server: Server
+) -> None:
+    (folder / "code/train.py").write_text("import os; os._exit(3)", encoding="utf-8")
+    job = through_storage(cpu_image, folder, server)
+    assert job.status == 1
+    assert "exited with code 3" in job.log
 
 
 def test_requirements_that_the_image_meets_cost_no_network(cpu_image: str, folder: Path) -> None:

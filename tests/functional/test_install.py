@@ -50,7 +50,7 @@ def run(argv, env, cwd):
 
 answer = {"runs": runs, "outputs": outputs, "error": None, "summary": None}
 try:
-    done = install(job, fetch(job), dict(os.environ), sys.executable, run)
+    done = install(job, fetch(job, {}), dict(os.environ), sys.executable, run)
     answer |= {"summary": done.summary, "environ": dict(done.environ)}
 except InstallError as error:
     answer["error"] = str(error)

@@ -16,10 +16,11 @@ from typing import Any
 
 import pytest
 
+from sm_runtime import source
 from sm_runtime.errors import CodeError, ConfigError, JobError
 from sm_runtime.model import Cluster, Job, Options
 from sm_runtime.paths import Paths
-from sm_runtime.source import Code, entry_command, fetch, problems
+from sm_runtime.source import Code, entry_command, problems
 
 DUMP = "import json, os, sys\nprint(json.dumps([os.getcwd(), [ascii(a) for a in sys.argv[1:]]]))\n"
 HOSTILE = (
@@ -36,6 +37,10 @@ def job(base: Path, submitted: str | None = None, **values: Any) -> Job:
         submit_directory=submitted,
         **{"program": "train.py", **values},
     )
+
+
+def fetch(job: Job) -> Code:
+    return source.fetch(job, {})
 
 
 def write(root: Path, files: dict[str, str | bytes]) -> Path:
@@ -186,7 +191,10 @@ def test_links_of_a_folder_lead_where_they_led(base: Path, tmp_path: Path) -> No
         ("{tmp}/nowhere", "{tmp}/nowhere does not exist"),
         ("file://{tmp}/nowhere", "nowhere does not exist"),
         ("file://host/code", "file:///path has three slashes"),
-        ("s3://bucket/sourcedir.tar.gz", "s3://bucket/sourcedir.tar.gz"),
+        ("s3://bucket", "'s3://bucket' names no object"),
+        ("s3://bucket/src/", "'s3://bucket/src/' names no object"),
+        ("s3://bucket/..", "'s3://bucket/..' names no object"),
+        ("s3://me:secret@bucket/x", "an s3:// URI holds no credentials"),
         ("https://me:secret@host/x?sig=secret", "https://host/x is neither a path"),
         ("{tmp}", "holds the job's own folder"),
         ("{tmp}/fifo", "neither a folder nor a file"),
