@@ -88,6 +88,11 @@ class Sink:
 
 def open_sinks(stdout: int = 1, stderr: int = 2) -> tuple[Sink, Sink]:
     """Return the sinks of our two streams: one and the same where both lead to the same place."""
+    for fd in range(3):  # one that is closed would be taken by the next pipe or file
+        try:
+            os.fstat(fd)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)
     out = Sink(stdout)
     try:
         same = os.path.sameopenfile(stdout, stderr)

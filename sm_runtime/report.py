@@ -31,6 +31,7 @@ class Report:
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
         self._reserve = paths.under("output", ".failure-reserve")
+        self._document = paths.under("output", "data", "failure.json")
 
     def prepare(self) -> None:
         """Make the folders, remove what an earlier job left, and reserve space.
@@ -41,7 +42,7 @@ class Report:
         try:
             for folder in (self._paths.output_data, self._paths.model):
                 os.makedirs(folder, exist_ok=True)
-            for stale in (self._paths.failure, self._paths.success):
+            for stale in (self._paths.failure, self._paths.success, self._document):
                 with suppress(FileNotFoundError):
                     os.unlink(stale)
             fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
@@ -103,12 +104,11 @@ class Report:
 
     def _write_document(self, text: str) -> None:
         os.makedirs(self._paths.output_data, exist_ok=True)
-        path = self._paths.under("output", "data", "failure.json")
-        part = path + ".part"
+        part = self._document + ".part"
         try:
             with open(part, "w", encoding="utf-8") as file:
                 file.write(text)
-            os.rename(part, path)
+            os.rename(part, self._document)
         except OSError:
             with suppress(OSError):
                 os.unlink(part)

@@ -161,6 +161,9 @@ def test_the_failure_file_of_an_earlier_job_is_not_taken_for_this_ones(base: Bas
     assert base.script("raise ValueError('new')").run().status == 1
     assert base.failure().startswith("ValueError: new")
     assert not base.path("output/success").exists()
+    assert base.script("").run().status == 0
+    assert not base.path("output/failure").exists()
+    assert not base.path("output/data/failure.json").exists()
 
 
 def test_no_temporary_file_is_left_in_the_output_folder(base: Base) -> None:

@@ -152,6 +152,14 @@ def test_a_reader_that_goes_away_does_not_kill_the_script(base: Base) -> None:
     assert base.path("code/finished").exists()
 
 
+@pytest.mark.parametrize("status", [0, 7])
+def test_closed_streams_change_nothing(base: Base, status: int) -> None:
+    base.script(f"print('x')\nopen('ran', 'w')\nraise SystemExit({status})")
+    closing = ("sh", "-c", 'exec "$@" <&- >&- 2>&-', "sh")
+    assert base.run(prefix=closing).status == status
+    assert base.path("code/ran").exists()
+
+
 def test_python_output_is_unbuffered_unless_the_user_says_otherwise(base: Base) -> None:
     script = "import os; print(os.environ.get('PYTHONUNBUFFERED'))"
     assert base.script(script).run().out == b"1\n"
