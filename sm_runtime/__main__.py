@@ -78,7 +78,7 @@ class _Handler(logging.Handler):
     def emit(self, record: logging.LogRecord) -> None:
         """Write one record as a line."""
         text = self._mask(self.format(record))
-        self._sink.write_line(text.encode("utf-8", "surrogateescape"))
+        self._sink.write_line(text.encode("utf-8", "backslashreplace"))
 
 
 def train() -> NoReturn:

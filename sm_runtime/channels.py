@@ -52,7 +52,7 @@ def _filled(path: str) -> bool:
 
 def _local(channel: Channel) -> str:
     """Return the local folder that a channel's source names."""
-    from urllib.parse import unquote, urlsplit
+    from urllib.parse import unquote
 
     assert channel.source is not None
     uri = channel.source.uri
@@ -62,10 +62,11 @@ def _local(channel: Channel) -> str:
     if channel.source.data_type not in ("S3Prefix", "FileSystem"):
         kind = channel.source.data_type
         raise DataError(f"{where}: S3DataType {kind} is not available in this version")
-    parts = urlsplit(uri)
-    if parts.scheme not in ("", "file"):
-        raise DataError(f"{where}: {parts.scheme}:// is not available in this version")
-    path = unquote(parts.path) if parts.scheme else uri
+    scheme, separator, rest = uri.partition("://")
+    if separator and scheme != "file":
+        raise DataError(f"{where}: {scheme}:// is not available in this version")
+    # Not urlsplit: '#' and '?' are characters of a path like any other.
+    path = unquote(rest.removeprefix("localhost")) if separator else uri
     if not os.path.isdir(path):
         state = "is not a folder" if os.path.exists(path) else "does not exist"
         raise DataError(f"{where}: {state}")

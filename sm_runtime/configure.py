@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 def paths_of(variables: Mapping[str, str]) -> Paths:
     """Return the folders of the job: below ``$SAGEMAKER_BASE_DIR``, else ``/opt/ml``."""
     base = variables.get("SAGEMAKER_BASE_DIR") or Paths().base
-    return Paths(base.rstrip("/") or "/")
+    return Paths(os.path.abspath(base))  # the script has another working folder than we
 
 
 def configure(variables: Mapping[str, str], mask: Mask) -> Job:
@@ -27,6 +27,7 @@ def configure(variables: Mapping[str, str], mask: Mask) -> Job:
     Raises ConfigError with every problem that there is.
     """
     paths = paths_of(variables)
+    mask.learn(environ.secrets(None, variables))
     parsed = contract.parse(documents.read(paths, variables), variables, paths, os.uname().nodename)
     if parsed.job is None:
         raise ConfigError(parsed.problems)

@@ -46,6 +46,8 @@ def _named(value: str) -> Document:
     """Return the request that ``SM_RUNTIME_JOB`` names or holds."""
     if value.startswith("{"):
         return Document(VARIABLE, value.encode("utf-8", "surrogateescape"))
+    if "{" in value:  # not shown: what is meant for JSON may hold secrets
+        raise ConfigError(f"environment: {VARIABLE}: is neither a path, a URI nor a JSON object")
     scheme, separator, rest = value.partition("://")
     if separator and scheme.lower() != "file":
         return Document(value, _fetch(value))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from itertools import pairwise
 
 from sm_runtime.model import Hardware, Job, Json
 from sm_runtime.secrecy import is_secret, secret_name, url_passwords
@@ -145,17 +146,22 @@ def process_environment(
     return fitting, warnings + more
 
 
-def secrets(job: Job, environ: Mapping[str, str]) -> tuple[str, ...]:
+def secrets(job: Job | None, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return the values that must not be shown, the longest first.
 
-    They are those of variables and hyperparameters that look like secrets, and the passwords in
-    URLs.
+    They are those of variables, hyperparameters and verbatim arguments that look like secrets, and
+    the passwords in URLs. Without a job, which may be malformed, those of variables only.
     """
     found: set[str] = set()
-    texts = [*environ.items(), *job.environment.items()]
-    for given in (job.hyperparameters, job.reserved, job.framework_parameters):
-        for key, value in given.items():
-            texts += _leaves(key, value)
+    texts = [*environ.items()]
+    if job is not None:
+        texts += job.environment.items()
+        for given in (job.hyperparameters, job.reserved, job.framework_parameters):
+            for key, value in given.items():
+                texts += _leaves(key, value)
+        args = job.options.args
+        texts += pairwise(args)
+        texts += (arg.partition("=")[::2] for arg in args if "=" in arg)
     for name, text in texts:
         if is_secret(name, text):
             found.add(text)

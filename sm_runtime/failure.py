@@ -11,6 +11,10 @@ from sm_runtime.errors import JobError
 from sm_runtime.frozen import dataclass
 from sm_runtime.model import Ended
 
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from typing import TypeAlias
+
 HEADLINE_CHARACTERS = 200
 """The most that the first line takes."""
 TEXT_CHARACTERS = 1024
@@ -20,6 +24,17 @@ LAST_LINES = 20
 _FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
 _RAISED = re.compile(r"^(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
 _START = "Traceback (most recent call last):"
+_GROUP_MARGIN = re.compile(r"^ *[+|] ?")
+_NOISE = (
+    "Exception ignored in",
+    "Exception in thread",
+    "Task exception was never retrieved",
+    "future: ",
+    "Error in atexit",
+)
+if TYPE_CHECKING:
+    _Raised: TypeAlias = tuple[str, str, list[tuple[str, int]], list[str]]
+    # class, message, frames (the outermost first), lines
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -45,12 +60,11 @@ class Failure:
         place = f" ({self.file}:{self.line})" if self.file else ""
         who = [f"rank {self.rank}"] if self.rank is not None else []
         who += [self.host] if self.host else []
-        end = f"{place} [{', '.join([*who, f'exit {self.status}'])}]"
-        room = max(20, HEADLINE_CHARACTERS - len(end) - len(self.name) - 2)
-        message = " ".join(self.message.split())
-        if len(message) > room:
-            message = message[: room - 3] + "..."
-        return f"{self.name}: {message}{end}" if message else f"{self.name}{end}"
+        end = _clip(place, 80) + f" [{', '.join([*who, f'exit {self.status}'])}]"[-80:]
+        name = _clip(self.name, 60)
+        room = HEADLINE_CHARACTERS - len(end) - len(name) - 2
+        message = _clip(" ".join(self.message.split()), max(4, room))
+        return (f"{name}: {message}{end}" if message else f"{name}{end}")[:HEADLINE_CHARACTERS]
 
     def text(self) -> str:
         """Return the text of ``output/failure``: the headline, then the end of the traceback."""
@@ -59,7 +73,7 @@ class Failure:
         tail = "\n".join(self.last_lines) or whole
         room = TEXT_CHARACTERS - len(head)
         if len(tail) > room:
-            cut = tail[-room:]
+            cut = tail[len(tail) - room :]
             tail = cut.partition("\n")[2] or cut
         return head + tail
 
@@ -83,12 +97,27 @@ class Failure:
         )
 
 
-def of_error(error: JobError, host: str | None) -> Failure:
-    """Return the failure that an error of the runtime itself is."""
-    problems = getattr(error, "problems", ())
+def _clip(text: str, length: int) -> str:
+    return text if len(text) <= length else text[: length - 3] + "..."
+
+
+def signal_name(number: int) -> str:
+    """Return the name of a signal: ``SIGKILL``, or ``SIG37`` where it has none."""
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"SIG{number}"
+
+
+def of_error(error: JobError, host: str | None, mask: Callable[[str], str]) -> Failure:
+    """Return the failure that an error of the runtime itself is.
+
+    Masked here already: what is cut off a secret would not be known for one later.
+    """
+    problems = [mask(problem) for problem in getattr(error, "problems", ())]
     return Failure(
         name=type(error).__name__,
-        message=str(error),
+        message=mask(str(error)),
         phase=error.phase,
         status=error.status,
         host=host,
@@ -115,7 +144,7 @@ def of_script(ended: Ended, code: str, host: str, mask: Callable[[str], str]) ->
         status=ended.status,
         file=file,
         line=line,
-        signal=signal.Signals(ended.signal).name if ended.signal else None,
+        signal=signal_name(ended.signal) if ended.signal else None,
         oom=bool(ended.oom_kills) and ended.status == 137,
         host=host,
         last_lines=tuple(lines if raised else lines[-LAST_LINES:]),
@@ -134,37 +163,56 @@ def _how(ended: Ended) -> str:
     if ended.signal == signal.SIGKILL:
         return "killed by SIGKILL (not OOM)"
     if ended.signal:
-        return f"killed by {signal.Signals(ended.signal).name} (signal {ended.signal})"
+        return f"killed by {signal_name(ended.signal)} (signal {ended.signal})"
     if ended.status > 128 and ended.status - 128 in set(signal.Signals):
-        name = signal.Signals(ended.status - 128).name
+        name = signal_name(ended.status - 128)
         return f"the script ended with exit code {ended.status}, as after {name}"
     return f"the script ended with exit code {ended.status}"
 
 
-def _last_traceback(
-    lines: list[str],
-) -> tuple[str, str, list[tuple[str, int]], list[str]] | None:
-    """Return class, message, frames (outermost first) and lines of the last traceback."""
-    starts = [i for i, line in enumerate(lines) if line.strip(" |+") == _START]
-    if not starts:
-        return _syntax_error(lines)
-    block = lines[starts[-1] :]
-    margin = len(block[0]) - len(block[0].lstrip(" |+"))
-    for i, line in enumerate(block[1:], 1):
-        body = line[margin:]
-        match = _RAISED.match(body)
-        if match and not body.startswith(" "):
-            frames = [
-                (m["file"], int(m["line"]))
-                for m in (_FRAME.match(f[margin:]) for f in block[:i])
-                if m
-            ]
+def _last_traceback(lines: list[str]) -> _Raised | None:
+    """Return the last traceback that may have ended the script.
+
+    Not those of destructors, threads and forgotten tasks, which end nothing, and not one that much
+    other output follows: it was handled.
+    """
+    end = len(lines)
+    for start in range(len(lines) - 1, -1, -1):
+        if not _is_start(lines[start]):
+            continue
+        found = _traceback(lines[start:end])
+        if found and not _is_noise(lines[:start]):
+            after = [line for line in lines[start + len(found[3]) : end] if line.strip()]
+            return None if len(after) > LAST_LINES else (*found[:3], lines[start:end])
+        end = start
+    return _syntax_error(lines)
+
+
+def _is_start(line: str) -> bool:
+    return line.lstrip(" +").removeprefix("Exception Group ") == _START
+
+
+def _is_noise(before: list[str]) -> bool:
+    """Whether the line before a traceback says that it did not end the script."""
+    last = next((line for line in reversed(before) if line.strip()), "")
+    return last.startswith(_NOISE)
+
+
+def _traceback(block: list[str]) -> _Raised | None:
+    """Return what the traceback at the start of ``block`` says; its lines end with the message."""
+    body = [_GROUP_MARGIN.sub("", line) for line in block] if "+" in block[0] else block
+    margin = len(body[0]) - len(body[0].lstrip())
+    for i, line in enumerate(body[1:], 1):
+        match = _RAISED.match(line[margin:])
+        if match:
+            frames = [_FRAME.match(frame) for frame in body[:i]]
+            where = [(frame["file"], int(frame["line"])) for frame in frames if frame]
             name = match["name"].rpartition(".")[2]
-            return name, match["message"] or "", frames, block
+            return name, match["message"] or "", where, block[: i + 1]
     return None
 
 
-def _syntax_error(lines: list[str]) -> tuple[str, str, list[tuple[str, int]], list[str]] | None:
+def _syntax_error(lines: list[str]) -> _Raised | None:
     """Return the same for a script that did not compile: Python prints no ``Traceback`` then."""
     for i in range(len(lines) - 1, -1, -1):
         match = _RAISED.match(lines[i])

@@ -67,7 +67,7 @@ def _command(job: Job) -> tuple[str, ...] | None:
 
 def _complain(problems: list[str] | tuple[str, ...], mask: Mask) -> int:
     for problem in problems:
-        print(mask(problem))
+        print(mask(problem).encode("utf-8", "backslashreplace").decode())
     if not problems:
         print("no problem found")
     return 1 if problems else 0

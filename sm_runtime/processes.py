@@ -25,8 +25,11 @@ def become_subreaper() -> bool:
         return False
 
 
-def descendants(root: int) -> list[int]:
-    """Return the living processes that descend from ``root``, parents before children."""
+def descendants(root: int, besides: frozenset[int] = frozenset()) -> list[int]:
+    """Return the living processes that descend from ``root``, parents before children.
+
+    Those in ``besides`` are left out, and what descends from them.
+    """
     children: dict[int, list[int]] = {}
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
@@ -42,20 +45,24 @@ def descendants(root: int) -> list[int]:
     found: list[int] = []
     front = [root]
     while front:
-        front = [child for parent in front for child in children.get(parent, ())]
+        nearest = (child for parent in front for child in children.get(parent, ()))
+        front = [child for child in nearest if child not in besides]
         found += front
     return found
 
 
 def command_line(pid: int) -> str:
-    """Return the command line of a process for a person to read, shortened; empty if it is gone."""
+    """Return the first two words of a process's command line; empty if it is gone.
+
+    Not more: what is cut off a secret argument would not be masked.
+    """
     try:
         with open(f"/proc/{pid}/cmdline", "rb") as file:
             words = file.read(4096).split(b"\0")
     except OSError:
         return ""
-    text = b" ".join(words).decode("utf-8", "backslashreplace").strip()
-    return text if len(text) <= 80 else text[:77] + "..."
+    shown = [word if len(word) <= 80 else b"..." for word in words[:2]]
+    return b" ".join(shown).decode("utf-8", "backslashreplace").strip()
 
 
 def catches(pid: int, signal: int) -> bool:

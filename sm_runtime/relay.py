@@ -60,6 +60,13 @@ class Sink:
         finally:
             self._lock.release()
 
+    def lost(self) -> str:
+        """Say how much could not be written so far; empty if all was."""
+        lines = f"{self.dropped_lines} lines" if self.dropped_lines else ""
+        return " and ".join(
+            filter(None, (f"{self.lost_bytes} bytes" * bool(self.lost_bytes), lines))
+        )
+
     def _writable(self, seconds: float) -> bool:
         poll = select.poll()
         poll.register(self.fd, select.POLLOUT)
@@ -158,6 +165,8 @@ class Relay:
         # One buffer for ever: fresh ones of this size would cost more than the copying.
         buffer = bytearray(PIPE_BYTES)
         view = memoryview(buffer)
+        poll = select.poll()
+        poll.register(self._source, select.POLLIN)
         held = 0  # the beginning of a line whose end is still in the pipe
         try:
             while count := os.readv(self._source, [view[held:]]):
@@ -170,6 +179,9 @@ class Relay:
                 self._pass_on(view[:cut])
                 held = end - cut
                 view[:held] = view[cut:end]
+                if held and not poll.poll(0):  # no more is coming for now
+                    self._pass_on(view[:held])
+                    held = 0
             self._pass_on(view[:held])
         except OSError:
             log.exception("the relay of the script's output failed")

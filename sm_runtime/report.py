@@ -21,6 +21,11 @@ RESERVED_BYTES = 2**16
 """Disk space that is kept free from the start, so that a full disk can still hold the reason."""
 
 
+def _opener(path: str, flags: int) -> int:
+    """Open a file without ever waiting: the script may have put a FIFO there."""
+    return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
+
+
 class Report:
     """The files by which a job says how it ended.
 
@@ -45,7 +50,7 @@ class Report:
             for stale in (self._paths.failure, self._paths.success, self._document):
                 with suppress(FileNotFoundError):
                     os.unlink(stale)
-            fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o666)
+            fd = _opener(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
                 os.posix_fallocate(fd, 0, RESERVED_BYTES)
             finally:
@@ -70,20 +75,22 @@ class Report:
         """Write ``output/success``; raises ArtifactError where that cannot be done."""
         self._drop_reserve()
         try:
-            with open(self._paths.success, "wb"):
+            with open(self._paths.success, "wb", opener=_opener):
                 pass
         except OSError as error:
             message = f"{self._paths.success}: cannot be written: {error.strerror}"
             raise ArtifactError(message) from None
 
-    def keep_stacks(self, stacks: bytes) -> None:
+    def keep_stacks(self, stacks: bytes, mask: Callable[[str], str]) -> None:
         """Append the stacks of the user's processes to ``output/data/stacks.txt``."""
 
-        def append(_: str) -> None:
-            with open(self._paths.under("output", "data", "stacks.txt"), "ab") as file:
-                file.write(stacks)
+        def append(text: str) -> None:
+            with open(
+                self._paths.under("output", "data", "stacks.txt"), "ab", opener=_opener
+            ) as file:
+                file.write(text.encode("utf-8", "backslashreplace"))
 
-        self._attempt(append, "")
+        self._attempt(append, mask(stacks.decode("utf-8", "backslashreplace")))
 
     def _attempt(self, write: Callable[[str], None], text: str) -> None:
         try:
@@ -93,7 +100,7 @@ class Report:
 
     def _write_failure(self, text: str) -> None:
         os.makedirs(self._paths.output, exist_ok=True)
-        fd = os.open(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o666)
+        fd = _opener(self._reserve, os.O_WRONLY | os.O_CREAT)
         try:
             data = text.encode("utf-8", "backslashreplace")
             os.write(fd, data)
@@ -106,7 +113,9 @@ class Report:
         os.makedirs(self._paths.output_data, exist_ok=True)
         part = self._document + ".part"
         try:
-            with open(part, "w", encoding="utf-8") as file:
+            with open(
+                part, "w", encoding="utf-8", errors="backslashreplace", opener=_opener
+            ) as file:
                 file.write(text)
             os.rename(part, self._document)
         except OSError:

@@ -71,19 +71,29 @@ def train(variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> i
     job: Job | None = None
     ended: Ended | None = None
     devices = Hardware(cpus=1)
+    started = False
     try:
         with timeline.phase("config"):
             report.prepare()
             job = configure(variables, mask)
             artifacts.check(job)
-        command, devices = _prepare(job, variables, supervisor, timeline)
+        command, devices = _prepare(job, variables, supervisor, mask, timeline)
         _check_stop(supervisor)
         with timeline.phase("train"):
-            ended = supervisor.run(command, _limits(job), keep_stacks=report.keep_stacks)
+            started = True
+            ended = supervisor.run(
+                command,
+                _limits(job),
+                keep_stacks=lambda stacks: report.keep_stacks(stacks, mask),
+            )
         host = job.cluster.current_host
         failed = None if ended.ok else _why(ended, command.cwd, host, mask)
     except Exception as error:
-        failed = _failure(_stopped(supervisor) or error, job)
+        if not started and (stopped := _stopped(supervisor)):
+            log.info("%s", error)
+            failed = _failure(stopped, job, mask)
+        else:
+            failed = _failure(error, job, mask)
     # The status is decided here: from now on it can only turn from success to failure.
     if failed:
         _report(failed, report, mask)
@@ -95,7 +105,7 @@ def train(variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> i
             if not failed:
                 report.succeeded()
         except Exception as error:
-            late = _failure(error, job)
+            late = _failure(error, job, mask)
             if failed:
                 log.error("%s", late.headline())
             else:
@@ -109,7 +119,11 @@ def train(variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> i
 
 
 def _prepare(
-    job: Job, variables: Mapping[str, str], supervisor: Supervisor, timeline: Timeline
+    job: Job,
+    variables: Mapping[str, str],
+    supervisor: Supervisor,
+    mask: Mask,
+    timeline: Timeline,
 ) -> tuple[Command, Hardware]:
     """Do all that comes before the script's start, and return how to start it."""
     _check_stop(supervisor)
@@ -132,7 +146,8 @@ def _prepare(
         search_path = (*code.search_path, INJECTED)
         env, warnings = environ.process_environment(job, devices, variables, search_path)
     _warn(warnings)
-    log.info("Invoking user script in %s: %s", code.directory, shlex.join(argv))
+    # Word by word: the quotes that a shell needs would hide a secret from the mask.
+    log.info("Invoking user script in %s: %s", code.directory, shlex.join(map(mask, argv)))
     folder = code.directory if os.path.isdir(code.directory) else "/"
     return Command(argv=argv, cwd=folder, env=env), devices
 
@@ -175,17 +190,25 @@ def _why(ended: Ended, code: str, host: str, mask: Mask) -> Failure:
     """Return the failure that a script's end is."""
     from sm_runtime import failure  # only a job that fails pays for it
 
-    return failure.of_script(ended, code, host, mask)
+    try:
+        return failure.of_script(ended, code, host, mask)
+    except Exception as error:  # whatever the script wrote, its status stands
+        log.error("the reason of the failure cannot be told", exc_info=error)
+        message = f"the script ended with exit code {ended.status}"
+        name = "ExecuteUserScriptError"
+        return failure.Failure(
+            name=name, message=message, phase="train", status=ended.status, host=host
+        )
 
 
-def _failure(error: Exception, job: Job | None) -> Failure:
+def _failure(error: Exception, job: Job | None, mask: Mask) -> Failure:
     """Return the failure that an exception of ours is; an unforeseen one is logged whole."""
     from sm_runtime import failure
 
     if not isinstance(error, JobError):
         log.error("the runtime itself failed", exc_info=error)
         error = JobError(f"{type(error).__name__}: {error}")
-    return failure.of_error(error, job.cluster.current_host if job else None)
+    return failure.of_error(error, job.cluster.current_host if job else None, mask)
 
 
 def _report(failed: Failure, report: Report, mask: Mask) -> None:

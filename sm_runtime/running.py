@@ -54,6 +54,7 @@ class Running:
         process: subprocess.Popen[bytes],
         limits: Limits,
         relays: tuple[Relay, Relay],
+        offspring: Callable[[], list[int]],
         keep_stacks: Callable[[bytes], None] | None,
     ) -> None:
         self.pid = process.pid
@@ -65,6 +66,7 @@ class Running:
         self._stop_number = 0
         self._limits = limits
         self._relays = relays
+        self._offspring = offspring
         self._keep_stacks = keep_stacks
         self._kill_at: float | None = None
         self._stop_at: float | None = None
@@ -84,7 +86,7 @@ class Running:
         elif number in OFFERED:
             self.offer(number)
         elif number in PASSED:
-            self._send_group(number)
+            self.send_group(number)
 
     def stop(self, reason: str, number: signal.Signals) -> None:
         """Ask the process group to stop; a second SIGINT kills it at once."""
@@ -92,7 +94,8 @@ class Running:
         if again and number == signal.SIGINT == self._stop_number:
             self._kill_at = time.monotonic()
             return
-        self._send_group(self._limits.stop_signal if number == signal.SIGTERM else number)
+        self.send_group(self._limits.stop_signal if number == signal.SIGTERM else number)
+        self.send_group(signal.SIGCONT)  # one that is suspended could not take it
         if again:
             return
         self.stopped_by, self._stop_number = reason, number
@@ -101,7 +104,7 @@ class Running:
 
     def offer(self, number: signal.Signals) -> None:
         """Send a signal to each process of the user's that has a handler for it."""
-        takers = [p for p in processes.descendants(os.getpid()) if processes.catches(p, number)]
+        takers = [pid for pid in self._offspring() if processes.catches(pid, number)]
         if number == signal.SIGUSR1:
             self.collect_stacks()
             self._stacks_from = self._relays[1].total_bytes
@@ -143,8 +146,8 @@ class Running:
         if self._kill_at is not None and now >= self._kill_at:
             self.killed = True
             self._kill_at = now + VANISH_SECONDS
-            self._send_group(signal.SIGKILL)
-            processes.send(processes.descendants(os.getpid()), signal.SIGKILL)
+            self.send_group(signal.SIGKILL)
+            processes.send(self._offspring(), signal.SIGKILL)
             log.warning("killed the script: it did not stop in time")
 
     def shell_status(self) -> int:
@@ -158,6 +161,7 @@ class Running:
     def _last_sign(self) -> float:
         return max(self._silent_since, *(relay.last_output for relay in self._relays))
 
-    def _send_group(self, number: signal.Signals) -> None:
+    def send_group(self, number: signal.Signals) -> None:
+        """Send a signal to the process group, also when its leader is gone already."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)

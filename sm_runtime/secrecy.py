@@ -14,11 +14,15 @@ MASK = "***"
 _WORDS = frozenset(
     {
         "password",
+        "pass",
+        "passcode",
         "passwd",
         "passphrase",
         "pwd",
         "secret",
         "token",
+        "cred",
+        "creds",
         "credential",
         "credentials",
         "apikey",

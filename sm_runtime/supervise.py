@@ -25,6 +25,8 @@ from sm_runtime.running import OFFERED, PASSED, STOPPING, VANISH_SECONDS, Limits
 
 log = logging.getLogger(__name__)
 
+IGNORABLE = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
+"""Signals that stay ignored where they were when we started."""
 STALL_SECONDS = 30.0
 """How long the last output may be stuck, the script gone, before the rest of it is given up."""
 
@@ -41,17 +43,26 @@ class Supervisor:
         self._out, self._err = out, err
         self._undo = ExitStack()
         self._wakeup = -1
+        self._others: frozenset[int] = frozenset()
 
     def __enter__(self) -> Supervisor:
         processes.become_subreaper()
+        # What an entry point started before us is none of the script's: it is left alone.
+        self._others = frozenset(processes.descendants(os.getpid()))
         self._wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._undo.callback(os.close, self._wakeup)
         self._undo.callback(os.close, writer)
         self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer))
-        for number in (*STOPPING, *PASSED, *OFFERED, signal.SIGCHLD):
+        ours = (*STOPPING, *PASSED, *OFFERED, signal.SIGCHLD)
+        for number in ours:
+            if number in IGNORABLE and signal.getsignal(number) == signal.SIG_IGN:
+                continue  # nohup: whoever started us does not want it to end anything
             previous = signal.signal(number, self._note)
             restored = signal.SIG_DFL if previous is None else previous
             self._undo.callback(signal.signal, number, restored)
+        # A mask may have been inherited, and would be by the script.
+        blocked = signal.pthread_sigmask(signal.SIG_UNBLOCK, ours)
+        self._undo.callback(signal.pthread_sigmask, signal.SIG_SETMASK, blocked)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -90,8 +101,10 @@ class Supervisor:
         keep_stacks: Callable[[bytes], None] | None,
     ) -> Ended:
         oom_kills = cgroup.oom_kills()
-        run = Running(_spawn(command, relays), limits, relays, keep_stacks)
+        run: Running | None = None
         try:
+            process = _spawn(command, relays)
+            run = Running(process, limits, relays, self._offspring, keep_stacks)
             if self.stopped_by:
                 run.stop(self.stopped_by, signal.SIGTERM)
             while run.status is None:
@@ -100,10 +113,13 @@ class Supervisor:
                 _reap(run)
                 run.meet_deadlines()
         finally:  # also where we fail ourselves: nothing may go on unsupervised
-            self._sweep(limits.leftover_seconds)
+            self._sweep(run, limits.leftover_seconds)
         for relay in set(relays):
             if not relay.finish(STALL_SECONDS):
                 log.warning("the end of the output is lost: nobody reads it")
+        for sink in {self._out, self._err} - {None}:
+            if sink is not None and (lost := sink.lost()):
+                log.warning("%s of the output or the log could not be written", lost)
         run.collect_stacks()
         if run.stopped_by:
             self.stopped_by = run.stopped_by
@@ -123,30 +139,41 @@ class Supervisor:
         """Wait for signals, ``seconds`` at most, and return their numbers."""
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
-        poll.poll(None if seconds is None else max(0.0, seconds) * 1000)
+        # An hour at most: the kernel counts milliseconds in an int, and a limit may be 28 days.
+        poll.poll(None if seconds is None else min(max(0.0, seconds), 3600.0) * 1000)
         try:
             return os.read(self._wakeup, 4096)
         except BlockingIOError:
             return b""
 
-    def _sweep(self, seconds: float) -> None:
+    def _offspring(self) -> list[int]:
+        return processes.descendants(os.getpid(), self._others)
+
+    def _sweep(self, run: Running | None, seconds: float) -> None:
         """End every process that the script left behind: SIGTERM, ``seconds``, SIGKILL."""
-        left = processes.descendants(os.getpid())
+        left = self._offspring()
         if not left:
             return
         names = ", ".join(f"{processes.command_line(pid)} (pid {pid})" for pid in left[:5])
-        processes.send(left, signal.SIGTERM)
-        if not self._gone(time.monotonic() + seconds):
-            processes.send(processes.descendants(os.getpid()), signal.SIGKILL)
-            self._gone(time.monotonic() + VANISH_SECONDS)
+        self._end(run, left, signal.SIGTERM)
+        if not self._gone(run, time.monotonic() + seconds, kill=False):
+            self._gone(run, time.monotonic() + VANISH_SECONDS, kill=True)
         log.warning("ended %d leftover process%s: %s", len(left), "es"[: len(left) * 2 - 2], names)
 
-    def _gone(self, deadline: float) -> bool:
-        """Reap until no descendant is left, or the deadline has come."""
+    def _end(self, run: Running | None, pids: list[int], number: signal.Signals) -> None:
+        if run is not None:  # the kernel sees all of the group at once, however fast it forks
+            run.send_group(number)
+        processes.send(pids, number)
+
+    def _gone(self, run: Running | None, deadline: float, *, kill: bool) -> bool:
+        """Reap, and kill, until none of the script's processes is left or the deadline has come."""
         while True:
-            _reap(None)
-            if not processes.descendants(os.getpid()):
+            _reap(run)
+            offspring = self._offspring()
+            if not offspring:
                 return True
+            if kill:
+                self._end(run, offspring, signal.SIGKILL)
             left = deadline - time.monotonic()
             if left <= 0:
                 return False

@@ -35,6 +35,18 @@ def test_a_local_source_is_the_channel(base: Base, data: Path) -> None:
     assert (result.status, result.out) == (0, b"one\n"), result.log
 
 
+@pytest.mark.parametrize("name", ["a#1", "q?x", "p%20q"])
+def test_every_character_of_a_path_counts(base: Base, tmp_path: Path, name: str) -> None:
+    for folder in (name, name[0]):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "x").write_text(folder)
+    request(base, (tmp_path / name).as_uri())
+    assert base.script(READ).run().out.decode() == f"{name}\n"
+    if "%" not in name:
+        request(base, f"file://{tmp_path}/{name}")
+        assert base.run().out.decode() == f"{name}\n"
+
+
 def test_a_second_job_in_the_same_folder_sees_its_own_source(base: Base, data: Path) -> None:
     request(base, data.as_uri())
     base.script(READ).run()

@@ -169,6 +169,23 @@ def test_affinity_limits_the_cpus(base: Base) -> None:
     assert base.run(prefix=("taskset", "-c", "0")).out == b"1\n"
 
 
+def test_a_relative_base_folder_is_one_for_the_script_too(base: Base) -> None:
+    base.script("import os; open(os.environ['SM_MODEL_DIR'] + '/m', 'w')")
+    enter = ("sh", "-c", f'cd "{base.root.parent}" && exec "$@"', "sh")
+    assert base.run(prefix=enter, SAGEMAKER_BASE_DIR=base.root.name).status == 0
+    assert base.path("model/m").exists()
+
+
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_key_that_cannot_be_encoded_is_a_problem(base: Base, command: str) -> None:
+    base.write("input/config/hyperparameters.json", '{"\\ud800": "1"}')
+    result = base.script("print('ran')").run(command, command=RUNTIME)
+    assert result.status == 1
+    assert "Traceback" not in result.log
+    if command == "train":
+        assert base.failure().startswith("ConfigError: ")
+
+
 def test_the_quota_of_the_cgroup_limits_the_cpus(base: Base) -> None:
     v1 = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "70000"}
     with control_group("cpu", v1, {"cpu.max": "70000 100000"}) as prefix:

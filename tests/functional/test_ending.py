@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -92,10 +93,26 @@ CASES = {
         "ValueError: first (train.py:1) [",
     ),
     "no module": ("import nosuchmodule", "ModuleNotFoundError: No module named 'nosuchmodule' ("),
-    "an exception group": (
-        "import sys\nif sys.version_info < (3, 11): raise ValueError('a')\n"
-        "raise ExceptionGroup('two', [ValueError('a'), TypeError('b')])",
-        "",
+    "noise of a destructor after it": (
+        "class Loud:\n    def __del__(self): raise AttributeError('late noise')\n"
+        "loud = Loud()\nraise ValueError('the real reason')",
+        "ValueError: the real reason (train.py:4) [",
+    ),
+    "a forgotten task after it": (
+        "import asyncio\nasync def bad(): raise KeyError('noise')\n"
+        "async def main():\n    global task\n    task = asyncio.create_task(bad())\n"
+        "    await asyncio.sleep(0)\n    raise RuntimeError('the real reason')\n"
+        "asyncio.run(main())",
+        "RuntimeError: the real reason (train.py:7) [",
+    ),
+    "a handled error long before": (
+        "import logging, sys\ntry: 1/0\nexcept Exception: logging.exception('handled')\n"
+        "for i in range(300): print(i, file=sys.stderr)\nsys.exit('checksum mismatch')",
+        "ExecuteUserScriptError: the script ended with exit code 1 [",
+    ),
+    "a name and a message without end": (
+        "raise type('E' * 1500, (Exception,), {})('m' * 5000)",
+        "EEEE",
     ),
 }
 
@@ -112,7 +129,30 @@ def test_the_first_line_of_the_failure_is_the_exception(base: Base, case: str) -
     assert text.splitlines()[1] == "phase: train"
     document = base.failure_json()
     assert document["phase"] == "train"
-    assert text.startswith(document["class"])
+    assert text.startswith(document["class"][:50])
+
+
+@pytest.mark.skipif(sys.version_info < (3, 11), reason="Python 3.10 has no exception groups")
+def test_an_exception_group_is_named(base: Base) -> None:
+    base.script("raise ExceptionGroup('two', [ValueError('a'), TypeError('b')])").run()
+    headline = "ExceptionGroup: two (2 sub-exceptions) (train.py:1) ["
+    assert base.failure().startswith(headline), base.failure()
+
+
+def test_a_signal_without_a_name_is_a_signal(base: Base) -> None:
+    assert base.script("import os; os.kill(os.getpid(), 37)").run().status == 165
+    assert "killed by SIG37 (signal 37)" in base.failure()
+
+
+@pytest.mark.parametrize("name", ["output/success", "output/.failure-reserve"])
+def test_a_fifo_in_the_output_folder_does_not_hold_up_the_end(base: Base, name: str) -> None:
+    folder = "os.environ['SM_OUTPUT_DIR'] + '/../"
+    result = base.script(
+        f"import os\npath = {folder}{name}'\n"
+        "if os.path.exists(path): os.unlink(path)\nos.mkfifo(path)\n"
+        f"raise SystemExit({0 if name.endswith('success') else 3})"
+    ).run(seconds=20)
+    assert result.status in (1, 3)
 
 
 def test_a_warning_that_names_an_error_does_not_become_the_reason(base: Base) -> None:
@@ -248,6 +288,28 @@ def test_the_job_ends_with_the_script_and_leftovers_are_ended(base: Base) -> Non
     assert result.status == 0
     assert "leftover processes: sleep 1000" in result.log
     assert processes_with(marker) == []
+
+
+def test_a_leftover_that_forks_all_the_time_is_ended(base: Base) -> None:
+    """It is never where a look at /proc found it; the kernel knows its group."""
+    marker = f"SM_TEST_MARK={os.getpid()}-{id(base)}"
+    name, _, value = marker.partition("=")
+    base.script(
+        "import os, signal\nif os.fork() == 0:\n    signal.signal(15, signal.SIG_IGN)\n"
+        "    for _ in range(200_000):\n        if os.fork(): os._exit(0)\n"
+    )
+    assert base.run(**{name: value}).status == 0
+    assert processes_with(marker) == []
+
+
+def test_what_was_started_before_the_runtime_is_left_alone(base: Base) -> None:
+    base.script("print('ran')")
+    sidecar = ("sh", "-c", 'sleep 1000 & echo "sidecar $!"; exec "$@"', "sh")
+    result = base.run(prefix=sidecar)
+    assert result.status == 0
+    pid = int(result.out.split()[1])
+    os.kill(pid, signal.SIGKILL)  # raises if the runtime ended it
+    assert "leftover" not in result.log
 
 
 def test_a_leftover_that_holds_the_output_open_loses_none_of_it(base: Base) -> None:

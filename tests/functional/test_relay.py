@@ -63,6 +63,24 @@ def test_a_log_line_of_ours_never_joins_an_unfinished_line(base: Base) -> None:
     assert "unfinished\n" in result.log
 
 
+def test_the_end_of_a_burst_is_not_held_back(base: Base) -> None:
+    """As much as the buffer takes, and the last line unfinished."""
+    running = base.script(
+        "import os, time\nopen('size', 'w')\n"
+        "data = b'x' * 99 + b'\\n'\nburst = (data * 10486)[:2**20]\n"
+        "os.write(1, burst)\nwhile not os.path.exists('seen'): time.sleep(0.01)"
+    ).start()
+    eventually(lambda: len(running.out) == 2**20, "all of the burst")
+    base.write("code/seen", "")
+    assert running.wait().status == 0
+
+
+def test_output_that_cannot_be_written_is_said(base: Base) -> None:
+    result = base.script("print('x' * 1000)").run(prefix=("sh", "-c", 'exec "$@" >/dev/full', "sh"))
+    assert result.status == 0
+    assert "1001 bytes of the output or the log could not be written" in result.log
+
+
 def test_streams_that_go_to_one_place_keep_their_lines_whole(base: Base) -> None:
     base.script(
         "import os\n"

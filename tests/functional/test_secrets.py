@@ -70,6 +70,38 @@ def test_a_job_that_does_not_start_shows_no_secret(base: Base, phase: str) -> No
     assert_clean(base.path("output/data/failure.json").read_text())
 
 
+HIDDEN = {
+    "quoted by a shell": ({"db_password": "it's-hunter2-99"}, {}, "hunter2-99"),
+    "a short name": ({"ftp_pass": "hunter2zzzz"}, {}, "hunter2zzzz"),
+    "a verbatim argument": ({}, {"SM_RUNTIME_ARGS": '["--api-key","hunter2zzzz"]'}, "hunter2zzzz"),
+    "one word": ({}, {"SM_RUNTIME_ARGS": '["--api-key=hunter2zzzz"]'}, "hunter2zzzz"),
+    "cut": (
+        {},
+        {"MY_TOKEN": "s3cr3t" * 40, "SAGEMAKER_SUBMIT_DIRECTORY": "/data/" + "s3cr3t" * 40},
+        "s3cr3t",
+    ),
+    "not JSON": ({}, {"SM_RUNTIME_JOB": ' \'{"DB_PASSWORD":"hunter2zzzz"}\''}, "hunter2zzzz"),
+    "a malformed option": (
+        {},
+        {"MY_TOKEN": "hunter2z", "SM_RUNTIME_CHOWN": "hunter2z"},
+        "hunter2z",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", HIDDEN)
+def test_a_secret_in_another_spelling_is_hidden_too(base: Base, case: str) -> None:
+    values, environ, secret = HIDDEN[case]
+    base.hyperparameters(**values)
+    result = base.script(
+        "import subprocess, sys\nsubprocess.Popen(['sleep', '1000', *sys.argv])\nsys.exit(3)"
+    ).run(**environ)
+    assert result.status in (1, 3)
+    own = [line for line in result.log.splitlines() if " sm-runtime " in line]
+    assert secret not in "\n".join(own) + base.failure()
+    assert secret not in base.path("output/data/failure.json").read_text()
+
+
 def test_the_working_folder_is_no_secret(base: Base) -> None:
     result = base.script("print('hello')").run(PWD=str(base.root))
     assert str(base.root) in result.log

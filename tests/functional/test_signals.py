@@ -202,6 +202,46 @@ def test_the_time_limit_of_the_request_stops_the_script(base: Base) -> None:
     assert "MaxRuntimeInSeconds (1 s)" in result.log
 
 
+@pytest.mark.parametrize("days", [28, 3000])
+def test_a_limit_of_weeks_is_no_trouble(base: Base, days: int) -> None:
+    stopping = {"MaxRuntimeInSeconds": days * 86400} if days == 28 else {}
+    base.write("input/config/job.json", {"TrainingJobName": "j", "StoppingCondition": stopping})
+    result = base.script("print('ran')").run(SM_RUNTIME_SILENCE_SECONDS=str(days * 86400))
+    assert (result.status, result.out) == (0, b"ran\n"), result.log
+
+
+def test_signals_that_were_blocked_by_whoever_started_us_arrive(base: Base) -> None:
+    blocking = (
+        sys.executable,
+        "-c",
+        "import os, signal, sys\nsignal.pthread_sigmask(0, [signal.SIGTERM, signal.SIGCHLD])\n"
+        "os.execv(sys.argv[1], sys.argv[1:])",
+    )
+    running = base.script(SAVES).start(prefix=blocking)
+    running.ready()
+    running.send(signal.SIGTERM)
+    assert running.wait().status == 0
+    assert base.path("model/saved").read_text() == "SIGTERM"
+
+
+def test_a_hangup_that_nohup_ignores_ends_nothing(base: Base) -> None:
+    running = base.script(SAVES).start(prefix=("sh", "-c", 'trap "" HUP; exec "$@"', "sh"))
+    running.ready()
+    running.send(signal.SIGHUP)
+    running.send(signal.SIGTERM)
+    running.wait()
+    assert base.path("model/saved").read_text() == "SIGTERM"
+
+
+def test_a_script_that_is_suspended_gets_the_stop(base: Base) -> None:
+    running = base.script(
+        SAVES.replace("while True", "os.kill(os.getpid(), signal.SIGSTOP)\nwhile True")
+    ).start()
+    running.ready()
+    running.send(signal.SIGTERM)
+    assert running.wait().status == 0
+
+
 DUMPS = """
 import signal, subprocess, sys, threading
 def waiting_for_the_barrier():
