@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from sm_runtime import artifacts, channels, environ, hardware, source
 from sm_runtime.configure import configure
 from sm_runtime.errors import ConfigError, JobError
+from sm_runtime.launch import distribution
 from sm_runtime.model import Job
 from sm_runtime.redact import Mask
 
@@ -50,7 +51,8 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
         artifacts.check(job)
     except ConfigError as error:
         return _complain(error.problems, mask)
-    found = [*environ.oversized(job), *source.problems(job), *channels.problems(job)]
+    found = [*distribution.problems(job), *environ.oversized(job)]
+    found += [*source.problems(job), *channels.problems(job)]
     return _complain(found, mask)
 
 

@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from sm_runtime import artifacts, channels, environ, hardware, install, ownership, source
 from sm_runtime.configure import configure, paths_of
 from sm_runtime.errors import ConfigError, JobError
+from sm_runtime.launch import distribution
 from sm_runtime.model import Command, Ended, Hardware, Job
 from sm_runtime.redact import Mask
 from sm_runtime.report import Report
@@ -77,6 +78,8 @@ def train(variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> i
             report.prepare()
             job = configure(variables, mask)
             artifacts.check(job)
+            if problems := distribution.problems(job):
+                raise ConfigError(problems)
         command, devices = _prepare(job, variables, supervisor, mask, timeline)
         _check_stop(supervisor)
         with timeline.phase("train"):

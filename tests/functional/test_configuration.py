@@ -186,6 +186,24 @@ def test_a_key_that_cannot_be_encoded_is_a_problem(base: Base, command: str) -> 
         assert base.failure().startswith("ConfigError: ")
 
 
+PS, MPI = "sagemaker_parameter_server_enabled", "sagemaker_mpi_enabled"
+
+
+@pytest.mark.parametrize(
+    ("key", "hosts", "status"), [(MPI, ["a"], 1), (PS, ["a"], 0), (PS, ["a", "b"], 1)]
+)
+@pytest.mark.parametrize("command", ["train", "check"])
+def test_a_distribution_that_is_not_there_is_refused(
+    base: Base, key: str, hosts: list[str], status: int, command: str
+) -> None:
+    base.write("input/config/resourceconfig.json", {"current_host": "a", "hosts": hosts})
+    base.hyperparameters(**{key: "true"})
+    result = base.script("print('ran')").run(command, command=RUNTIME)
+    assert result.status == status, result.log
+    assert (key in result.out.decode() + result.log) == bool(status)
+    assert (b"ran\n" in result.out) == (command == "train" and not status)
+
+
 def test_the_quota_of_the_cgroup_limits_the_cpus(base: Base) -> None:
     v1 = {"cpu.cfs_period_us": "100000", "cpu.cfs_quota_us": "70000"}
     with control_group("cpu", v1, {"cpu.max": "70000 100000"}) as prefix:
