@@ -1,12 +1,74 @@
-"""Where artifacts go: one small interface over the kinds of places."""
+"""Where data comes from and artifacts go: small interfaces over the kinds of places."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import Protocol
 
-from sm_runtime.errors import ConfigError
+from sm_runtime.errors import ConfigError, DataError
+from sm_runtime.frozen import dataclass
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Blob:
+    """One object of a bucket, or one file, that can be read."""
+
+    uri: str
+    """``s3://bucket/key`` with the key taken literally, or ``file:///path`` percent-encoded."""
+    key: str
+    """The whole key in its bucket, or the absolute path."""
+    size_bytes: int
+    etag: str | None = None
+    """What the store says identifies this version of the content, without quotes."""
+
+
+class Body(Protocol):
+    """The bytes of one object, in order."""
+
+    def readinto(self, buffer: memoryview, /) -> int:
+        """Fill the start of ``buffer``; return how many bytes, 0 at the end of the object.
+
+        A cut or stalled connection is resumed from the last byte within the retry budget. Raises
+        DataError naming the object when that is spent or the object changed meanwhile.
+        """
+
+
+class Origin(Protocol):
+    """A place that data is read from: a bucket, or the local file system.
+
+    All methods may be called from several threads, and raise DataError naming the object.
+    """
+
+    def list(self, uri: str) -> Iterator[Blob]:
+        """Yield the objects whose key begins with that of ``uri``, in the order of their keys.
+
+        Pages are fetched as they are consumed (one ahead at most): memory stays bounded.
+        """
+
+    def stat(self, uri: str) -> Blob:
+        """Return the one object at ``uri``."""
+
+    def open(self, blob: Blob, offset_bytes: int = 0) -> AbstractContextManager[Body]:
+        """Read an object from ``offset_bytes`` on."""
+
+    def fetch(
+        self,
+        wanted: Iterable[tuple[Blob, str]],
+        *,
+        progress: Callable[[int], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Download each object to its path, many at once and large ones in parallel ranges.
+
+        ``wanted`` is consumed as needed. Folders are made. Nothing is under a path before it is
+        complete (``.part`` beside it is removed at a failure); sizes, and checksums where the store
+        gives them, are verified. ``progress`` is told each number of bytes as they arrive, from any
+        thread. Raises DataError at the first object that cannot be had, or when ``stopped`` says so.
+        """
+
+    def close(self) -> None:
+        """Close the connections."""
 
 
 class Sink(Protocol):
@@ -40,13 +102,47 @@ class Store(Protocol):
         """Write one file: it replaces what was there when the block ends without an error."""
 
     def tree(self, key: str) -> AbstractContextManager[Tree]:
-        """Write a folder of files: as a whole it replaces what was there, when the block ends."""
+        """Write a folder of files: as a whole it replaces what was there, when the block ends.
+
+        An object store knows no folders: there each file replaces its own as soon as it is
+        complete, and what only an earlier attempt wrote is deleted when the block ends.
+        """
+
+    def put(self, key: str, source: int, size_bytes: int) -> None:
+        """Copy the first ``size_bytes`` of the file ``source`` (a descriptor) to ``key``.
+
+        It replaces what was there once it is complete. May be called from several threads; the
+        descriptor is read by position. OSError where the file has become shorter.
+        """
+
+    def delete(self, key: str) -> None:
+        """Remove the file ``key``; one that is not there is no error."""
+
+    def list(self) -> Iterator[Blob]:
+        """Yield the files of the store: ``Blob.key`` is relative, what ``put`` takes."""
 
 
-def open_store(uri: str, *parts: str, outside: Sequence[str] = ()) -> Store:
+def open_origin(uri: str, environ: Mapping[str, str], region: str) -> Origin:
+    """Return the place of the source ``uri``: ``s3://...`` or ``file:///...``.
+
+    Credentials, region and endpoint follow boto3's rules with ``environ``; ``region`` (the job's)
+    may be empty. Raises DataError where ``uri`` names no such place.
+    """
+    raise DataError(f"{uri!r} cannot be read by this version")
+
+
+def open_store(
+    uri: str,
+    *parts: str,
+    outside: Sequence[str] = (),
+    environ: Mapping[str, str] | None = None,
+    region: str = "",
+    kms_key: str | None = None,
+) -> Store:
     """Return the store at ``uri`` (``OutputDataConfig.S3OutputPath``), ``parts`` deeper.
 
-    Raises ConfigError where ``uri`` cannot be written to by this version, or where the store and
+    ``environ`` and ``region`` are those of ``open_origin``; objects are encrypted with ``kms_key``
+    if there is one (an object store's). No request is sent here. Raises ConfigError where ``uri`` cannot be written to by this version, or where the store and
     one of the local folders ``outside`` would hold each other.
     """
     scheme = uri.partition(":")[0].lower()
