@@ -44,6 +44,27 @@ def show(variables: Mapping[str, str], mask: Mask, *, as_json: bool, secrets: bo
     return 0
 
 
+def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
+    """Print what each host would start, and why each option is there; return the exit status."""
+    from sm_runtime import launching
+
+    try:
+        job = configure(variables, mask)
+        devices = hardware.count({**variables, **job.environment})
+        arguments = environ.arguments(job)
+        # Where the code has to be fetched, nobody knows yet how its program is run.
+        program = _command(job) or (job.program or "the program", *arguments)
+        lines = launching.lines(
+            job, devices, program, arguments, {**variables, **job.environment}, sys.executable
+        )
+    except ConfigError as error:
+        return _complain(error.problems, mask)
+    hide = str if secrets else mask
+    for line in lines:
+        print(hide(line).encode("utf-8", "backslashreplace").decode())
+    return 0
+
+
 def check(variables: Mapping[str, str], mask: Mask) -> int:
     """Print every problem of the job; return 1 if there is any."""
     try:

@@ -1,32 +1,244 @@
-"""Which ways of distributed training a job asks for, and which of them there are."""
+"""Decides which way of distributed training a job runs, and what each of its hosts does for it."""
 
 from __future__ import annotations
 
-from sm_runtime.model import Job
+from sm_runtime.errors import ConfigError
+from sm_runtime.frozen import dataclass, field
+from sm_runtime.model import Hardware, Job
 
-_ALONE_TOO = (
-    "sagemaker_mpi_enabled",
-    "sagemaker_multi_worker_mirrored_strategy_enabled",
-    "sagemaker_distributed_dataparallel_enabled",
-    "sagemaker_torch_distributed_enabled",
-    "sagemaker_pytorch_ddp_enabled",
-    "sagemaker_pytorch_xla_multi_worker_enabled",
-)
-_WITH_OTHERS = ("sagemaker_parameter_server_enabled",)
-"""With one host the script runs plainly, as in SageMaker's TensorFlow training toolkit."""
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+PLAIN = "plain"
+PARAMETER_SERVER = "parameter_server"
+MULTI_WORKER = "multi_worker"
+MPI = "mpi"
+TORCHRUN = "torchrun"
+TEMPLATE = "template"
+
+SCRIPT = "script"
+SERVER = "server"
+RENDEZVOUS = "rendezvous"
+"""What ports are for: a script's own server, a parameter server, and where processes meet."""
+
+_KINDS = {
+    "sagemaker_parameter_server_enabled": PARAMETER_SERVER,
+    "sagemaker_multi_worker_mirrored_strategy_enabled": MULTI_WORKER,
+    "sagemaker_mpi_enabled": MPI,
+    "sagemaker_torch_distributed_enabled": TORCHRUN,
+    # A script for it reads RANK, WORLD_SIZE and MASTER_ADDR: that is what torchrun gives.
+    "sagemaker_pytorch_ddp_enabled": TORCHRUN,
+}
+_REFUSED = {
+    "sagemaker_distributed_dataparallel_enabled": (
+        "asks for SageMaker's data parallel library, which is proprietary: use"
+        " sagemaker_mpi_enabled with Horovod, or sagemaker_torch_distributed_enabled"
+    ),
+    "sagemaker_pytorch_xla_multi_worker_enabled": (
+        "asks for PyTorch/XLA workers, which this runtime does not start: use"
+        " sagemaker_torch_distributed_enabled"
+    ),
+}
+_PORTS: dict[str, Mapping[str, int]] = {
+    PARAMETER_SERVER: {SCRIPT: 2222, SERVER: 2223},
+    MULTI_WORKER: {SCRIPT: 8890},
+    TORCHRUN: {RENDEZVOUS: 7777},
+    TEMPLATE: {RENDEZVOUS: 7777},
+}
+"""Those of SageMaker's toolkits; the hosts agree on others where one is taken."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Role:
+    """A process that a host runs for a way of training: the script, or a parameter server."""
+
+    name: str
+    """``script`` or ``server``: also the key of its port."""
+    task: str = ""
+    """Its task type in TF_CONFIG; empty where there is none."""
+    index: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """How a job is run, as seen from one of its hosts."""
+
+    kind: str
+    """``plain``, ``parameter_server``, ``multi_worker``, ``mpi``, ``torchrun``, ``template``."""
+    host: str
+    """The host that this plan is for."""
+    hosts: tuple[str, ...]
+    """Those that take part, the leader first; the host alone where it takes no part."""
+    origin: str = ""
+    """The key that asked for it."""
+    processes_per_host: int = 1
+    processes: int = 1
+    """How many processes of the script all hosts run together."""
+    layout: str = "master"
+    """Of parameter servers: ``master`` (tf.estimator) or ``chief`` (tf.distribute)."""
+    evaluator: bool = False
+    """Whether the last host evaluates and does not train."""
+    roles: tuple[Role, ...] = (Role(name=SCRIPT),)
+    """What this host starts, in this order; none where the leader starts it from afar."""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    """The ports that all hosts want, by what they are for."""
+
+    @property
+    def leader(self) -> str:
+        """The host that leads."""
+        return self.hosts[0]
+
+    @property
+    def is_leader(self) -> bool:
+        """Whether this host leads."""
+        return self.host == self.leader
+
+    @property
+    def rank(self) -> int:
+        """The position of this host among those that take part."""
+        return self.hosts.index(self.host)
+
+    @property
+    def others(self) -> tuple[str, ...]:
+        """The hosts that this host runs the job with."""
+        return tuple(host for host in self.hosts if host != self.host)
+
+    @property
+    def waits_for_leader(self) -> bool:
+        """Whether a host stays until the leader has ended, though its own script has."""
+        return self.kind in (PARAMETER_SERVER, MPI)
+
+    @property
+    def stops_with_leader(self) -> bool:
+        """Whether this host's script is over when the leader's is: a worker that only serves.
+
+        The evaluator is none: it has the last checkpoint to look at.
+        """
+        return self.layout == "chief" and any(role.task == "worker" for role in self.roles)
 
 
 def problems(job: Job) -> list[str]:
-    """Return a sentence for each way that this version lacks: a plain process would be no answer.
+    """Return a sentence for each thing that the job asks for and cannot have.
 
     A framework hook decides by itself, and a host whose group takes no part runs a plain process.
     """
-    cluster = job.cluster
-    if job.training_module or cluster.current_host not in cluster.distribution_hosts:
+    if job.training_module or not _takes_part(job):
         return []
-    keys = _ALONE_TOO + (_WITH_OTHERS if len(cluster.hosts) > 1 else ())
-    return [
-        f"hyperparameters: {key}: is true, and this version runs one plain process only"
-        for key in keys
-        if job.framework_parameters.get(key) is True
+    found = [f"hyperparameters: {key}: {why}" for key, why in _REFUSED.items() if _is_on(job, key)]
+    asked = _asked(job)
+    if asked and job.hyperparameters.get("mp_parameters") not in (None, "", "{}", {}):
+        found.append(
+            "hyperparameters: mp_parameters: asks for SageMaker's model parallel library, which is"
+            " proprietary"
+        )
+    if len({kind for _, kind in asked}) > 1:
+        keys = " and ".join(key for key, _ in asked)
+        found.append(f"hyperparameters: {keys}: contradict each other, only one can be")
+    return found + _problems_of(job, {kind for _, kind in asked})
+
+
+def plan(job: Job, devices: Hardware, host: str | None = None) -> Plan:
+    """Return how the job is run on ``host``, by default the current one.
+
+    ``devices`` decide how many processes a host runs where the job does not say it. Raises
+    ConfigError with the job's problems.
+    """
+    found = problems(job)
+    if found:
+        raise ConfigError(found)
+    host = host or job.cluster.current_host
+    hosts = _hosts(job)
+    asked = [] if job.training_module or host not in hosts else _asked(job)
+    if not asked:
+        return Plan(kind=PLAIN, host=host, hosts=(host,))
+    origin, kind = asked[0]
+    options, each = job.options, 1
+    if kind in (MPI, TORCHRUN, TEMPLATE):
+        given = job.framework_parameters.get("sagemaker_mpi_num_of_processes_per_host")
+        each = given or devices.gpus or devices.neurons or 1
+    total = job.framework_parameters.get("sagemaker_mpi_num_processes") if kind == MPI else None
+    evaluator = kind == PARAMETER_SERVER and options.parameter_server_evaluator
+    layout = options.parameter_server_layout if kind == PARAMETER_SERVER else "master"
+    return Plan(
+        kind=kind,
+        host=host,
+        hosts=hosts,
+        origin=origin,
+        processes_per_host=each,
+        processes=total or each * len(hosts),
+        layout=layout,
+        evaluator=evaluator,
+        roles=_roles(kind, hosts, host, layout, evaluator),
+        ports=_PORTS.get(kind, {}),
+    )
+
+
+def _roles(
+    kind: str, hosts: tuple[str, ...], host: str, layout: str, evaluator: bool
+) -> tuple[Role, ...]:
+    rank = hosts.index(host)
+    if kind == MULTI_WORKER:
+        return (Role(name=SCRIPT, task="worker", index=rank),)
+    if kind == MPI:
+        return (Role(name=SCRIPT),) if rank == 0 else ()
+    if kind != PARAMETER_SERVER:
+        return (Role(name=SCRIPT),)
+    if rank == 0:
+        script = Role(name=SCRIPT, task=layout)
+    elif evaluator and host == hosts[-1]:
+        script = Role(name=SCRIPT, task="evaluator")
+    else:
+        script = Role(name=SCRIPT, task="worker", index=rank - 1)
+    return Role(name=SERVER, task="ps", index=rank), script
+
+
+def _asked(job: Job) -> list[tuple[str, str]]:
+    """Return the keys that ask for a way of training, each with the way."""
+    # With one host there are no parameter servers, as in SageMaker's TensorFlow toolkit.
+    alone = len(_hosts(job)) < 2
+    found = [
+        (key, kind)
+        for key, kind in _KINDS.items()
+        if _is_on(job, key) and not (alone and kind == PARAMETER_SERVER)
     ]
+    if job.options.launcher:
+        found.append(("sagemaker_runtime_launcher", TEMPLATE))
+    return found
+
+
+def _is_on(job: Job, key: str) -> bool:
+    return job.framework_parameters.get(key) is True
+
+
+def _hosts(job: Job) -> tuple[str, ...]:
+    """Return the hosts that take part, the leader first."""
+    cluster = job.cluster
+    if job.options.launcher and not cluster.distribution_groups:
+        # A template is no hyperparameter that the toolkit knows: the rule is that of the others.
+        return cluster.current_group_hosts or cluster.hosts
+    return cluster.distribution_hosts
+
+
+def _takes_part(job: Job) -> bool:
+    return job.cluster.current_host in _hosts(job)
+
+
+def _problems_of(job: Job, kinds: set[str]) -> list[str]:
+    """Return what is wrong with the settings of the ways that are asked for."""
+    found = []
+    options = job.options
+    if options.parameter_server_evaluator and options.parameter_server_layout != "chief":
+        found.append(
+            "options: parameter_server_evaluator: needs parameter_server_layout chief, as"
+            " TensorFlow has no evaluator beside a master"
+        )
+    if MPI in kinds:
+        from sm_runtime.launch import mpirun
+
+        found += mpirun.problems(job, _hosts(job))
+    if TEMPLATE in kinds:
+        from sm_runtime.launch import template
+
+        found += template.problems(options.launcher)
+    return found
