@@ -40,6 +40,8 @@ environment:
                               an s3:// URI of one (which needs boto3)
   SAGEMAKER_BASE_DIR          used in place of /opt/ml
   SM_RUNTIME_JOB              a path or URI of job.json, or its text
+  SM_RUNTIME_CLUSTER_SECRET   the same on all hosts of a distributed job, by which they know each
+                              other (or SM_RUNTIME_CLUSTER_SECRET_FILE, a file that holds it)
   SM_RUNTIME_*                options: see docs/options.md
 
 exit status:
@@ -112,6 +114,11 @@ def main() -> int:
         action="store_true",
         help='one object: {"environment": {}, "arguments": [], "command": [] or null}',
     )
+    env.add_argument(
+        "--launch",
+        action="store_true",
+        help="print instead what each host would start, with the origin of each option",
+    )
     env.add_argument("--show-secrets", action="store_true", help="print secrets instead of ***")
     _parser(add, "check", CHECK, help="list every problem of the job; run nothing")
     parsed = parser.parse_args()
@@ -126,6 +133,8 @@ def main() -> int:
     _log_to(Sink(2), mask)
     if parsed.command == "check":
         return inspection.check(os.environ, mask)
+    if parsed.launch:
+        return inspection.launch(os.environ, mask, secrets=parsed.show_secrets)
     return inspection.show(os.environ, mask, as_json=parsed.json, secrets=parsed.show_secrets)
 
 

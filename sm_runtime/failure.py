@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 from sm_runtime.errors import JobError
 from sm_runtime.frozen import dataclass
-from sm_runtime.model import Ended
+from sm_runtime.model import Ended, Json
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
@@ -77,24 +77,42 @@ class Failure:
             tail = cut.partition("\n")[2] or cut
         return head + tail
 
+    def as_dict(self) -> dict[str, Json]:
+        """Return what ``failure.json`` holds; ``from_dict`` is the way back."""
+        return {
+            "class": self.name,
+            "message": self.message,
+            "phase": self.phase,
+            "exit": self.status,
+            "signal": self.signal,
+            "file": self.file,
+            "line": self.line,
+            "rank": self.rank,
+            "host": self.host,
+            "oom": self.oom,
+            "last_lines": list(self.last_lines),
+        }
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Json]) -> Failure:
+        """Return the failure that another host told of."""
+        return cls(
+            name=found["class"],
+            message=found["message"],
+            phase=found["phase"],
+            status=found["exit"],
+            signal=found["signal"],
+            file=found["file"],
+            line=found["line"],
+            rank=found["rank"],
+            host=found["host"],
+            oom=found["oom"],
+            last_lines=tuple(found["last_lines"]),
+        )
+
     def document(self) -> str:
         """Return the JSON of ``output/data/failure.json``."""
-        return json.dumps(
-            {
-                "class": self.name,
-                "message": self.message,
-                "phase": self.phase,
-                "exit": self.status,
-                "signal": self.signal,
-                "file": self.file,
-                "line": self.line,
-                "rank": self.rank,
-                "host": self.host,
-                "oom": self.oom,
-                "last_lines": list(self.last_lines),
-            },
-            indent=1,
-        )
+        return json.dumps(self.as_dict(), indent=1)
 
 
 def _clip(text: str, length: int) -> str:

@@ -42,7 +42,7 @@ class Sink:
         self.lost_bytes = 0
         self.moved_bytes = 0
 
-    def write(self, data: memoryview) -> None:
+    def write(self, data: bytes | memoryview) -> None:
         """Write all of ``data``, however long that takes; a sink that is gone swallows it."""
         with self._lock:
             self._write(data)
@@ -111,7 +111,9 @@ def open_sinks(stdout: int = 1, stderr: int = 2) -> tuple[Sink, Sink]:
 class Relay:
     """A thread that carries one stream until its end, keeping the last ``TAIL_BYTES``."""
 
-    def __init__(self, sink: Sink | None, name: str) -> None:
+    def __init__(self, sink: Sink | None, name: str, prefix: bytes = b"") -> None:
+        """With a ``prefix``, each line is passed on whole and begins with it."""
+        self._prefix = prefix
         self._source, self.writer = os.pipe()
         try:
             fcntl.fcntl(self._source, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -174,12 +176,14 @@ class Relay:
                 self._keep(view[held : held + count])
                 end = held + count
                 # A full buffer is cut at the end of a line; what there is now is passed on at once.
-                cut = buffer.rfind(b"\n", 0, end) + 1 if end == PIPE_BYTES else end
-                cut = cut or end
+                full = end == PIPE_BYTES
+                cut = buffer.rfind(b"\n", 0, end) + 1 if full or self._prefix else end
+                if full:
+                    cut = cut or end
                 self._pass_on(view[:cut])
                 held = end - cut
                 view[:held] = view[cut:end]
-                if held and not poll.poll(0):  # no more is coming for now
+                if held and not self._prefix and not poll.poll(0):  # no more is coming for now
                     self._pass_on(view[:held])
                     held = 0
             self._pass_on(view[:held])
@@ -189,10 +193,14 @@ class Relay:
             os.close(self._source)
 
     def _pass_on(self, data: memoryview) -> None:
-        if self._sink:
+        if self._sink and data:
             self._writing = True
-            self._sink.write(data)
+            self._sink.write(self._marked(data) if self._prefix else data)
             self._writing = False
+
+    def _marked(self, data: memoryview) -> bytes:
+        lines = bytes(data).removesuffix(b"\n")
+        return self._prefix + lines.replace(b"\n", b"\n" + self._prefix) + b"\n"
 
     def _keep(self, data: memoryview) -> None:
         self._tail += data[-TAIL_BYTES:]

@@ -8,24 +8,27 @@ import os
 import shlex
 import signal
 import sys
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 
-from sm_runtime import artifacts, channels, environ, hardware, install, ownership, source
+from sm_runtime import artifacts, environ, hardware, install, ownership, source, sync
 from sm_runtime.configure import configure, paths_of
 from sm_runtime.errors import ConfigError, JobError
+from sm_runtime.inputs import Inputs
 from sm_runtime.launch import distribution
-from sm_runtime.model import Command, Ended, Hardware, Job
+from sm_runtime.model import Command, Hardware, Job
 from sm_runtime.redact import Mask
 from sm_runtime.report import Report
 from sm_runtime.running import Limits
+from sm_runtime.saved import summary_lines
 from sm_runtime.supervise import Supervisor
+from sm_runtime.timeline import Timeline
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
+    from sm_runtime.distributed import Session
     from sm_runtime.failure import Failure
     from sm_runtime.installer import Run
+    from sm_runtime.model import Ended
 
 log = logging.getLogger(__name__)
 
@@ -39,133 +42,194 @@ class StoppedError(JobError):
     status = 143
 
 
-class Timeline:
-    """How long each phase of the job took."""
-
-    def __init__(self) -> None:
-        self._phases: list[tuple[str, float]] = []
-        self._started = time.monotonic()
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Time what is done inside as the phase ``name``."""
-        begun = time.monotonic()
-        try:
-            yield
-        finally:
-            self._phases.append((name, time.monotonic() - begun))
-
-    def __str__(self) -> str:
-        total = time.monotonic() - self._started
-        phases = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self._phases)
-        return f"{phases}; total {_duration(total)}"
-
-
 def train(variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> int:
     """Run the job that ``variables`` and the files below the base folder describe.
 
     Returns the exit status: the script's own where it failed, and 0 only when the script succeeded
     and everything that belongs to the job was saved.
     """
-    timeline = Timeline()
-    report = Report(paths_of(variables))
-    job: Job | None = None
-    ended: Ended | None = None
-    devices = Hardware(cpus=1)
-    started = False
-    try:
-        with timeline.phase("config"):
-            report.prepare()
-            job = configure(variables, mask)
-            artifacts.check(job)
-            if problems := distribution.problems(job):
-                raise ConfigError(problems)
-        command, devices = _prepare(job, variables, supervisor, mask, timeline)
-        _check_stop(supervisor)
-        with timeline.phase("train"):
-            started = True
-            ended = supervisor.run(
-                command,
-                _limits(job),
-                keep_stacks=lambda stacks: report.keep_stacks(stacks, mask),
-            )
-        host = job.cluster.current_host
-        failed = None if ended.ok else _why(ended, command.cwd, host, mask)
-    except Exception as error:
-        if not started and (stopped := _stopped(supervisor)):
-            log.info("%s", error)
-            failed = _failure(stopped, job, mask)
-        else:
-            failed = _failure(error, job, mask)
-    # The status is decided here: from now on it can only turn from success to failure.
-    if failed:
-        _report(failed, report, mask)
-    elif ended and ended.stopped_by:
-        log.info("the script ended well after it was stopped by %s", ended.stopped_by)
-    if job and ended:
-        try:
-            _save(job, devices, timeline)
-            if not failed:
-                report.succeeded()
-        except Exception as error:
-            late = _failure(error, job, mask)
-            if failed:
-                log.error("%s", late.headline())
-            else:
-                failed = late
-                _report(failed, report, mask)
-    if job:
-        ownership.hand_over(job)
-    log.info("timeline: %s", timeline)
-    log.info("Reporting training %s", "FAILURE" if failed else "SUCCESS")
-    return failed.status if failed else 0
+    return _Attempt(variables, supervisor, mask).run()
 
 
-def _prepare(
-    job: Job,
-    variables: Mapping[str, str],
-    supervisor: Supervisor,
-    mask: Mask,
-    timeline: Timeline,
-) -> tuple[Command, Hardware]:
-    """Do all that comes before the script's start, and return how to start it."""
-    _check_stop(supervisor)
-    with timeline.phase("download"):
-        channels.prepare(job)
-    with timeline.phase("code"):
-        code = source.fetch(job, variables)
-    _warn(code.warnings)
-    _check_stop(supervisor)
-    with timeline.phase("install"):
-        installed = install.install(job, code, variables, sys.executable, _captured(supervisor))
-    log.info("%s", installed.summary)
-    with timeline.phase("launch"):
+class _Attempt:
+    """One attempt at a job: what its phases leave for each other."""
+
+    def __init__(self, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask) -> None:
+        self.variables, self.supervisor, self.mask = variables, supervisor, mask
+        self.timeline = Timeline()
+        self.report = Report(paths_of(variables))
+        self.job: Job | None = None
+        self.devices = Hardware(cpus=1)
+        self.session: Session | None = None
+        self.inputs: Inputs | None = None
+        self.started = False
+        """Whether the script has begun, so that there may be something to save."""
+
+    def run(self) -> int:
+        """Do all of it; return the exit status."""
+        failed = self._guarded(self._until_the_end)
+        # The status is decided here: from now on it can only turn from success to failure.
+        if failed and self.session:
+            failed = self.session.agree(failed)
+        if failed:
+            self._tell(failed)
+        if self.started:
+            failed = self._also(failed, self._guarded(self._save))
+        if self.session:
+            failed = self._also(failed, self.session.part(failed))
+            self.session.close()
+        if not failed and self.job:
+            failed = self._also(None, self._guarded(self.report.succeeded))
+        if self.job:
+            ownership.hand_over(self.job)
+        log.info("timeline: %s", self.timeline)
+        log.info("Reporting training %s", "FAILURE" if failed else "SUCCESS")
+        return failed.status if failed else 0
+
+    def _until_the_end(self) -> Failure | None:
+        """Do what comes before the script's end; return why that is a failure, if it is."""
+        with self.timeline.phase("config"):
+            self.report.prepare()
+            job = self.job = configure(self.variables, self.mask)
+            artifacts.check(job, self.variables)
+            sync.check(job, self.variables)
+            plan = distribution.plan(job, self.devices)
+        if plan.kind != distribution.PLAIN:
+            job = self.job = self._join(job)
+        self._check_stop()
+        inputs = Inputs(job, self.variables, self.supervisor, self.timeline, self._fail)
+        with inputs:
+            self.inputs = inputs
+            inputs.fetch()
+            with self.timeline.phase("code"):
+                code = source.fetch(job, self.variables)
+            _warn(code.warnings)
+            self._check_stop()
+            with self.timeline.phase("install"):
+                run = _captured(self.supervisor)
+                installed = install.install(job, code, self.variables, sys.executable, run)
+            log.info("%s", installed.summary)
+            inputs.wait()
+            self._check_stop()
+            if self.session:
+                with self.timeline.phase("wait"):
+                    self.session.meet()
+            with self.timeline.phase("launch"):
+                command = self._command(job, code, installed.environ)
+                inputs.open(self.session.plan.processes_per_host if self.session else 1)
+            with self.timeline.phase("train"):
+                return self._train(job, command)
+
+    def _join(self, job: Job) -> Job:
+        """Begin to look for the other hosts; return the job with what is found out on the way."""
+        from sm_runtime.distributed import Session
+
+        self.devices = hardware.count({**self.variables, **job.environment})
+        plan = distribution.plan(job, self.devices)
+        self.session = Session(job, plan, self.variables, self.supervisor, self.mask)
+        return self.session.job
+
+    def _command(self, job: Job, code: source.Code, installed: Mapping[str, str]) -> Command:
+        """Return how the script is started."""
         if problems := environ.oversized(job):
             raise ConfigError(problems)
-        arguments = environ.arguments(job)
-        argv, extra = _entry(job, code, arguments)
-        variables = {**variables, **installed.environ, **extra}
-        devices = hardware.count({**variables, **job.environment})
+        argv, extra = self._entry(job, code)
+        variables = {**self.variables, **installed, **extra}
+        self.devices = hardware.count({**variables, **job.environment})
         search_path = (*code.search_path, INJECTED)
-        env, warnings = environ.process_environment(job, devices, variables, search_path)
-    _warn(warnings)
-    # Word by word: the quotes that a shell needs would hide a secret from the mask.
-    log.info("Invoking user script in %s: %s", code.directory, shlex.join(map(mask, argv)))
-    folder = code.directory if os.path.isdir(code.directory) else "/"
-    return Command(argv=argv, cwd=folder, env=env), devices
+        env, warnings = environ.process_environment(job, self.devices, variables, search_path)
+        _warn(warnings)
+        # Word by word: the quotes that a shell needs would hide a secret from the mask.
+        shown = shlex.join(map(self.mask, argv))
+        log.info("Invoking user script in %s: %s", code.directory, shown)
+        folder = code.directory if os.path.isdir(code.directory) else "/"
+        return Command(argv=argv, cwd=folder, env=env)
 
+    def _entry(self, job: Job, code: source.Code) -> tuple[tuple[str, ...], dict[str, str]]:
+        """Return the argv to start, and the variables by which a framework finds the script."""
+        arguments = environ.arguments(job)
+        if job.training_module is None:
+            argv = source.entry_command(job, code, arguments, sys.executable)
+            if self.session:
+                argv = self.session.launcher(argv, arguments, self.devices)
+            return argv, {}
+        hook = (sys.executable, "-m", "sm_runtime.framework", job.training_module)
+        if job.program is None:
+            return hook, {}
+        argv = source.entry_command(job, code, arguments, sys.executable)
+        return hook, {"SM_RUNTIME_COMMAND": json.dumps(argv)}
 
-def _entry(
-    job: Job, code: source.Code, arguments: tuple[str, ...]
-) -> tuple[tuple[str, ...], dict[str, str]]:
-    """Return the argv to start, and the variables by which a framework finds the script."""
-    if job.training_module is None:
-        return source.entry_command(job, code, arguments, sys.executable), {}
-    hook = (sys.executable, "-m", "sm_runtime.framework", job.training_module)
-    if job.program is None:
-        return hook, {}
-    argv = source.entry_command(job, code, arguments, sys.executable)
-    return hook, {"SM_RUNTIME_COMMAND": json.dumps(argv)}
+    def _train(self, job: Job, command: Command) -> Failure | None:
+        """Run the script; return why it failed, if it did."""
+
+        def keep_stacks(stacks: bytes) -> None:
+            self.report.keep_stacks(stacks, self.mask)
+
+        self._check_stop()
+        if self.session:
+            failed = self.session.perform(command, _limits(job), keep_stacks)
+            self.started = self.session.started
+            return failed
+        self.started = True
+        ended = self.supervisor.run(command, _limits(job), keep_stacks=keep_stacks)
+        if not ended.ok:
+            return _why(ended, command.cwd, job.cluster.current_host, self.mask)
+        if ended.stopped_by:
+            log.info("the script ended well after it was stopped by %s", ended.stopped_by)
+        return None
+
+    def _save(self) -> Failure | None:
+        """Save what the script has left, and say what is where."""
+        assert self.job and self.inputs
+        with self.timeline.phase("upload"):
+            synced = self.inputs.finish(None)
+            saved = artifacts.save(
+                self.job, threads=self.devices.cpus, environ=self.variables, synced=synced
+            )
+        for line in summary_lines(self.job, saved):
+            log.info("%s", line)
+        return None
+
+    def _guarded(self, action: Callable[[], Failure | None]) -> Failure | None:
+        """Do something; return why that failed, whatever it is."""
+        try:
+            return action()
+        except Exception as error:
+            if not self.started and (stopped := _stopped(self.supervisor)):
+                log.info("%s", error)
+                error = stopped
+            return _failure(error, self.job, self.mask)
+
+    def _also(self, failed: Failure | None, late: Failure | None) -> Failure | None:
+        """Return the reason of the failure, where something more may have failed."""
+        if late is None or failed == late:
+            return failed
+        if failed:
+            log.error("%s", late.headline())
+            return failed
+        self._tell(late)
+        return late
+
+    def _tell(self, failed: Failure) -> None:
+        """Log why the job failed and leave it in the output folder."""
+        for line in failed.last_lines if failed.phase == "config" else ():
+            log.error("%s", line)
+        log.error("%s", failed.headline())
+        try:
+            self.report.failed(failed, self.mask)
+        except Exception as error:  # nothing may turn a failure into anything else
+            log.error("the failure cannot be reported: %s", error)
+
+    def _fail(self, reason: str) -> None:
+        """Have the script stop, from any thread: its data is not all that it takes it for."""
+        if self.session:
+            self.session.fail(reason)
+        else:
+            self.supervisor.ask(reason)
+
+    def _check_stop(self) -> None:
+        if error := _stopped(self.supervisor):
+            raise error
 
 
 def _limits(job: Job) -> Limits:
@@ -179,14 +243,6 @@ def _limits(job: Job) -> Limits:
         silence_fails=options.silence_fails,
         stop_signal=signal.Signals[f"SIG{options.stop_signal}"],
     )
-
-
-def _save(job: Job, devices: Hardware, timeline: Timeline) -> None:
-    """Save the artifacts and say what is where."""
-    with timeline.phase("upload"):
-        saved = artifacts.save(job, threads=devices.cpus)
-    for line in artifacts.summary_lines(job, saved):
-        log.info("%s", line)
 
 
 def _why(ended: Ended, code: str, host: str, mask: Mask) -> Failure:
@@ -214,17 +270,6 @@ def _failure(error: Exception, job: Job | None, mask: Mask) -> Failure:
     return failure.of_error(error, job.cluster.current_host if job else None, mask)
 
 
-def _report(failed: Failure, report: Report, mask: Mask) -> None:
-    """Log why the job failed and leave it in the output folder."""
-    for line in failed.last_lines if failed.phase == "config" else ():
-        log.error("%s", line)
-    log.error("%s", failed.headline())
-    try:
-        report.failed(failed, mask)
-    except Exception as error:  # nothing may turn a failure into anything else
-        log.error("the failure cannot be reported: %s", error)
-
-
 def _captured(supervisor: Supervisor) -> Run:
     """Return how the installer is run: as a child of the supervisor, its output kept."""
 
@@ -242,15 +287,6 @@ def _stopped(supervisor: Supervisor) -> StoppedError | None:
     return StoppedError(f"stopped by {reason} before the script started") if reason else None
 
 
-def _check_stop(supervisor: Supervisor) -> None:
-    if error := _stopped(supervisor):
-        raise error
-
-
 def _warn(texts: tuple[str, ...]) -> None:
     for text in texts:
         log.warning("%s", text)
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

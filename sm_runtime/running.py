@@ -10,8 +10,9 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 
-from sm_runtime import processes
+from sm_runtime import cgroup, processes
 from sm_runtime.frozen import dataclass
+from sm_runtime.model import Ended
 from sm_runtime.relay import Relay
 
 log = logging.getLogger(__name__)
@@ -56,7 +57,14 @@ class Running:
         relays: tuple[Relay, Relay],
         offspring: Callable[[], list[int]],
         keep_stacks: Callable[[bytes], None] | None,
+        oom_kills: int = 0,
     ) -> None:
+        self.name = "the script"
+        self.passes_signals = True
+        """Whether it is given the signals that we are given."""
+        self.ended_by_us = False
+        """Whether it was ended for the sake of others, so that its status means nothing."""
+        self._oom_kills = oom_kills
         self.pid = process.pid
         self.process = process
         self.status: int | None = None
@@ -99,8 +107,36 @@ class Running:
         if again:
             return
         self.stopped_by, self._stop_number = reason, number
-        self._kill_at = time.monotonic() + self._limits.grace_seconds
-        log.warning("%s: asked the script to stop, %g s left", reason, self._limits.grace_seconds)
+        grace = self._limits.grace_seconds
+        self._kill_at = time.monotonic() + grace
+        log.warning("%s: asked %s to stop, %g s left", reason, self.name, grace)
+
+    def end(self, seconds: float) -> None:
+        """Ask the process group to end, for another's sake, and kill it after ``seconds``."""
+        self.send_group(signal.SIGTERM)
+        self.send_group(signal.SIGCONT)
+        soon = time.monotonic() + seconds
+        self._kill_at = soon if self._kill_at is None else min(soon, self._kill_at)
+        self.ended_by_us = True
+
+    def finish(self, stall_seconds: float) -> Ended:
+        """Wait for the last of the output, and say how the process ended."""
+        for relay in set(self._relays):
+            if not relay.finish(stall_seconds):
+                log.warning("the end of the output is lost: nobody reads it")
+        self.collect_stacks()
+        assert self.status is not None
+        return Ended(
+            status=self.shell_status(),
+            signal=-self.status if self.status < 0 else None,
+            stopped_by=self.stopped_by,
+            killed=self.killed,
+            oom_kills=max(0, cgroup.oom_kills() - self._oom_kills),
+            memory_limit_bytes=cgroup.memory_limit(),
+            seconds=time.monotonic() - self.started,
+            tail=self._relays[1].tail,
+            stdout_tail=self._relays[0].tail,
+        )
 
     def offer(self, number: signal.Signals) -> None:
         """Send a signal to each process of the user's that has a handler for it."""
@@ -148,7 +184,7 @@ class Running:
             self._kill_at = now + VANISH_SECONDS
             self.send_group(signal.SIGKILL)
             processes.send(self._offspring(), signal.SIGKILL)
-            log.warning("killed the script: it did not stop in time")
+            log.warning("killed %s: it did not stop in time", self.name)
 
     def shell_status(self) -> int:
         """Return the status as a shell gives it; what we had to kill counts as stopped."""

@@ -1,5 +1,8 @@
 """Runs processes: starts them, passes on signals, ends what they leave behind, says how they ended.
 
+What is run is a ``Play``: one process and its end, or several that begin and end as the hosts of a
+job agree.
+
 One loop in the main thread waits for signals and for deadlines; the relays carry the output in
 threads of their own, so that a stalled log never delays a signal. The loop is the only place that
 reaps children: ``waitpid(-1)`` beside any other waiting would lose a status.
@@ -13,8 +16,9 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterable
+from contextlib import ExitStack, suppress
+from functools import partial
 from types import FrameType
 
 from sm_runtime import cgroup, processes
@@ -31,6 +35,63 @@ STALL_SECONDS = 30.0
 """How long the last output may be stuck, the script gone, before the rest of it is given up."""
 
 
+class Play:
+    """What is run: it starts processes on its stage, and says when all is over."""
+
+    leftover_seconds = 1.0
+    """From the end to SIGKILL for what the processes left behind."""
+
+    def begin(self, stage: Supervisor) -> None:
+        """Start the first processes."""
+
+    def over(self) -> bool:
+        """Whether nothing more is to be waited for."""
+        raise NotImplementedError
+
+    def files(self) -> Iterable[int]:
+        """Return the descriptors that ``step`` wants to read from."""
+        return ()
+
+    def seconds(self) -> float | None:
+        """Return the seconds until ``step`` has something to do; None: never."""
+        return None
+
+    def ended(self, run: Running) -> None:
+        """Take notice of the end of one of the processes."""
+
+    def step(self) -> None:
+        """Do what is due, on whatever occasion."""
+
+
+class _Solo(Play):
+    """One process, and its end is the end."""
+
+    def __init__(
+        self,
+        command: Command,
+        limits: Limits,
+        relays: tuple[Relay, Relay],
+        keep_stacks: Callable[[bytes], None] | None,
+    ) -> None:
+        self._start = (command, limits, relays, keep_stacks)
+        self.leftover_seconds = limits.leftover_seconds
+        self.run: Running | None = None
+
+    def begin(self, stage: Supervisor) -> None:
+        command, limits, relays, keep_stacks = self._start
+        self._stage = stage
+        self.run = stage.start(command, limits, relays, keep_stacks, owns_all=True)
+        self.step()
+
+    def over(self) -> bool:
+        return self.run is not None and self.run.status is not None
+
+    def step(self) -> None:
+        reason = self._stage.stopped_by
+        if reason and self.run and self.run.status is None and self.run.stopped_by is None:
+            self.run.stop(reason, signal.SIGTERM)
+
+
 class Supervisor:
     """Owns the signals and the children of this process, as a context manager.
 
@@ -40,19 +101,21 @@ class Supervisor:
 
     def __init__(self, out: Sink | None, err: Sink | None) -> None:
         self.stopped_by: str | None = None
-        self._out, self._err = out, err
+        self.out, self.err = out, err
         self._undo = ExitStack()
-        self._wakeup = -1
+        self._wakeup = self._waker = -1
         self._others: frozenset[int] = frozenset()
+        self._runs: dict[int, Running] = {}
+        self._actions: list[Callable[[], None]] = []
 
     def __enter__(self) -> Supervisor:
         processes.become_subreaper()
         # What an entry point started before us is none of the script's: it is left alone.
         self._others = frozenset(processes.descendants(os.getpid()))
-        self._wakeup, writer = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
+        self._wakeup, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._undo.callback(os.close, self._wakeup)
-        self._undo.callback(os.close, writer)
-        self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(writer))
+        self._undo.callback(os.close, self._waker)
+        self._undo.callback(signal.set_wakeup_fd, signal.set_wakeup_fd(self._waker))
         ours = (*STOPPING, *PASSED, *OFFERED, signal.SIGCHLD)
         for number in ours:
             if number in IGNORABLE and signal.getsignal(number) == signal.SIG_IGN:
@@ -73,6 +136,25 @@ class Supervisor:
         if number in STOPPING and self.stopped_by is None:
             self.stopped_by = signal.Signals(number).name
 
+    def ask(self, reason: str) -> None:
+        """Ask for a stop, from any thread."""
+        if self.stopped_by is None:
+            self.stopped_by = reason
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the loop look at what has changed, from any thread."""
+        with suppress(OSError):  # full: it wakes anyway; closed: it is no more
+            os.write(self._waker, b"\0")
+
+    def when_stopped(self, action: Callable[[], None]) -> None:
+        """Have ``action`` done when a signal asks for a stop while processes run."""
+        self._actions.append(action)
+
+    def adopt(self, pid: int) -> None:
+        """Leave a process of ours, and what descends from it, alone when a script's are ended."""
+        self._others |= {pid}
+
     def run(
         self,
         command: Command,
@@ -85,60 +167,104 @@ class Supervisor:
         ``keep_stacks`` is given the stacks that SIGUSR1 had the user's Python processes write.
         Raises LaunchError when it cannot be started.
         """
-        relays = (Relay(self._out, "stdout"), Relay(self._err, "stderr"))
-        return self._supervise(command, limits, relays, keep_stacks)
+        relays = (Relay(self.out, "stdout"), Relay(self.err, "stderr"))
+        return self._solo(_Solo(command, limits, relays, keep_stacks))
 
     def capture(self, command: Command, limits: Limits) -> Ended:
         """Run ``command`` as ``run`` does, its output kept out of ours; ``tail`` has its end."""
         relay = Relay(None, command.name)
-        return self._supervise(command, limits, (relay, relay), None)
+        return self._solo(_Solo(command, limits, (relay, relay), None))
 
-    def _supervise(
+    def _solo(self, solo: _Solo) -> Ended:
+        self.conduct(solo)
+        assert solo.run is not None
+        ended = solo.run.finish(STALL_SECONDS)
+        self.tell_losses()
+        if solo.run.stopped_by:
+            self.stopped_by = solo.run.stopped_by
+        return ended
+
+    def conduct(self, play: Play) -> None:
+        """Run a play to its end, and leave none of its processes behind."""
+        try:
+            play.begin(self)
+            while not play.over():
+                for number in self._wait(self._seconds(play), play.files()):
+                    if number:  # 0: only to wake us
+                        self._take(signal.Signals(number), play)
+                self._meet(play)
+        finally:  # also where we fail ourselves: nothing may go on unsupervised
+            self._sweep(play.leftover_seconds)
+            self._runs.clear()
+
+    def start(
         self,
         command: Command,
         limits: Limits,
         relays: tuple[Relay, Relay],
-        keep_stacks: Callable[[bytes], None] | None,
-    ) -> Ended:
+        keep_stacks: Callable[[bytes], None] | None = None,
+        *,
+        owns_all: bool = False,
+    ) -> Running:
+        """Start a process; all that descends from us counts as its own where it ``owns_all``.
+
+        Raises LaunchError when it cannot be started.
+        """
         oom_kills = cgroup.oom_kills()
-        run: Running | None = None
-        try:
-            process = _spawn(command, relays)
-            run = Running(process, limits, relays, self._offspring, keep_stacks)
-            if self.stopped_by:
-                run.stop(self.stopped_by, signal.SIGTERM)
-            while run.status is None:
-                for number in self._wait(run.seconds_to_deadline()):
-                    run.take(signal.Signals(number))
-                _reap(run)
-                run.meet_deadlines()
-        finally:  # also where we fail ourselves: nothing may go on unsupervised
-            self._sweep(run, limits.leftover_seconds)
-        for relay in set(relays):
-            if not relay.finish(STALL_SECONDS):
-                log.warning("the end of the output is lost: nobody reads it")
-        for sink in {self._out, self._err} - {None}:
+        process = _spawn(command, relays)
+        offspring = self._offspring if owns_all else partial(_tree, process.pid)
+        run = Running(process, limits, relays, offspring, keep_stacks, oom_kills)
+        self._runs[run.pid] = run
+        return run
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
+        """Wait, between two processes, until a thread of ours has brought about ``condition``.
+
+        The thread has to ``wake`` us. False when ``seconds`` are over.
+        """
+        deadline = None if seconds is None else time.monotonic() + seconds
+        while not condition():
+            left = None if deadline is None else deadline - time.monotonic()
+            if left is not None and left <= 0:
+                return False
+            self._wait(left)
+        return True
+
+    def tell_losses(self) -> None:
+        """Say what of the output or the log could not be written."""
+        for sink in {self.out, self.err} - {None}:
             if sink is not None and (lost := sink.lost()):
                 log.warning("%s of the output or the log could not be written", lost)
-        run.collect_stacks()
-        if run.stopped_by:
-            self.stopped_by = run.stopped_by
-        return Ended(
-            status=run.shell_status(),
-            signal=-run.status if run.status < 0 else None,
-            stopped_by=run.stopped_by,
-            killed=run.killed,
-            oom_kills=max(0, cgroup.oom_kills() - oom_kills),
-            memory_limit_bytes=cgroup.memory_limit(),
-            seconds=time.monotonic() - run.started,
-            tail=relays[1].tail,
-            stdout_tail=relays[0].tail,
-        )
 
-    def _wait(self, seconds: float | None) -> bytes:
-        """Wait for signals, ``seconds`` at most, and return their numbers."""
+    def _take(self, number: signal.Signals, play: Play) -> None:
+        for run in list(self._runs.values()):
+            if run.status is None and run.passes_signals:
+                run.take(number)
+        for action in self._actions if number in STOPPING else ():
+            action()
+
+    def _meet(self, play: Play) -> None:
+        """Take note of what has ended, and do what is due."""
+        for pid, status in _reap():
+            if run := self._runs.get(pid):
+                run.status = run.process.returncode = os.waitstatus_to_exitcode(status)
+                play.ended(run)
+        for run in list(self._runs.values()):
+            if run.status is None:
+                run.meet_deadlines()
+        play.step()
+
+    def _seconds(self, play: Play) -> float | None:
+        times = [r.seconds_to_deadline() for r in self._runs.values() if r.status is None]
+        found = [t for t in (*times, play.seconds()) if t is not None]
+        return min(found) if found else None
+
+    def _wait(self, seconds: float | None, files: Iterable[int] = ()) -> bytes:
+        """Wait, ``seconds`` at most, for signals, whose numbers are returned, or for ``files``."""
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
+        for file in files:
+            poll.register(file, select.POLLIN)
         # An hour at most: the kernel counts milliseconds in an int, and a limit may be 28 days.
         poll.poll(None if seconds is None else min(max(0.0, seconds), 3600.0) * 1000)
         try:
@@ -149,31 +275,35 @@ class Supervisor:
     def _offspring(self) -> list[int]:
         return processes.descendants(os.getpid(), self._others)
 
-    def _sweep(self, run: Running | None, seconds: float) -> None:
-        """End every process that the script left behind: SIGTERM, ``seconds``, SIGKILL."""
+    def _sweep(self, seconds: float) -> None:
+        """End every process that was left behind: SIGTERM, ``seconds``, SIGKILL."""
         left = self._offspring()
         if not left:
             return
-        names = ", ".join(f"{processes.command_line(pid)} (pid {pid})" for pid in left[:5])
-        self._end(run, left, signal.SIGTERM)
-        if not self._gone(run, time.monotonic() + seconds, kill=False):
-            self._gone(run, time.monotonic() + VANISH_SECONDS, kill=True)
-        log.warning("ended %d leftover process%s: %s", len(left), "es"[: len(left) * 2 - 2], names)
+        named = [f"{name} (pid {pid})" for pid in left if (name := processes.command_line(pid))]
+        self._end(left, signal.SIGTERM)
+        if not self._gone(time.monotonic() + seconds, kill=False):
+            self._gone(time.monotonic() + VANISH_SECONDS, kill=True)
+        if named:  # the others were about to end by themselves
+            more = "es"[: len(named) * 2 - 2]
+            log.warning("ended %d leftover process%s: %s", len(named), more, ", ".join(named[:5]))
 
-    def _end(self, run: Running | None, pids: list[int], number: signal.Signals) -> None:
-        if run is not None:  # the kernel sees all of the group at once, however fast it forks
+    def _end(self, pids: list[int], number: signal.Signals) -> None:
+        for run in self._runs.values():  # the kernel sees all of a group at once, however it forks
             run.send_group(number)
         processes.send(pids, number)
 
-    def _gone(self, run: Running | None, deadline: float, *, kill: bool) -> bool:
-        """Reap, and kill, until none of the script's processes is left or the deadline has come."""
+    def _gone(self, deadline: float, *, kill: bool) -> bool:
+        """Reap, and kill, until none of the processes is left or the deadline has come."""
         while True:
-            _reap(run)
+            for pid, status in _reap():
+                if run := self._runs.get(pid):
+                    run.status = run.process.returncode = os.waitstatus_to_exitcode(status)
             offspring = self._offspring()
             if not offspring:
                 return True
             if kill:
-                self._end(run, offspring, signal.SIGKILL)
+                self._end(offspring, signal.SIGKILL)
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
@@ -203,14 +333,18 @@ def _spawn(command: Command, relays: tuple[Relay, Relay]) -> subprocess.Popen[by
     return process
 
 
-def _reap(run: Running | None) -> None:
-    """Take the status of every child that has ended, orphans of the script's included."""
+def _reap() -> list[tuple[int, int]]:
+    """Return the pid and the status of every child that has ended, orphans included."""
+    found: list[tuple[int, int]] = []
     while True:
         try:
             pid, status = os.waitpid(-1, os.WNOHANG)
         except ChildProcessError:
-            return
+            return found
         if pid == 0:
-            return
-        if run is not None and pid == run.pid:
-            run.status = run.process.returncode = os.waitstatus_to_exitcode(status)
+            return found
+        found.append((pid, status))
+
+
+def _tree(pid: int) -> list[int]:
+    return [pid, *processes.descendants(pid)]

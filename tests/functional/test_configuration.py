@@ -186,22 +186,14 @@ def test_a_key_that_cannot_be_encoded_is_a_problem(base: Base, command: str) -> 
         assert base.failure().startswith("ConfigError: ")
 
 
-PS, MPI = "sagemaker_parameter_server_enabled", "sagemaker_mpi_enabled"
-
-
-@pytest.mark.parametrize(
-    ("key", "hosts", "status"), [(MPI, ["a"], 1), (PS, ["a"], 0), (PS, ["a", "b"], 1)]
-)
 @pytest.mark.parametrize("command", ["train", "check"])
-def test_a_distribution_that_is_not_there_is_refused(
-    base: Base, key: str, hosts: list[str], status: int, command: str
-) -> None:
-    base.write("input/config/resourceconfig.json", {"current_host": "a", "hosts": hosts})
+def test_a_distribution_that_is_proprietary_is_refused(base: Base, command: str) -> None:
+    key = "sagemaker_distributed_dataparallel_enabled"
     base.hyperparameters(**{key: "true"})
     result = base.script("print('ran')").run(command, command=RUNTIME)
-    assert result.status == status, result.log
-    assert (key in result.out.decode() + result.log) == bool(status)
-    assert (b"ran\n" in result.out) == (command == "train" and not status)
+    assert result.status == 1, result.log
+    assert key in result.out.decode() + result.log
+    assert b"ran\n" not in result.out
 
 
 def test_the_quota_of_the_cgroup_limits_the_cpus(base: Base) -> None:

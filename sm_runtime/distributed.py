@@ -1,0 +1,315 @@
+"""A distributed job as one of its hosts sees it: who else takes part, and what is run here."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+
+from sm_runtime.ensemble import Ensemble, Terms
+from sm_runtime.errors import ConfigError, JobError, LaunchError
+from sm_runtime.failure import Failure
+from sm_runtime.frozen import replace
+from sm_runtime.launch import commands, distribution
+from sm_runtime.launch.distribution import Plan, Role
+from sm_runtime.link import common, network
+from sm_runtime.link.alone import Alone
+from sm_runtime.link.leader import Leader
+from sm_runtime.link.network import Interface
+from sm_runtime.link.worker import Worker
+from sm_runtime.model import Command, Hardware, Job
+from sm_runtime.redact import Mask
+from sm_runtime.running import Limits
+from sm_runtime.supervise import Supervisor
+
+log = logging.getLogger(__name__)
+
+SECRET = "SM_RUNTIME_CLUSTER_SECRET"
+SECRET_BYTES = 16
+"""The least length of a secret: what is shorter can be guessed."""
+TELL_SECONDS = 10.0
+"""How long a host that has failed tries to tell those that have not come yet."""
+LEAVE_SECONDS = 1.0
+"""How long the leader stays for the others to leave first."""
+WORKERS_SECONDS = 2.5
+"""How long the scripts of other hosts may go on when the leader's has ended well."""
+
+_VERSION = re.compile(rb"mpirun \(Open MPI\) (\S+)")
+
+
+class AgreedError(JobError):
+    """The job has failed, on this host or another: ``failure`` is what all hosts say."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Session:
+    """This host's part in a distributed job, from its configuration to its last word."""
+
+    def __init__(
+        self, job: Job, plan: Plan, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
+    ) -> None:
+        self.plan, self._supervisor, self._mask = plan, supervisor, mask
+        self.started = False
+        """Whether a script has begun."""
+        alone = len(plan.hosts) == 1
+        self._interface = _interface(job, plan)
+        if self._interface.reason:
+            log.info("network: %s", self._interface.text)
+        self.job = replace(
+            job, cluster=replace(job.cluster, network_interface=self._interface.name)
+        )
+        versions = (
+            {} if alone or plan.kind != distribution.MPI else {"Open MPI": self._mpi(variables)}
+        )
+        terms = common.Terms(
+            cluster=job.cluster,
+            hosts=plan.hosts,
+            job_name=job.name or "",
+            kind=plan.kind,
+            versions=versions,
+            secret=secret(variables),
+            port=job.options.cluster_port,
+            wait_seconds=job.options.peer_wait_seconds,
+            silence_seconds=job.options.peer_silence_seconds,
+            linger_seconds=_linger(plan),
+        )
+        self._preparing = True
+        self.link: common.Link
+        if alone:
+            self.link = Alone(terms, self._heard)
+        elif plan.is_leader:
+            self.link = Leader(terms, self._heard, self._interface.address)
+        else:
+            self.link = Worker(terms, self._heard)
+        self.link.start()
+
+    def meet(self) -> None:
+        """Wait until every host could start; raises AgreedError, or StoppedError's equal."""
+        purposes = self.plan.ports
+        ports = network.free_ports(self._interface.address, purposes.values())
+        self.link.ready(dict(zip(purposes, ports, strict=True)))
+        notice = common.Notice()
+
+        def met() -> bool:
+            if self.link.waiting and notice.due() and not self.plan.is_leader:
+                log.info("waiting for %s (%.0f s)", self.link.waiting, notice.seconds)
+            return bool(self.link.going or self.link.failure or self._supervisor.stopped_by)
+
+        while not self._supervisor.wait_until(met, common.NOTICE_SECONDS):
+            pass
+        if self.link.failure:
+            raise AgreedError(self.link.failure)
+        self._preparing = False
+
+    def perform(
+        self,
+        script: Command,
+        limits: Limits,
+        keep_stacks: Callable[[bytes], None],
+    ) -> Failure | None:
+        """Run this host's part to the end of the whole; return why the job failed, if it did."""
+        host = self.job.cluster.current_host
+        terms = Terms(host=host, limits=limits, mask=self._mask, keep_stacks=keep_stacks)
+        env = {n: value for n, value in script.env.items() if not n.startswith(SECRET)}
+        script = replace(script, env=env)
+        if self.plan.kind == distribution.MPI:
+            return self._perform_mpi(self._role(script, Role(name=distribution.SCRIPT)), terms)
+        by_name: dict[str, list[Command]] = {}
+        for role in self.plan.roles:
+            by_name.setdefault(role.name, []).append(self._role(script, role))
+        services = by_name.get(distribution.SERVER, ())
+        return self._conduct(Ensemble(self.link, terms, by_name[distribution.SCRIPT], services))
+
+    def launcher(
+        self, program: tuple[str, ...], arguments: tuple[str, ...], devices: Hardware
+    ) -> tuple[str, ...]:
+        """Return the argument vector of what starts ``program``, where that is not done here."""
+        return commands.script(
+            self.job,
+            self.plan,
+            program,
+            arguments,
+            devices,
+            sys.executable,
+            ports=self._ports(),
+            has_torchrun=shutil.which("torchrun") is not None,
+        )
+
+    def fail(self, reason: str) -> None:
+        """Have every host end: this one's data is not all that its script takes it for."""
+        host = self.job.cluster.current_host
+        found = Failure(name="DataError", message=reason, phase="download", status=1, host=host)
+        self.link.failed(found, common.LOST_WEIGHT)
+
+    def agree(self, failure: Failure) -> Failure:
+        """Tell the other hosts that this one failed; return what all say is the reason."""
+        self._preparing = False
+        link = self.link
+        link.failed(failure)
+        self._supervisor.wait_until(lambda: bool(link.failure or link.farewell), TELL_SECONDS)
+        return link.failure or failure
+
+    def part(self, failure: Failure | None) -> Failure | None:
+        """Wait until no host has anything left to do; return why the job failed, if it did."""
+        link = self.link
+        if failure and link.failure is None and link.going:
+            failure = self.agree(failure)
+        link.done()
+        limit = TELL_SECONDS if failure else None
+        self._supervisor.wait_until(lambda: link.farewell, limit)
+        if self.plan.is_leader and link.farewell:
+            self._supervisor.wait_until(lambda: link.everybody_left, LEAVE_SECONDS)
+        return failure or link.failure
+
+    def close(self) -> None:
+        """Close every socket of the link."""
+        self.link.close()
+
+    def _heard(self) -> None:
+        """Have the main thread look: before the start it stops at whatever another host reports."""
+        if self._preparing and self.link.failure:
+            self._supervisor.ask(self.link.failure.headline())
+        elif self._preparing and self.link.stop:
+            self._supervisor.ask(self.link.stop)
+        else:
+            self._supervisor.wake()
+
+    def _conduct(self, ensemble: Ensemble) -> Failure | None:
+        try:
+            self._supervisor.conduct(ensemble)
+        finally:
+            self.started = ensemble.started
+            self._supervisor.tell_losses()
+        return ensemble.outcome
+
+    def _perform_mpi(self, script: Command, terms: Terms) -> Failure | None:
+        from sm_runtime.door import Door
+        from sm_runtime.mpi import MpiEnsemble
+
+        door = Door(script.env.get("TMPDIR"))
+        try:
+            mpirun = self._mpirun(script, door.variables) if self.plan.is_leader else None
+            ensemble = MpiEnsemble(
+                self.link,
+                terms,
+                door=door,
+                script=ranked(script),
+                expected=self.plan.processes_per_host,
+                mpirun=mpirun,
+            )
+            return self._conduct(ensemble)
+        finally:
+            door.close()
+
+    def _mpirun(self, script: Command, variables: Mapping[str, str]) -> Command:
+        from sm_runtime.launch import mpirun
+        from sm_runtime.programs import knock
+
+        knocking = (sys.executable, "-S", "-E", os.path.abspath(knock.__file__))
+        launch = mpirun.command(
+            self.job,
+            self.plan,
+            agent=(*knocking, "agent"),
+            interface=self._interface.name,
+            program=(*knocking, "rank"),
+            environ=script.env,
+        )
+        log.info("mpirun: %s", " ".join(map(self._mask, launch.argv)))
+        env = {**script.env, **variables, **launch.environ}
+        return Command(argv=launch.argv, cwd=script.cwd, env=env, name="mpirun")
+
+    def _role(self, script: Command, role: Role) -> Command:
+        """Return the command of a process of this host that has a role of its own."""
+        more = commands.variables(
+            self.job,
+            self.plan,
+            role,
+            script.env,
+            ports=self._ports(),
+            interface=self._interface.name,
+        )
+        env = {**script.env, **more}
+        if role.name == distribution.SCRIPT:
+            return replace(script, env=env)
+        argv = (sys.executable, "-m", "sm_runtime.programs.parameter_server")
+        return Command(argv=argv, cwd=script.cwd, env=env, name="parameter server")
+
+    def _ports(self) -> dict[str, dict[str, int]]:
+        """Return the ports that the hosts have agreed on, by what they are for, and by host."""
+        going = self.link.going or {}
+        ports: Mapping[str, Mapping[str, int]] = going.get("ports", {})
+        return {
+            purpose: {host: ports[host][purpose] for host in self.plan.hosts}
+            for purpose in self.plan.ports
+        }
+
+    def _mpi(self, variables: Mapping[str, str]) -> str:
+        path = shutil.which("mpirun", path=variables.get("PATH"))
+        if path is None:
+            raise LaunchError("sagemaker_mpi_enabled: Open MPI's mpirun is not on PATH")
+        command = Command(argv=(path, "--version"), cwd="/", env=dict(variables), name="mpirun")
+        ended = self._supervisor.capture(command, Limits(grace_seconds=1.0, max_seconds=30.0))
+        found = _VERSION.search(ended.tail)
+        if not found:
+            raise LaunchError(f"sagemaker_mpi_enabled: {path} is not Open MPI's mpirun")
+        return found[1].decode()
+
+
+def join(
+    job: Job, plan: Plan, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
+) -> Session:
+    """Return this host's part in the job, which begins at once to look for the other hosts.
+
+    Raises ConfigError and LaunchError.
+    """
+    return Session(job, plan, variables, supervisor, mask)
+
+
+def ranked(script: Command) -> Command:
+    """Return a script's command so that an uncaught exception ends its process at once."""
+    if script.argv[:1] != (sys.executable,) or script.argv[1:2] == ("-c",):
+        return script
+    argv = (sys.executable, "-m", "sm_runtime.programs.rank", *script.argv[1:])
+    return replace(script, argv=argv)
+
+
+def secret(variables: Mapping[str, str]) -> bytes:
+    """Return the secret of the cluster, empty where there is none; raises ConfigError."""
+    text, path = variables.get(SECRET, ""), variables.get(f"{SECRET}_FILE", "")
+    name = SECRET
+    if path and not text:
+        name = f"{SECRET}_FILE"
+        try:
+            with open(path, encoding="utf-8", errors="surrogateescape") as file:
+                text = file.read(65536).strip()
+        except OSError as error:
+            raise ConfigError(f"environment: {name}: {path}: {error.strerror}") from None
+        if not text:
+            raise ConfigError(f"environment: {name}: {path} is empty")
+    found = text.encode("utf-8", "surrogateescape")
+    if found and len(found) < SECRET_BYTES:
+        raise ConfigError(
+            f"environment: {name}: has {len(found)} bytes, {SECRET_BYTES} are the least"
+        )
+    return found
+
+
+def _interface(job: Job, plan: Plan) -> Interface:
+    try:
+        return network.choose(job.cluster.network_interface, plan.others, plan.host)
+    except LaunchError:
+        if plan.others:
+            raise
+        return Interface(name="lo", address="127.0.0.1")
+
+
+def _linger(plan: Plan) -> float | None:
+    if plan.kind == distribution.MPI or plan.stops_with_leader:
+        return 0.0
+    return WORKERS_SECONDS if plan.waits_for_leader else None

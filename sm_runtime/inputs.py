@@ -1,0 +1,108 @@
+"""The data of a job around its script: fetched before it, fed and synced while it runs.
+
+A job whose data a platform has placed passes through here without importing anything.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
+
+from sm_runtime import channels, sync
+from sm_runtime.model import Job
+from sm_runtime.supervise import Supervisor
+from sm_runtime.timeline import Timeline
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from sm_runtime.saved import Saved
+    from sm_runtime.sync.syncs import Syncs
+
+
+class Inputs:
+    """The channels and the synced folders of one job, as a context manager around its script.
+
+    ``fail`` is told why, from any thread, when a channel fails while the script reads it.
+    """
+
+    def __init__(
+        self,
+        job: Job,
+        variables: Mapping[str, str],
+        supervisor: Supervisor,
+        timeline: Timeline,
+        fail: Callable[[str], None],
+    ) -> None:
+        self._job, self._variables = job, variables
+        self._supervisor, self._timeline, self._fail = supervisor, timeline, fail
+        self._syncs: Syncs | None = sync.open_syncs(job, variables)
+        self._placed = False
+        self._error: BaseException | None = None
+        self._opened = ExitStack()
+
+    def __enter__(self) -> Inputs:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        """End what feeds the channels; raises DataError where a source has failed."""
+        self._opened.close()
+
+    def fetch(self) -> None:
+        """Begin to place the data: in a thread of its own where there is something to fetch."""
+        if self._syncs is None and all(channel.source is None for channel in self._job.channels):
+            self._place()
+            self._raise()
+            return
+        threading.Thread(target=self._place, name="download", daemon=True).start()
+
+    def wait(self) -> None:
+        """Wait until the data is in place; raises what went wrong with it."""
+        self._supervisor.wait_until(lambda: self._placed)
+        self._raise()
+
+    def open(self, ranks: int) -> None:
+        """Begin to feed, mount and sync for a script that runs as ``ranks`` processes here."""
+        job = self._job
+        if any(c.mode == "Pipe" and c.source is not None for c in job.channels):
+            from sm_runtime.channels.pipe import Feeds
+
+            feeds = Feeds(job, self._variables, self._fail, ranks=ranks)
+            self._opened.callback(feeds.close)
+            feeds.start()
+        for pid in self._opened.enter_context(channels.mounted(job, self._variables)):
+            self._supervisor.adopt(pid)
+        if self._syncs is not None:
+            self._syncs.start()
+            self._supervisor.when_stopped(self._syncs.hurry)
+
+    def finish(self, seconds: float | None) -> tuple[Saved, ...]:
+        """Send what is left of the synced folders, the script gone, in ``seconds`` at most."""
+        if self._syncs is None:
+            return ()
+        return self._syncs.finish(seconds, stopped=self._stopped)
+
+    def _place(self) -> None:
+        """Fetch the channels and what was synced by an earlier attempt."""
+        try:
+            with self._timeline.phase("download"):
+                channels.prepare(self._job, self._variables, self._stopped)
+                if self._syncs is not None:
+                    self._syncs.restore(self._stopped)
+        except BaseException as error:
+            self._error = error
+        finally:
+            self._placed = True
+            self._supervisor.wake()
+
+    def _raise(self) -> None:
+        if self._error is not None:
+            error, self._error = self._error, None
+            raise error
+
+    def _stopped(self) -> bool:
+        return self._supervisor.stopped_by is not None

@@ -1,0 +1,1 @@
+"""One authenticated connection between each host of a distributed job and its leader."""

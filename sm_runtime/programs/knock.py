@@ -1,0 +1,34 @@
+"""What Open MPI starts in place of a rank or of a remote shell: it asks the runtime to do it.
+
+``knock.py rank`` has the runtime of this host start the script with the environment that Open MPI
+gave to this process; ``knock.py agent HOST WORD...`` has the runtime of HOST start Open MPI's
+daemon. Either ends as the other one did. Run as a file with ``python -S -E``, and with the bare
+socket module: it is started once for each rank.
+"""
+
+import os
+import sys
+
+import _socket
+
+DOOR = "SM_RUNTIME_DOOR"
+"""The variable that holds the path of the runtime's socket."""
+
+
+def main() -> int:
+    """Say what is wanted, and wait for how it ended."""
+    kind, *words = (os.fsencode(word) for word in sys.argv[1:])
+    path = os.environ.pop(DOOR)
+    if kind == b"rank":
+        cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
+        words = [cpus.encode(), *(b"=".join(pair) for pair in os.environb.items())]
+    body = b"\0".join([kind, *words])
+    door = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    door.connect(path)
+    door.sendall(len(body).to_bytes(4, "big") + body)
+    answer = door.recv(1)
+    return answer[0] if answer else 1
+
+
+if __name__ == "__main__":
+    os._exit(main())

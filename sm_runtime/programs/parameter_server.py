@@ -1,0 +1,33 @@
+"""A parameter server of TensorFlow's, in a process of its own; it uses no GPU.
+
+The variable TF_CONFIG says which one. It serves until it is ended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+
+
+def main() -> int:
+    """Serve."""
+    config = json.loads(os.environ["TF_CONFIG"])
+    try:
+        import tensorflow as tf
+    except ImportError as error:
+        print(f"a parameter server needs TensorFlow: {error}", file=sys.stderr)
+        return 1
+    v1 = tf.compat.v1
+    server = tf.distribute.Server(
+        config["cluster"],
+        job_name=config["task"]["type"],
+        task_index=config["task"]["index"],
+        config=v1.ConfigProto(device_count={"GPU": 0}),
+    )
+    server.join()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
