@@ -93,7 +93,7 @@ class Session:
         """Wait until every host could start; raises AgreedError, or StoppedError's equal."""
         purposes = self.plan.ports
         ports = network.free_ports(self._interface.address, purposes.values())
-        self.link.ready(dict(zip(purposes, ports, strict=True)))
+        self.link.ready(dict(zip(purposes, ports, strict=True)), self._interface.name)
         notice = common.Notice()
 
         def met() -> bool:
@@ -216,13 +216,20 @@ class Session:
             self.job,
             self.plan,
             agent=(*knocking, "agent"),
-            interface=self._interface.name,
+            interface=self._common_interface(),
             program=(*knocking, "rank"),
             environ=script.env,
         )
         log.info("mpirun: %s", " ".join(map(self._mask, launch.argv)))
         env = {**script.env, **variables, **launch.environ}
         return Command(argv=launch.argv, cwd=script.cwd, env=env, name="mpirun")
+
+    def _common_interface(self) -> str:
+        """Return what names the job's network on all hosts: an interface's name, or its address."""
+        name = self._interface.name
+        names = (self.link.going or {}).get("interfaces", {})
+        same = all(other == name for other in names.values())
+        return name if same else network.network_of(name) or name
 
     def _role(self, script: Command, role: Role) -> Command:
         """Return the command of a process of this host that has a role of its own."""

@@ -16,9 +16,10 @@ from sm_runtime.failure import Failure
 from sm_runtime.frozen import dataclass, replace
 from sm_runtime.link.common import Link
 from sm_runtime.model import Command, Ended
+from sm_runtime.play import Play
 from sm_runtime.relay import Relay
 from sm_runtime.running import Limits, Running
-from sm_runtime.supervise import Play, Supervisor
+from sm_runtime.supervise import Supervisor
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:

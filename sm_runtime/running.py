@@ -113,8 +113,9 @@ class Running:
 
     def end(self, seconds: float) -> None:
         """Ask the process group to end, for another's sake, and kill it after ``seconds``."""
-        self.send_group(signal.SIGTERM)
-        self.send_group(signal.SIGCONT)
+        if not (self.stopped_by or self.ended_by_us):  # a second one would end a handler
+            self.send_group(signal.SIGTERM)
+            self.send_group(signal.SIGCONT)
         soon = time.monotonic() + seconds
         self._kill_at = soon if self._kill_at is None else min(soon, self._kill_at)
         self.ended_by_us = True

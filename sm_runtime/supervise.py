@@ -24,6 +24,7 @@ from types import FrameType
 from sm_runtime import cgroup, processes
 from sm_runtime.errors import LaunchError
 from sm_runtime.model import Command, Ended
+from sm_runtime.play import Play, Solo
 from sm_runtime.relay import Relay, Sink
 from sm_runtime.running import OFFERED, PASSED, STOPPING, VANISH_SECONDS, Limits, Running
 
@@ -33,63 +34,6 @@ IGNORABLE = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 """Signals that stay ignored where they were when we started."""
 STALL_SECONDS = 30.0
 """How long the last output may be stuck, the script gone, before the rest of it is given up."""
-
-
-class Play:
-    """What is run: it starts processes on its stage, and says when all is over."""
-
-    leftover_seconds = 1.0
-    """From the end to SIGKILL for what the processes left behind."""
-
-    def begin(self, stage: Supervisor) -> None:
-        """Start the first processes."""
-
-    def over(self) -> bool:
-        """Whether nothing more is to be waited for."""
-        raise NotImplementedError
-
-    def files(self) -> Iterable[int]:
-        """Return the descriptors that ``step`` wants to read from."""
-        return ()
-
-    def seconds(self) -> float | None:
-        """Return the seconds until ``step`` has something to do; None: never."""
-        return None
-
-    def ended(self, run: Running) -> None:
-        """Take notice of the end of one of the processes."""
-
-    def step(self) -> None:
-        """Do what is due, on whatever occasion."""
-
-
-class _Solo(Play):
-    """One process, and its end is the end."""
-
-    def __init__(
-        self,
-        command: Command,
-        limits: Limits,
-        relays: tuple[Relay, Relay],
-        keep_stacks: Callable[[bytes], None] | None,
-    ) -> None:
-        self._start = (command, limits, relays, keep_stacks)
-        self.leftover_seconds = limits.leftover_seconds
-        self.run: Running | None = None
-
-    def begin(self, stage: Supervisor) -> None:
-        command, limits, relays, keep_stacks = self._start
-        self._stage = stage
-        self.run = stage.start(command, limits, relays, keep_stacks, owns_all=True)
-        self.step()
-
-    def over(self) -> bool:
-        return self.run is not None and self.run.status is not None
-
-    def step(self) -> None:
-        reason = self._stage.stopped_by
-        if reason and self.run and self.run.status is None and self.run.stopped_by is None:
-            self.run.stop(reason, signal.SIGTERM)
 
 
 class Supervisor:
@@ -168,14 +112,14 @@ class Supervisor:
         Raises LaunchError when it cannot be started.
         """
         relays = (Relay(self.out, "stdout"), Relay(self.err, "stderr"))
-        return self._solo(_Solo(command, limits, relays, keep_stacks))
+        return self._solo(Solo(command, limits, relays, keep_stacks))
 
     def capture(self, command: Command, limits: Limits) -> Ended:
         """Run ``command`` as ``run`` does, its output kept out of ours; ``tail`` has its end."""
         relay = Relay(None, command.name)
-        return self._solo(_Solo(command, limits, (relay, relay), None))
+        return self._solo(Solo(command, limits, (relay, relay), None))
 
-    def _solo(self, solo: _Solo) -> Ended:
+    def _solo(self, solo: Solo) -> Ended:
         self.conduct(solo)
         assert solo.run is not None
         ended = solo.run.finish(STALL_SECONDS)

@@ -32,7 +32,7 @@ class Alone(Link):
     def _tell(self, message: dict[str, Json]) -> None:
         kind = message["type"]
         if kind == "ready":
-            self.going = {"ports": {self.terms.current: message["ports"]}, "addresses": {}}
+            self.going = {"ports": {self.terms.current: message["ports"]}, "interfaces": {}}
         elif kind == "finished" and self.failure is None:
             self.over = True
         elif kind == "failed":

@@ -87,7 +87,7 @@ class Link:
     def __init__(self, terms: Terms, notify: Callable[[], None]) -> None:
         self.terms = terms
         self.going: dict[str, Json] | None = None
-        """What the leader said when every host was ready: the ``ports`` of each."""
+        """What the leader said when every host was ready: by host, ``ports`` and ``interfaces``."""
         self.stop: str | None = None
         """Why all hosts are asked to stop, with the host that was told so."""
         self.over = False
@@ -114,9 +114,10 @@ class Link:
         """Begin to look for the others."""
         self._thread.start()
 
-    def ready(self, ports: Mapping[str, int]) -> None:
-        """Say that this host could start, with the ports that are free on it."""
-        self._order(lambda: self._tell({"type": "ready", "ports": dict(ports)}))
+    def ready(self, ports: Mapping[str, int], interface: str = "") -> None:
+        """Say that this host could start, with what is free and in use on it."""
+        message = {"type": "ready", "ports": dict(ports), "interface": interface}
+        self._order(lambda: self._tell(message))
 
     def finished(self) -> None:
         """Say that this host's part ended well."""

@@ -39,6 +39,7 @@ class Leader(Link):
         self._peers: dict[str, Wire] = {}
         self._unknown: list[Wire] = []
         self._ports: dict[str, dict[str, int]] = {}
+        self._interfaces: dict[str, str] = {}
         self._finished: set[str] = set()
         self._done: set[str] = set()
         self._gone: set[str] = set()
@@ -282,6 +283,7 @@ class Leader(Link):
         kind = message.get("type")
         if kind == "ready":
             self._ports[host] = message["ports"]
+            self._interfaces[host] = str(message.get("interface", ""))
         elif kind == "finished":
             self._finished.add(host)
         elif kind == "failed":
@@ -314,8 +316,7 @@ class Leader(Link):
         """Draw the conclusions from all that is known."""
         hosts = self.terms.hosts
         if self.going is None and self.failure is None and len(self._ports) == len(hosts):
-            addresses = {host: wire.address for host, wire in self._peers.items()}
-            self.going = {"type": "go", "ports": self._ports, "addresses": addresses}
+            self.going = {"type": "go", "ports": self._ports, "interfaces": self._interfaces}
             self._broadcast(self.going)
             self._changed()
         if self._reasons and self.failure is None and self._settled():

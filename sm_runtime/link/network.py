@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from sm_runtime.errors import LaunchError
 from sm_runtime.frozen import dataclass
 
-_SIOCGIFADDR = 0x8915  # netdevice(7)
+_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # netdevice(7)
 _ANY_PORT = 9  # discard: nothing is sent, the kernel only chooses a route
 
 
@@ -77,6 +77,22 @@ def address_of(name: str) -> str | None:
         return socket.inet_ntoa(answer[20:24])
     except OSError:
         return next((address for owner, address in _ipv6() if owner == name), None)
+
+
+def network_of(name: str) -> str | None:
+    """Return the IPv4 network of an interface, like ``10.0.0.0/24``; None where it has none."""
+    import fcntl
+    import ipaddress
+
+    address = address_of(name)
+    try:
+        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+            request = struct.pack("256s", name.encode()[:15])
+            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFNETMASK, request)
+        mask = socket.inet_ntoa(answer[20:24])
+        return str(ipaddress.ip_network(f"{address}/{mask}", strict=False))
+    except (OSError, ValueError):
+        return None
 
 
 def free_ports(address: str, wanted: Iterable[int]) -> list[int]:
