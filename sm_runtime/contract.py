@@ -13,7 +13,7 @@ from sm_runtime.cluster import read_cluster
 from sm_runtime.frozen import dataclass
 from sm_runtime.hyperparameters import Hyperparameters, read_hyperparameters
 from sm_runtime.hyperparameters import log_level as read_log_level
-from sm_runtime.model import Channel, Job, Json
+from sm_runtime.model import Channel, Cluster, Job, Json
 from sm_runtime.options import read_options
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document, Field, Findings, load, unfit
@@ -83,7 +83,7 @@ def _job(
         bare=managed and not documents,
         managed=managed,
     )
-    channels, input_data_config = _channels(roots["inputdataconfig"], request, paths)
+    channels, input_data_config = _channels(roots["inputdataconfig"], request, paths, cluster)
     name = request.name or settings.get("TRAINING_JOB_NAME") or None
     if request.output is not None and name is None:
         roots["job"].get("TrainingJobName").wrong(
@@ -153,9 +153,9 @@ def _log_level(keys: Hyperparameters, settings: Mapping[str, str], findings: Fin
 
 
 def _channels(
-    root: Field, request: Request, paths: Paths
+    root: Field, request: Request, paths: Paths, cluster: Cluster
 ) -> tuple[tuple[Channel, ...], dict[str, Json]]:
-    """Return the channels; what the file says wins over the request, key by key."""
+    """Return this host's channels; what the file says wins over the request, key by key."""
     described: dict[str, Field] = {
         name: Field("request", name, dict(config), root.findings)
         for name, config in request.input_data_config.items()
@@ -180,7 +180,8 @@ def _channels(
         )
         for name, at in described.items()
     )
-    return channels, {name: at.value for name, at in described.items()}
+    mine = tuple(channel for channel in channels if channel.reaches(cluster))
+    return mine, {channel.name: described[channel.name].value for channel in mine}
 
 
 def _tuned(

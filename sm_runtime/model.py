@@ -52,6 +52,12 @@ class Channel:
     source: Source | None = None
     """None in a managed job: the platform has placed the data."""
 
+    def reaches(self, cluster: Cluster) -> bool:
+        """Whether the current host gets the channel at all (``InstanceGroupNames``)."""
+        groups = self.source.instance_groups if self.source else ()
+        known = {group.name for group in cluster.groups}.intersection(groups)
+        return not known or cluster.current_group in known
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InstanceGroup:
@@ -147,8 +153,12 @@ class Options:
     """The requirements file, relative to the code folder."""
     allow_framework_change: bool = False
     """Whether requirements may replace the framework that is installed."""
+    allow_empty_channels: bool = False
+    """Whether a channel may match no objects at all."""
     require_model: bool = False
     """Whether a job with an empty model folder fails."""
+    redirect_model_dir: bool | None = None
+    """Whether a ``model_dir`` in S3 is a synced local folder to the script; None: self-managed."""
     stop_grace_seconds: float | None = None
     """From a stop request to SIGKILL; None: 110 in a managed job, 90 where artifacts are saved."""
     stop_signal: str = "TERM"
@@ -163,6 +173,20 @@ class Options:
     """The user and the group that own everything the job leaves, as numbers."""
     unbuffered: bool = True
     """Whether PYTHONUNBUFFERED=1 is set for the script where the user did not set it."""
+    pipe_per_rank: bool = False
+    """Whether each local rank gets FIFOs of its own in Pipe mode, with its share of the records."""
+    cluster_port: int = 7117
+    """The TCP port at which the leader listens for the other hosts while a job starts."""
+    peer_wait_seconds: float = 300.0
+    """How long a host of a distributed job waits for the others to appear."""
+    peer_silence_seconds: float = 20.0
+    """How long a host may be silent before it counts as lost."""
+    launcher: tuple[str, ...] = ()
+    """What starts the script in place of the runtime, with placeholders; empty: nothing does."""
+    parameter_server_layout: str = "master"
+    """``master`` as tf.estimator scripts expect, or ``chief`` for ParameterServerStrategy."""
+    parameter_server_evaluator: bool = False
+    """Whether the last host of a ``chief`` layout evaluates and does not train."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -195,6 +219,8 @@ class Job:
     output: Output | None = None
     checkpoints: Sync | None = None
     tensorboard: Sync | None = None
+    model_dir: Sync | None = None
+    """Set where the script's ``model_dir`` is a local folder in the place of an S3 one."""
     metrics: tuple[Metric, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     """The request's ``Environment``: exported to the script."""

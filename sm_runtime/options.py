@@ -14,7 +14,7 @@ VARIABLE_PREFIX = "SM_RUNTIME_"
 KEY_PREFIX = "sagemaker_runtime_"
 _STYLES = ("sagemaker", "flags", "json")
 _SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
-_OTHERS = ("JOB", "HOSTS", "CURRENT_HOST")
+_OTHERS = ("JOB", "HOSTS", "CURRENT_HOST", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE")
 """What other parts of the runtime read from variables, and only from there."""
 
 
@@ -94,6 +94,10 @@ def _size(at: Field) -> int | None:
     return at.integer(minimum=1)
 
 
+def _port(at: Field) -> int | None:
+    return at.integer(minimum=1024)
+
+
 def _signal(at: Field) -> str | None:
     name = str(at.value).upper().removeprefix("SIG")
     if name not in _SIGNALS:
@@ -110,6 +114,10 @@ def _owner(at: Field) -> tuple[int, int] | None:
     return int(user), int(group)
 
 
+def _layout(at: Field) -> str | None:
+    return at.text(choices=("master", "chief"))
+
+
 def _preference(at: Field) -> str | None:
     return at.text(choices=("submitted", "image"))
 
@@ -122,7 +130,9 @@ OPTIONS: dict[str, Callable[[Field], object]] = {
     "install": _flag,
     "requirements": Field.text,
     "allow_framework_change": _flag,
+    "allow_empty_channels": _flag,
     "require_model": _flag,
+    "redirect_model_dir": _flag,
     "stop_grace_seconds": Field.seconds,
     "stop_signal": _signal,
     "leftover_grace_seconds": Field.seconds,
@@ -130,5 +140,12 @@ OPTIONS: dict[str, Callable[[Field], object]] = {
     "silence_fails": _flag,
     "chown": _owner,
     "unbuffered": _flag,
+    "pipe_per_rank": _flag,
+    "cluster_port": _port,
+    "peer_wait_seconds": Field.seconds,
+    "peer_silence_seconds": Field.seconds,
+    "launcher": _arguments,
+    "parameter_server_layout": _layout,
+    "parameter_server_evaluator": _flag,
 }
 """How each field of ``model.Options`` is read; a reader returns None for what is wrong."""

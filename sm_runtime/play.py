@@ -57,15 +57,18 @@ class Solo(Play):
         self.run: Running | None = None
 
     def begin(self, stage: Supervisor) -> None:
+        """Start the process."""
         command, limits, relays, keep_stacks = self._start
         self._stage = stage
         self.run = stage.start(command, limits, relays, keep_stacks, owns_all=True)
         self.step()
 
     def over(self) -> bool:
+        """Whether it has ended."""
         return self.run is not None and self.run.status is not None
 
     def step(self) -> None:
+        """Pass on a stop that did not come as a signal."""
         reason = self._stage.stopped_by
         if reason and self.run and self.run.status is None and self.run.stopped_by is None:
             self.run.stop(reason, signal.SIGTERM)

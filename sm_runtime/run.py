@@ -10,7 +10,7 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
-from sm_runtime import artifacts, environ, hardware, install, ownership, source, sync
+from sm_runtime import artifacts, channels, environ, hardware, install, ownership, source, sync
 from sm_runtime.configure import configure, paths_of
 from sm_runtime.errors import ConfigError, JobError
 from sm_runtime.inputs import Inputs
@@ -92,6 +92,7 @@ class _Attempt:
             self.report.prepare()
             job = self.job = configure(self.variables, self.mask)
             artifacts.check(job, self.variables)
+            channels.check(job)
             sync.check(job, self.variables)
             plan = distribution.plan(job, self.devices)
         if plan.kind != distribution.PLAIN:

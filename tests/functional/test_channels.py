@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.harness import RUNTIME, Base
+from tests.harness import RUNTIME, Base, processes_with
+from tests.mounting import can_mount
+from tests.s3 import CREDENTIALS, serving
 
 READ = (
     "import os, pathlib\n"
@@ -76,10 +79,54 @@ def test_a_file_system_source_is_the_channel(base: Base, data: Path) -> None:
     assert (result.status, result.out) == (0, b"one\n"), result.log
 
 
+def test_a_job_downloads_its_channels(base: Base, tmp_path: Path) -> None:
+    with serving(tmp_path / "s3") as server:
+        server.put("s3://bucket/da ta/a", b"one")
+        server.put("s3://bucket/da ta/b/c", b"two")
+        request(base, "s3://bucket/da ta")
+        base.environ |= {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": server.url}
+        result = base.script(READ.replace("rglob('*')", "rglob('[ac]')")).run()
+    assert (result.status, result.out) == (0, b"one\ntwo\n"), result.log
+    assert "downloaded train 2 files of 6 B in" in result.log
+
+
+def test_what_a_mode_does_not_have_is_refused(base: Base) -> None:
+    source = {"S3DataSource": {"S3DataType": "ManifestFile", "S3Uri": "s3://bucket/x"}}
+    channel = {"ChannelName": "train", "DataSource": source, "InputMode": "FastFile"}
+    base.write("input/config/job.json", {"TrainingJobName": "j", "InputDataConfig": [channel]})
+    for command in ("train", "check"):
+        result = base.script("print('ran')").run(command, command=RUNTIME)
+        assert result.status == 1
+        text = result.out.decode() + result.log
+        assert "channel train: FastFile mode reads S3DataType S3Prefix, not ManifestFile" in text
+    assert base.failure().startswith("ConfigError: channel train")
+
+
+@pytest.mark.parametrize("end", ["ok", "killed"])
+def test_a_fast_file_channel_is_there_for_the_script_and_gone_after_it(
+    base: Base, tmp_path: Path, end: str
+) -> None:
+    base.environ["PATH"] += f":{Path(sys.executable).parent}"
+    read = READ + ("" if end == "ok" else "\nos.kill(os.getpid(), 9)")
+    with serving(tmp_path / "s3") as server:
+        server.put("s3://bucket/data/a", b"one")
+        request(base, "s3://bucket/data", InputMode="FastFile")
+        base.environ |= {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": server.url}
+        result = base.script(read).run()
+    if can_mount():
+        assert (result.status, result.out) == (0 if end == "ok" else 137, b"one\n"), result.log
+    else:
+        assert result.status == 1
+        assert base.failure().startswith("DataError: channel train: FastFile mode")
+    channel = base.path("input/data/train")
+    assert str(channel) not in Path("/proc/self/mountinfo").read_text()
+    assert not channel.exists()
+    assert processes_with(str(base.root)) == []
+
+
 UNUSABLE = {
     "missing": ("file:///nonexistent/x", {}, "does not exist"),
-    "object storage": ("s3://bucket/x", {}, "s3://"),
-    "pipe": ("file:///usr", {"InputMode": "Pipe"}, "Pipe mode"),
+    "a file system without data": ("file:///dev/null/x", {}, "does not exist"),
 }
 
 
