@@ -32,7 +32,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_packages(include=["sm_runtime", "sm_runtime.*"]),
+    packages=find_packages(include=["sm_runtime", "sm_runtime.*", "sagemaker_tensorflow"]),
     package_data={"sm_runtime": ["py.typed", "inject/*"]},
     zip_safe=False,
     install_requires=[],

@@ -12,37 +12,22 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from types import MappingProxyType
 
 from sm_runtime import pack
 from sm_runtime.errors import ArtifactError
 from sm_runtime.frozen import dataclass, replace
 from sm_runtime.model import Job
+from sm_runtime.saved import Saved, Warnings, summary_lines
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.storage import Store
 
+__all__ = ["Saved", "check", "save", "summary_lines"]
+
 log = logging.getLogger(__name__)
-
-_MAX_WARNINGS = 20
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Saved:
-    """What became of one folder."""
-
-    what: str
-    """``model``, ``output data`` or ``checkpoints``."""
-    folder: str
-    files: int = 0
-    size_bytes: int = 0
-    destination: str | None = None
-    """The URI where it is now; None: there was nothing to save, or it is not ours to save."""
-    stored_bytes: int = 0
-    """How many bytes it takes there."""
-    seconds: float = 0.0
-    warnings: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -55,27 +40,46 @@ class _Part:
     plain: str
 
 
-def check(job: Job) -> None:
-    """Raise ConfigError if the job's destination can be seen to be unusable; nothing is written."""
-    _store(job)
+def check(job: Job, environ: Mapping[str, str] = MappingProxyType({})) -> None:
+    """Raise ConfigError if the job's destination can be seen to be unusable; nothing is written.
+
+    ``environ`` says how storage is reached, as for ``storage.open_store``; no request is sent.
+    """
+    _store(job, environ)
 
 
-def save(job: Job, *, threads: int | None = None) -> tuple[Saved, ...]:
+def save(
+    job: Job,
+    *,
+    threads: int | None = None,
+    environ: Mapping[str, str] = MappingProxyType({}),
+    synced: Iterable[Saved] = (),
+) -> tuple[Saved, ...]:
     """Save the artifacts with ``threads`` (default: one for each CPU that may be used).
 
-    Warnings are logged here. Raises ArtifactError, when all has been tried, if anything could not
-    be saved, or if there is no model where ``require_model`` wants one; ConfigError as ``check``.
+    ``synced`` is what became of the folders that were synced while the job ran: a part of what is
+    returned, its failures a part of what fails. Warnings are logged here. Raises ArtifactError,
+    when all has been tried, if anything could not be saved, or if there is no model where
+    ``require_model`` wants one; ConfigError as ``check``.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    store = _store(job)
+    store = _store(job, environ)
     saved: list[Saved] = []
+    synced = tuple(synced)
     failures: list[str] = []
-    for part in _parts(job):
-        try:
-            saved.append(_save(job, store, part, threads))
-        except ArtifactError as error:
-            failures.append(str(error))
-    saved.append(_checkpoints(job))
+    try:
+        for part in _parts(job):
+            try:
+                saved.append(_save(job, store, part, threads))
+            except ArtifactError as error:
+                failures.append(str(error))
+    finally:
+        if store:
+            store.close()
+    if all(one.what != "checkpoints" for one in synced):
+        saved.append(_checkpoints(job))
+    saved += synced
+    failures += (one.failure for one in synced if one.failure)
     for one in saved:
         for warning in one.warnings:
             log.warning("%s", warning)
@@ -86,25 +90,6 @@ def save(job: Job, *, threads: int | None = None) -> tuple[Saved, ...]:
             log.info("%s", line)
         raise ArtifactError("; ".join(failures))
     return tuple(saved)
-
-
-def summary_lines(job: Job, saved: Iterable[Saved]) -> list[str]:
-    """Return a line for each folder that says how much is in it and where it is saved."""
-    lines = []
-    for one in saved:
-        if one.files == 0:
-            if one.what != "checkpoints":
-                lines.append(f"{one.what}: no files in {one.folder}")
-            continue
-        held = f"{one.what}: {_amount(one.files, one.size_bytes)}"
-        if one.destination:
-            cost = f"{_size(one.stored_bytes)}, {one.seconds:.1f} s"
-            lines.append(f"{held} -> {one.destination} ({cost})")
-        elif one.what == "checkpoints" or not job.managed:
-            lines.append(f"{held} in {one.folder}")
-        else:
-            lines.append(f"{held} in {one.folder}, for the platform to save")
-    return lines
 
 
 def _parts(job: Job) -> tuple[_Part, ...]:
@@ -122,7 +107,7 @@ def _parts(job: Job) -> tuple[_Part, ...]:
     return model, data
 
 
-def _store(job: Job) -> Store | None:
+def _store(job: Job, environ: Mapping[str, str]) -> Store | None:
     if job.output is None:
         return None
     # a request without a name is refused earlier; a model that exists already is not lost for that
@@ -130,11 +115,19 @@ def _store(job: Job) -> Store | None:
     folders = tuple(part.folder for part in _parts(job))
     from sm_runtime.storage import open_store
 
-    return open_store(job.output.uri, name, "output", outside=folders)
+    return open_store(
+        job.output.uri,
+        name,
+        "output",
+        outside=folders,
+        environ=environ,
+        region=job.region,
+        kms_key=job.output.kms_key,
+    )
 
 
 def _save(job: Job, store: Store | None, part: _Part, threads: int) -> Saved:
-    warnings = _Warnings()
+    warnings = Warnings()
     if job.output is None or store is None:
         counted = _count_in_place(part, warnings)
         if not counted.files:
@@ -169,7 +162,7 @@ def _save(job: Job, store: Store | None, part: _Part, threads: int) -> Saved:
 
 
 def _save_archive(
-    part: _Part, store: Store, key: str, warnings: _Warnings, threads: int
+    part: _Part, store: Store, key: str, warnings: Warnings, threads: int
 ) -> tuple[pack.Count, int]:
     from sm_runtime.deflate import GzipWriter
 
@@ -179,7 +172,8 @@ def _save_archive(
     return counted, writer.written_bytes
 
 
-def _save_files(part: _Part, store: Store, key: str, warnings: _Warnings) -> pack.Count:
+def _save_files(part: _Part, store: Store, key: str, warnings: Warnings) -> pack.Count:
+    """Send the files themselves; a store that has to wait sends several at once."""
     counted = pack.Count()
     with store.tree(key) as tree:
         for entry in pack.walk(part.folder, warnings):
@@ -196,7 +190,7 @@ def _save_files(part: _Part, store: Store, key: str, warnings: _Warnings) -> pac
     return counted
 
 
-def _count_in_place(part: _Part, warnings: _Warnings) -> pack.Count:
+def _count_in_place(part: _Part, warnings: Warnings) -> pack.Count:
     """Count what is left for others to save; that a part cannot be read is no failure of ours."""
     counted, links = pack.Count(), 0
     try:
@@ -216,7 +210,7 @@ def _count_in_place(part: _Part, warnings: _Warnings) -> pack.Count:
 
 def _checkpoints(job: Job) -> Saved:
     folder = job.checkpoints.local_path if job.checkpoints else job.paths.checkpoints
-    warnings = _Warnings()
+    warnings = Warnings()
     counted = pack.Count()
     try:
         counted = pack.count(folder, lambda _: None)
@@ -231,7 +225,7 @@ def _checkpoints(job: Job) -> Saved:
     )
 
 
-def _saved(part: _Part, counted: pack.Count, warnings: _Warnings) -> Saved:
+def _saved(part: _Part, counted: pack.Count, warnings: Warnings) -> Saved:
     return Saved(
         what=part.what,
         folder=part.folder,
@@ -250,46 +244,14 @@ def _wants_model(job: Job) -> bool:
     return job.options.require_model and job.cluster.is_leader
 
 
-def _warn_of_nothing(job: Job, part: _Part, warnings: _Warnings) -> None:
+def _warn_of_nothing(job: Job, part: _Part, warnings: Warnings) -> None:
     """Say that there is no model; hosts that do not lead, and output data, need not have any."""
     if part.what != "model" or not job.cluster.is_leader:
         return
-    elsewhere = job.hyperparameters.get("model_dir")
+    given = job.hyperparameters.get("model_dir")
+    elsewhere = job.model_dir.uri if job.model_dir else given
     if isinstance(elsewhere, str) and elsewhere.startswith("s3://"):
         hint = f"hyperparameter model_dir is {elsewhere}: the script may have written it there"
     else:
         hint = "the script writes to SM_MODEL_DIR what is to be kept"
     warnings(f"{part.folder} is empty, so no model is saved; {hint}")
-
-
-class _Warnings:
-    """Keeps the first sentences and counts the rest."""
-
-    def __init__(self) -> None:
-        self._sentences: list[str] = []
-        self._count = 0
-
-    def __call__(self, sentence: str) -> None:
-        self._count += 1
-        if self._count <= _MAX_WARNINGS:
-            self._sentences.append(sentence)
-
-    def all(self) -> tuple[str, ...]:
-        """Return the sentences, and one about those that are not among them."""
-        more = self._count - len(self._sentences)
-        return (*self._sentences, *([f"... and {more} more like these"] if more else []))
-
-
-def _amount(files: int, size_bytes: int) -> str:
-    return f"{files} file{'s' * (files != 1)}, {_size(size_bytes)}"
-
-
-def _size(size_bytes: int) -> str:
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    size = size_bytes / 1024
-    for unit in ("KiB", "MiB"):
-        if size < 1024:
-            return f"{size:.1f} {unit}"
-        size /= 1024
-    return f"{size:.1f} GiB"

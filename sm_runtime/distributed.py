@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import sys
+import time
 from collections.abc import Callable, Mapping
 
 from sm_runtime.ensemble import Ensemble, Terms
@@ -30,7 +31,7 @@ log = logging.getLogger(__name__)
 SECRET = "SM_RUNTIME_CLUSTER_SECRET"
 SECRET_BYTES = 16
 """The least length of a secret: what is shorter can be guessed."""
-TELL_SECONDS = 10.0
+TELL_SECONDS = 5.0
 """How long a host that has failed tries to tell those that have not come yet."""
 LEAVE_SECONDS = 1.0
 """How long the leader stays for the others to leave first."""
@@ -80,6 +81,7 @@ class Session:
             linger_seconds=_linger(plan),
         )
         self._preparing = True
+        self._tell_until: float | None = None
         self.link: common.Link
         if alone:
             self.link = Alone(terms, self._heard)
@@ -152,7 +154,7 @@ class Session:
         self._preparing = False
         link = self.link
         link.failed(failure)
-        self._supervisor.wait_until(lambda: bool(link.failure or link.farewell), TELL_SECONDS)
+        self._wait_for_all(lambda: bool(link.failure or link.farewell))
         return link.failure or failure
 
     def part(self, failure: Failure | None) -> Failure | None:
@@ -161,11 +163,19 @@ class Session:
         if failure and link.failure is None and link.going:
             failure = self.agree(failure)
         link.done()
-        limit = TELL_SECONDS if failure else None
-        self._supervisor.wait_until(lambda: link.farewell, limit)
+        self._wait_for_all(lambda: link.farewell)
         if self.plan.is_leader and link.farewell:
             self._supervisor.wait_until(lambda: link.everybody_left, LEAVE_SECONDS)
         return failure or link.failure
+
+    def _wait_for_all(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the hosts decide: not for long where some of them may never come."""
+        if self.link.going:
+            self._supervisor.wait_until(condition)
+            return
+        if self._tell_until is None:
+            self._tell_until = time.monotonic() + TELL_SECONDS
+        self._supervisor.wait_until(condition, max(0.0, self._tell_until - time.monotonic()))
 
     def close(self) -> None:
         """Close every socket of the link."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sm_runtime.errors import ConfigError
+from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
 
@@ -14,6 +14,8 @@ _FILES = {
     "resourceconfig": "resourceconfig.json",
     "job": "job.json",
 }
+_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION", "SAGEMAKER_REGION")
+_MAX_BYTES = 16 << 20
 VARIABLE = "SM_RUNTIME_JOB"
 """Names the request, or holds it, instead of ``input/config/job.json``."""
 
@@ -29,7 +31,7 @@ def read(paths: Paths, environ: Mapping[str, str]) -> dict[str, Document]:
     for key, name in _FILES.items():
         try:
             if key == "job" and environ.get(VARIABLE, "").strip():
-                found[key] = _named(environ[VARIABLE].strip())
+                found[key] = _named(environ[VARIABLE].strip(), environ)
                 continue
             path = f"{paths.config}/{name}"
             data = _bytes(path)
@@ -42,7 +44,7 @@ def read(paths: Paths, environ: Mapping[str, str]) -> dict[str, Document]:
     return found
 
 
-def _named(value: str) -> Document:
+def _named(value: str, environ: Mapping[str, str]) -> Document:
     """Return the request that ``SM_RUNTIME_JOB`` names or holds."""
     if value.startswith("{"):
         return Document(VARIABLE, value.encode("utf-8", "surrogateescape"))
@@ -50,7 +52,7 @@ def _named(value: str) -> Document:
         raise ConfigError(f"environment: {VARIABLE}: is neither a path, a URI nor a JSON object")
     scheme, separator, rest = value.partition("://")
     if separator and scheme.lower() != "file":
-        return Document(value, _fetch(value))
+        return Document(value, _fetch(value, environ))
     path = rest if separator else value
     if separator and path.lower().startswith("localhost/"):
         path = path[len("localhost") :]
@@ -62,15 +64,20 @@ def _named(value: str) -> Document:
     return Document(path, data)
 
 
-def _fetch(uri: str) -> bytes:
-    if uri.lower().startswith("s3://"):
+def _fetch(uri: str, environ: Mapping[str, str]) -> bytes:
+    """Return the request from object storage, with the credentials that ``environ`` leads to."""
+    if not uri.lower().startswith("s3://"):
         raise ConfigError(
-            f"environment: {VARIABLE}: {uri!r} cannot be read, s3:// is not available in this"
-            " version; use a path, a file:// URI or the JSON itself"
+            f"environment: {VARIABLE}: {uri!r} must be a path, a file:// or s3:// URI, or a JSON"
+            " object"
         )
-    raise ConfigError(
-        f"environment: {VARIABLE}: {uri!r} must be a path, a file:// or s3:// URI, or a JSON object"
-    )
+    from sm_runtime.storage import s3
+
+    region = next((environ[name] for name in _REGIONS if environ.get(name)), "")
+    try:
+        return s3.read(uri, environ, region, _MAX_BYTES)
+    except DataError as error:
+        raise ConfigError(f"environment: {VARIABLE}: {error}") from error
 
 
 def _bytes(path: str) -> bytes | None:

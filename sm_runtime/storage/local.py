@@ -9,6 +9,7 @@ import os
 from collections.abc import Iterator, Sequence
 
 from sm_runtime.errors import ConfigError
+from sm_runtime.storage import Blob
 
 log = logging.getLogger(__name__)
 
@@ -89,6 +90,45 @@ class LocalStore:
         _undo(old)
         _sync_folder(os.path.dirname(path))
 
+    def put(self, key: str, source: int, size_bytes: int) -> None:
+        """Copy the start of the file ``source`` to ``key``; see ``Store``."""
+        path = self._path(key)
+        # Hosts may share the folder: one must not rename what another is writing.
+        part = f"{path}.{os.uname().nodename}.part"
+        os.makedirs(os.path.dirname(path), exist_ok=True)
+        _remove(part)
+        try:
+            with _new_file(part, 0o666) as file:
+                copied = _copy(source, file, size_bytes)
+            if copied < size_bytes:
+                raise OSError(errno.EIO, f"the file shrank from {size_bytes} to {copied} bytes")
+            os.rename(part, path)
+        except BaseException:
+            _undo(part)
+            raise
+
+    def delete(self, key: str) -> None:
+        """Remove the file ``key``, and the folders that it leaves empty."""
+        path = self._path(key)
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            os.unlink(path)
+        with contextlib.suppress(OSError):  # not empty, or another host was faster
+            while (path := os.path.dirname(path)) != self._root:
+                os.rmdir(path)
+
+    def list(self) -> Iterator[Blob]:
+        """Yield the files of the store; see ``Store``."""
+        for folder, folders, files in os.walk(self._root):
+            folders.sort()
+            for name in sorted(files):
+                key = os.path.relpath(os.path.join(folder, name), self._root)
+                if not key.endswith(".part"):
+                    size_bytes = os.stat(self._path(key)).st_size
+                    yield Blob(uri=self.locate(key), key=key, size_bytes=size_bytes)
+
+    def close(self) -> None:
+        """Close nothing."""
+
     def _path(self, key: str) -> str:
         return os.path.join(self._root, key)
 
@@ -115,14 +155,7 @@ class _Folder:
         path = os.path.join(self._root, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with _new_file(path, 0o777 if executable else 0o666) as file:
-            copied = _copy_in_kernel(source, file.descriptor, size_bytes)
-            while copied < size_bytes:
-                piece = os.pread(source, min(_BUFFER_BYTES, size_bytes - copied), copied)
-                if not piece:
-                    break
-                file.write(piece)
-                copied += len(piece)
-        return copied
+            return _copy(source, file, size_bytes)
 
 
 def path_of(uri: str) -> str:
@@ -155,6 +188,18 @@ def _new_file(path: str, mode: int) -> Iterator[_File]:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def _copy(source: int, file: _File, size_bytes: int) -> int:
+    """Copy the start of ``source`` into the empty ``file``; return how many bytes there were."""
+    copied = _copy_in_kernel(source, file.descriptor, size_bytes)
+    while copied < size_bytes:
+        piece = os.pread(source, min(_BUFFER_BYTES, size_bytes - copied), copied)
+        if not piece:
+            break
+        file.write(piece)
+        copied += len(piece)
+    return copied
 
 
 def _copy_in_kernel(source: int, target: int, size_bytes: int) -> int:

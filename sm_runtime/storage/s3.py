@@ -1,25 +1,133 @@
-"""Objects of S3, and of what speaks its protocol; boto3 is imported only when one is wanted."""
+"""Objects of S3, and of what speaks its protocol, for reading."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
-from collections.abc import Mapping
-from importlib import import_module
+from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from sm_runtime.errors import CodeError
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import Any
+from sm_runtime.errors import CodeError, DataError
+from sm_runtime.storage import Blob
+from sm_runtime.storage.access import Access, needs_boto3
+from sm_runtime.storage.client import Attempts, Broken, Client, Refusal
+from sm_runtime.storage.crew import Crew
+from sm_runtime.storage.fetching import THREADS, Fetch
+from sm_runtime.storage.http import Stopped
+from sm_runtime.storage.listing import pages
+from sm_runtime.storage.reading import Reader, Version
+from sm_runtime.storage.signing import encoded_path
 
 log = logging.getLogger(__name__)
 
-_CHUNK_BYTES = 1 << 20
-_CONNECT_SECONDS = 10
-_READ_SECONDS = 60
-_ATTEMPTS = 3
-_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_BUFFER_BYTES = 1 << 20
+
+
+class S3Origin:
+    """Buckets of one endpoint; see ``Origin``."""
+
+    def __init__(
+        self, uri: str, environ: Mapping[str, str], region: str, *, stall_seconds: float = 30
+    ) -> None:
+        self._client = Client(Access(uri, environ, region), environ, stall_seconds)
+
+    def list(self, uri: str, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[Blob]:
+        """Yield the objects whose key begins with that of ``uri``; see ``Origin``."""
+        bucket, prefix = split(uri)
+        with _stop_is_an_error(uri):
+            for page in pages(self._client, bucket, prefix, stopped):
+                yield from page
+
+    def stat(self, uri: str) -> Blob:
+        """Return the one object at ``uri``."""
+        bucket, key = _split_object(uri)
+        attempts = Attempts(self._client, uri, "downloaded")
+        while True:
+            try:
+                with self._client.request("HEAD", bucket, encoded_path(key)) as answer:
+                    etag = answer.headers.get("etag", "").removeprefix("W/").strip('"')
+                    size = answer.headers.get("content-length", "")
+                    if not size.isdecimal():
+                        raise DataError(f"{uri} cannot be downloaded: the server tells no size")
+                    return Blob(uri=uri, key=key, size_bytes=int(size), etag=etag or None)
+            except (Broken, Refusal) as error:
+                attempts.failed(error)
+
+    @contextlib.contextmanager
+    def open(
+        self,
+        blob: Blob,
+        offset_bytes: int = 0,
+        length_bytes: int | None = None,
+        *,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> Iterator[Reader]:
+        """Read an object, or a range of it; see ``Origin``."""
+        version = Version(blob.uri, blob.size_bytes)
+        end = None if length_bytes is None else offset_bytes + length_bytes
+        reader = Reader(
+            self._client, bucket_of(blob), blob.key, version, start=offset_bytes, end=end,
+            stopped=stopped,
+        )  # fmt: skip
+        with _stop_is_an_error(blob.uri), reader:
+            yield reader
+
+    def fetch(
+        self,
+        wanted: Iterable[tuple[Blob, str]],
+        *,
+        progress: Callable[[int], None] = lambda _: None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
+        """Download each object to its path; see ``Origin``."""
+        with _stop_is_an_error("the objects"):
+            Fetch(self._client, Crew(THREADS, stopped), progress, bucket_of).run(wanted)
+
+    def close(self) -> None:
+        """Close the connections."""
+        self._client.close()
+
+
+@contextlib.contextmanager
+def _stop_is_an_error(what: str) -> Iterator[None]:
+    try:
+        yield
+    except Stopped:
+        raise DataError(f"{what} cannot be downloaded: a stop was asked for") from None
+
+
+def bucket_of(blob: Blob) -> str:
+    """Return the bucket that holds an object."""
+    return blob.uri[5 : len(blob.uri) - len(blob.key) - 1]
+
+
+def split(uri: str) -> tuple[str, str]:
+    """Return the bucket and the key or prefix, which may be empty. Raises DataError.
+
+    A key is taken literally: in S3, '%' and '?' are characters like any other.
+    """
+    bucket, _, key = uri[5:].partition("/")
+    if "@" in bucket:
+        # Not shown: before the '@' there may be a secret.
+        raise DataError("an s3:// URI holds no credentials: write s3://bucket/key")
+    if not bucket or not uri[:5].lower() == "s3://" or "\0" in key:
+        raise DataError(f"{uri!r} names no bucket: write s3://bucket/key")
+    return bucket, key
+
+
+def _split_object(uri: str) -> tuple[str, str]:
+    bucket, key = split(uri)
+    if not key:
+        raise DataError(f"{uri!r} names no object: write s3://bucket/key")
+    return bucket, key
+
+
+def read(uri: str, environ: Mapping[str, str], region: str, max_bytes: int) -> bytes:
+    """Return a small object, such as a request. Raises DataError, also where it is larger."""
+    data = bytearray()
+    with contextlib.closing(S3Origin(uri, environ, region)) as origin:
+        _copy(origin, uri, max_bytes, "", data.extend)
+    return bytes(data)
 
 
 def download(uri: str, path: str, environ: Mapping[str, str], region: str, max_bytes: int) -> None:
@@ -27,29 +135,42 @@ def download(uri: str, path: str, environ: Mapping[str, str], region: str, max_b
 
     ``environ`` may name an endpoint: ``S3_ENDPOINT_URL``, as for the SageMaker training toolkit, or
     one of boto3's own variables; without a ``region`` boto3's own rules find one. The credentials
-    are those that boto3 finds. Raises CodeError, also for an object of more than ``max_bytes``.
+    are those that boto3 finds. No thread is started: this process has yet to fork. Raises
+    CodeError, also for an object of more than ``max_bytes``.
     """
-    bucket, key = parse(uri)
-    try:
-        boto3, errors = import_module("boto3"), import_module("botocore.exceptions")
-    except ImportError as error:
-        raise CodeError(_needs_boto3(uri)) from error
     part = path + ".part"
     try:
-        client = _client(boto3, environ, region)
-        size = _attempts(client, errors, bucket, key, part, max_bytes)
+        parse(uri)
+        with contextlib.closing(S3Origin(uri, environ, region)) as origin, open(part, "wb") as file:
+            size = _copy(origin, uri, max_bytes, "SM_RUNTIME_CODE_MAX_BYTES", file.write)
         os.rename(part, path)
-    except errors.ClientError as error:
-        raise CodeError(_refusal(uri, bucket, error.response)) from error
-    except errors.NoCredentialsError as error:
-        raise CodeError(
-            f"{uri} cannot be downloaded without credentials: set AWS_ACCESS_KEY_ID and"
-            " AWS_SECRET_ACCESS_KEY, or give the container a role"
-        ) from error
-    # botocore raises ValueError for an endpoint that is no URL.
-    except (errors.BotoCoreError, OSError, ValueError) as error:
+    except DataError as error:
+        raise CodeError(str(error)) from error
+    except OSError as error:
         raise CodeError(f"{uri} cannot be downloaded: {' '.join(str(error).split())}") from error
     log.info("downloaded %s (%d bytes)", uri, size)
+
+
+def _copy(
+    origin: S3Origin, uri: str, max_bytes: int, option: str, write: Callable[[memoryview], object]
+) -> int:
+    """Hand an object of unknown size on; return how many bytes it has."""
+    bucket, key = _split_object(uri)
+    version = Version(uri, None)
+    view = memoryview(bytearray(_BUFFER_BYTES))
+    with Reader(origin._client, bucket, key, version) as body:
+        body.open()
+        while True:
+            size = max(version.size_bytes or 0, body.position)
+            if size > max_bytes:
+                allowed = f"that {option} allows" if option else "that it may have"
+                raise DataError(
+                    f"{uri} has {size} bytes, more than the {max_bytes} bytes {allowed}"
+                )
+            count = body.readinto(view)
+            if not count:
+                return body.position
+            write(view[:count])
 
 
 def problems(uri: str) -> list[str]:
@@ -60,76 +181,15 @@ def problems(uri: str) -> list[str]:
         parse(uri)
     except CodeError as error:
         return [str(error)]
-    return [] if find_spec("boto3") else [_needs_boto3(uri)]
+    return [] if find_spec("boto3") else [needs_boto3(uri)]
 
 
 def parse(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key of an ``s3://`` URI, or raise CodeError.
-
-    A key is taken literally: in S3, '%' and '?' are characters like any other.
-    """
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    if "@" in bucket:
-        # Not shown: before the '@' there may be a secret.
-        raise CodeError("an s3:// URI holds no credentials: write s3://bucket/key")
-    if not bucket or "\0" in key or key.rpartition("/")[2] in ("", ".", ".."):
+    """Return the bucket and the key of an ``s3://`` URI that names a file, or raise CodeError."""
+    try:
+        bucket, key = split(uri)
+    except DataError as error:
+        raise CodeError(str(error)) from error
+    if key.rpartition("/")[2] in ("", ".", ".."):
         raise CodeError(f"{uri!r} names no object: write s3://bucket/key")
     return bucket, key
-
-
-def _client(boto3: Any, environ: Mapping[str, str], region: str) -> Any:
-    """Return a client that answers within minutes whatever the network does."""
-    config = import_module("botocore.config").Config
-    endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), None)
-    # An explicit mode would win over AWS_RETRY_MODE.
-    retries = {} if environ.get("AWS_RETRY_MODE") else {"retries": {"mode": "standard"}}
-    # With an endpoint boto3 puts the bucket into the path by itself, unless its settings say else.
-    settings = config(connect_timeout=_CONNECT_SECONDS, read_timeout=_READ_SECONDS, **retries)
-    session = boto3.session.Session(region_name=region or None)
-    found = session.region_name or ("us-east-1" if endpoint else None)
-    return session.client("s3", region_name=found, endpoint_url=endpoint, config=settings)
-
-
-def _attempts(client: Any, errors: Any, bucket: str, key: str, part: str, max_bytes: int) -> int:
-    """Download once more where the connection breaks inside the object: botocore does not."""
-    for left in reversed(range(_ATTEMPTS)):
-        # Not download_file: it starts threads, and this process has yet to fork.
-        answer = client.get_object(Bucket=bucket, Key=key)
-        size = int(answer["ContentLength"])
-        if size > max_bytes:
-            raise CodeError(
-                f"s3://{bucket}/{key} has {size} bytes, more than the {max_bytes} bytes that"
-                " SM_RUNTIME_CODE_MAX_BYTES allows"
-            )
-        try:
-            with open(part, "wb") as file:
-                for chunk in answer["Body"].iter_chunks(_CHUNK_BYTES):
-                    file.write(chunk)
-            return size
-        except errors.BotoCoreError as error:
-            if not left:
-                raise
-            log.warning("s3://%s/%s: %s; once more", bucket, key, error)
-        finally:
-            answer["Body"].close()
-    raise AssertionError("the last attempt returns or raises")
-
-
-def _refusal(uri: str, bucket: str, answer: Mapping[str, Any]) -> str:
-    """Return why the server refused, as a sentence."""
-    error = answer.get("Error", {})
-    code, message = str(error.get("Code")), " ".join(str(error.get("Message")).split())
-    if code == "NoSuchBucket":
-        return f"{uri} cannot be downloaded: there is no bucket {bucket}"
-    if code in ("NoSuchKey", "404"):
-        return f"{uri} does not exist"
-    if code in ("AccessDenied", "403"):
-        return (
-            f"{uri} cannot be downloaded: access is denied ({message}); s3:GetObject is needed, and"
-            " without s3:ListBucket an object that is missing is denied too"
-        )
-    return f"{uri} cannot be downloaded: {code}: {message}"
-
-
-def _needs_boto3(uri: str) -> str:
-    return f"{uri} needs boto3, which is not installed: pip install sm-runtime[s3]"

@@ -22,6 +22,8 @@ from sm_runtime.errors import ArtifactError, ConfigError
 from sm_runtime.model import Cluster, Job, Options, Output, Sync
 from sm_runtime.paths import Paths
 from sm_runtime.storage import open_store
+from tests.harness import eventually
+from tests.s3 import CREDENTIALS, Server, serving
 
 KIB, MIB = 1 << 10, 1 << 20
 ALONE = Cluster(current_host="algo-1", hosts=("algo-1",))
@@ -225,6 +227,42 @@ def test_a_full_disk_is_an_error_and_leaves_what_was_there(
     assert message.endswith("No space left on device")
     assert files_of(small_disk) == before
     assert files_of(case.model) == {"weights": noise(5 * MIB)}
+
+
+@pytest.mark.parametrize("compression", ["GZIP", "NONE"])
+def test_a_destination_that_cannot_be_written_is_an_error_that_names_it(
+    case: Case, small_disk: Path, compression: str
+) -> None:
+    subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
+    fill(case.model, {"weights": b"1"})
+    with pytest.raises(ArtifactError, match=rf"to file://{small_disk}/.*: Read-only file system$"):
+        artifacts.save(case.job(compression=compression, uri=f"file://{small_disk}"))
+
+
+@pytest.mark.parametrize("compression", ["GZIP", "NONE"])
+def test_an_attempt_that_is_killed_leaves_nothing_under_a_final_name(
+    case: Case, compression: str
+) -> None:
+    fill(case.model, {f"weights-{number}": noise(24 * MIB, number) for number in range(4)})
+    program = (
+        "import sys\n"
+        "from sm_runtime import artifacts\n"
+        "from sm_runtime.model import Cluster, Job, Output, Paths\n"
+        "output = Output(uri=sys.argv[2], compression=sys.argv[3])\n"
+        "cluster = Cluster(current_host='a', hosts=('a',))\n"
+        "job = Job(paths=Paths(sys.argv[1]), name='a-job', cluster=cluster, output=output,\n"
+        "    managed=False)\n"
+        "artifacts.save(job)\n"
+    )
+    command = [sys.executable, "-c", program, case.base, f"file://{case.target}", compression]
+    with subprocess.Popen(command) as process:
+        eventually(lambda: case.out.is_dir() and any(case.out.iterdir()), "a first byte")
+        process.kill()
+    assert [path.suffix for path in case.out.iterdir()] == [".part"]
+    artifacts.save(case.job(compression=compression))
+    assert [path.name for path in case.out.iterdir()] == [
+        {"GZIP": "model.tar.gz", "NONE": "model"}[compression]
+    ]
 
 
 def test_the_output_data_is_saved_though_the_model_cannot_be(
@@ -439,7 +477,6 @@ def test_file_uris_name_local_folders(uri: str, tmp_path: Path) -> None:
         ("file://", "names no absolute path"),
         ("file:relative", "names no absolute path"),
         ("file:///a%00b", "names no absolute path"),
-        ("s3://bucket/prefix", "is in object storage, which this version cannot write to"),
         ("gs://bucket/prefix", "is no file:// or s3:// URI"),
         ("/data/out", "is no file:// or s3:// URI"),
     ],
@@ -504,3 +541,101 @@ def test_the_archive_is_a_single_member_that_python_reads_too(case: Case) -> Non
         "1/variables/variables.data-00000-of-00001",
         "1/variables/variables.index",
     ]
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    """A server with the bucket ``bucket``."""
+    (tmp_path / "buckets" / "bucket").mkdir(parents=True)
+    with serving(tmp_path / "buckets", is_fixed=True) as server:
+        yield server
+
+
+def reaching(server: Server) -> dict[str, str]:
+    """Return the variables by which the server is reached."""
+    return {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": server.url, "AWS_REGION": "us-east-1"}
+
+
+def test_an_archive_is_sent_to_s3_while_it_is_made(
+    case: Case, server: Server, tmp_path: Path
+) -> None:
+    fill(case.model, SAVED_MODEL | {"1/large": noise(20 * MIB)})
+    fill(case.data, {"loss.csv": b"1,2"})
+    saved = artifacts.save(case.job(uri="s3://bucket/some"), environ=reaching(server))
+    out = server.folder / "bucket" / "some" / "a-job" / "output"
+    assert untarred(out / "model.tar.gz", tmp_path) == files_of(case.model)
+    assert untarred(out / "output.tar.gz", tmp_path) == {"loss.csv": b"1,2"}
+    assert sorted(os.listdir(out)) == ["model.tar.gz", "output.tar.gz"]
+    assert saved[0].destination == "s3://bucket/some/a-job/output/model.tar.gz"
+    assert saved[0].stored_bytes == (out / "model.tar.gz").stat().st_size
+    assert files_of(case.base) == {
+        **{f"model/{name}": content for name, content in files_of(case.model).items()},
+        "output/data/loss.csv": b"1,2",
+    }
+
+
+def test_without_compression_the_files_of_this_attempt_are_the_objects(
+    case: Case, server: Server
+) -> None:
+    many = {f"many/{number:03}": b"%d" % number for number in range(100)}
+    fill(case.model, SAVED_MODEL | many | {"large": noise(20 * MIB)})
+    server.put("s3://bucket/a-job/output/model/stale", b"of an earlier attempt")
+    server.put("s3://bucket/a-job/output/model-algo-2/other", b"of another host")
+    job = case.job(uri="s3://bucket", compression="NONE")
+    saved = artifacts.save(job, environ=reaching(server))
+    out = server.folder / "bucket" / "a-job" / "output"
+    assert files_of(out / "model") == files_of(case.model)
+    assert files_of(out / "model-algo-2") == {"other": b"of another host"}
+    assert (saved[0].files, saved[0].destination) == (104, "s3://bucket/a-job/output/model")
+
+
+@pytest.mark.parametrize("compression", ["GZIP", "NONE"])
+def test_a_bucket_that_is_not_there_is_an_error_that_names_the_object(
+    case: Case, server: Server, compression: str
+) -> None:
+    fill(case.model, {"weights": b"1"})
+    job = case.job(uri="s3://absent/x", compression=compression)
+    with pytest.raises(ArtifactError, match="cannot be saved to s3://absent/x/a-job/output/model"):
+        artifacts.save(job, environ=reaching(server))
+
+
+@pytest.mark.parametrize("compression", ["GZIP", "NONE"])
+def test_a_file_that_cannot_be_packed_leaves_no_object(
+    case: Case, server: Server, compression: str
+) -> None:
+    fill(case.model, {"a": noise(20 * MIB), "b": b"1"})
+    (case.model / "b").unlink()
+    (case.model / "b").symlink_to("/sys/kernel/uevent_seqnum")  # it has less than its size
+    with pytest.raises(ArtifactError, match=r"the model is not saved: .*/model/b shrank"):
+        artifacts.save(
+            case.job(uri="s3://bucket", compression=compression), environ=reaching(server)
+        )
+    assert not (server.folder / "bucket" / "a-job" / "output" / "model.tar.gz").exists()
+
+
+def test_s3_is_checked_without_a_request(case: Case) -> None:
+    environ = {
+        **CREDENTIALS,
+        "AWS_ENDPOINT_URL_S3": "http://127.0.0.1:9",
+        "AWS_REGION": "us-east-1",
+    }
+    artifacts.check(case.job(uri="s3://bucket/prefix"), environ)
+
+
+def test_memory_does_not_grow_with_a_model_that_is_sent_to_s3(case: Case, server: Server) -> None:
+    with open(case.model / "weights", "wb") as file:
+        for seed in range(20):
+            file.write(noise(16 * MIB, seed))
+    program = (
+        "import json, os, re, sys\n"
+        "from sm_runtime import artifacts\n"
+        "from sm_runtime.model import Cluster, Job, Output, Paths\n"
+        "job = Job(paths=Paths(sys.argv[1]), name='j', managed=False,\n"
+        "    cluster=Cluster(current_host='a', hosts=('a',)), output=Output(uri='s3://bucket'))\n"
+        "artifacts.save(job, threads=2, environ=os.environ)\n"
+        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
+    )
+    environ = {**os.environ, **reaching(server), "AWS_EC2_METADATA_DISABLED": "true"}
+    command = [sys.executable, "-c", program, str(case.base)]
+    done = subprocess.run(command, capture_output=True, check=True, env=environ)
+    assert int(done.stdout) < 250 * KIB

@@ -57,7 +57,7 @@ def test_the_request_may_be_the_variable_itself(paths: Paths) -> None:
         ("file:///nowhere", "the file '/nowhere' does not exist"),
         ("file://relative", "'file://relative' must name an absolute path"),
         ("/", "/: is a directory, it must be a file"),
-        ("s3://b/job.json", "'s3://b/job.json' cannot be read, s3:// is not available"),
+        ("s3://bucket", "SM_RUNTIME_JOB: 's3://bucket' names no object: write s3://bucket/key"),
         ("https://x/y", "'https://x/y' must be a path, a file:// or s3:// URI, or a JSON object"),
         ("x" * 5000, "cannot be read: File name too long"),
     ],

@@ -65,9 +65,7 @@ def test_a_pure_module_touches_nothing_outside(path: Path) -> None:
     assert {"open", "print", "input", "exec", "eval"}.isdisjoint(calls)
 
 
-@pytest.mark.parametrize(
-    "path", [path for path in MODULES if path not in USERS_SIDE], ids=name
-)
+@pytest.mark.parametrize("path", [path for path in MODULES if path not in USERS_SIDE], ids=name)
 def test_only_the_command_reads_the_environment(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         assert not (

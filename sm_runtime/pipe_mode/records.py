@@ -1,0 +1,45 @@
+"""A plain reader of the records of a Pipe channel, without TensorFlow."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from sm_runtime.pipe_mode.errors import PipeModeDatasetException
+from sm_runtime.pipe_mode.settings import FORMATS, Settings, check_channel
+from sm_runtime.pipe_mode.stream import Stream
+
+
+def read_records(
+    channel: str,
+    record_format: str = "RecordIO",
+    *,
+    state_dir: str = "/opt/ml/pipe_state",
+    pipe_dir: str = "/opt/ml/input/data",
+    config_dir: str = "/opt/ml/input/config",
+    timeout_seconds: float = 120.0,
+) -> Iterator[bytes]:
+    """Return an iterator over the records of the channel's next epoch.
+
+    The arguments and the state are those of ``PipeModeDataset``: both can be used in turns. The
+    epoch is taken with the first record; to close the iterator early ends it. Of TFRecords the
+    CRCs of the data are not checked. Raises PipeModeDatasetException and FileNotFoundError at
+    once; with the records come BrokenRecord, TimeoutError, ValueError and OSError.
+    """
+    if record_format not in FORMATS:
+        raise PipeModeDatasetException(f"Invalid record format: {record_format}")
+    settings = Settings(
+        channel=channel,
+        record_format=record_format,
+        state_dir=state_dir,
+        pipe_dir=pipe_dir,
+        config_dir=config_dir,
+        timeout_seconds=timeout_seconds,
+    )
+    check_channel(settings)
+    return _records(settings)
+
+
+def _records(settings: Settings) -> Iterator[bytes]:
+    with Stream(settings) as stream:
+        for segment in stream.segments():
+            yield from segment.records()

@@ -1,0 +1,377 @@
+"""HTTP/1.1 for object storage: kept connections, bodies read straight into given memory.
+
+``http.client`` took 0.25 ms of the interpreter for each small object and a copy of each byte; with
+one lock for all threads that, not the network, was what a download waited for.
+"""
+
+from __future__ import annotations
+
+import os
+import socket
+import struct
+import time
+from collections.abc import Callable, Mapping
+from types import TracebackType
+
+from sm_runtime.frozen import dataclass
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    import ssl
+
+_TICK_SECONDS = 0.5  # how often a thread that waits for bytes looks up
+_CONNECT_SECONDS = 10
+_IDLE_SECONDS = 8.0  # servers close what is idle for longer, S3 after some 20 s
+_HEAD_BYTES = 1 << 15
+_MAX_HEAD_BYTES = 1 << 18
+_MAX_TEXT_BYTES = 1 << 24
+_BODILESS = (204, 304)
+
+
+class Broken(Exception):
+    """An exchange broke; it may work if it is tried once more."""
+
+
+class Stopped(Exception):
+    """Whoever waits was asked to stop."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Place:
+    """Where a server listens."""
+
+    host: str
+    port: int
+    url: str
+    """For messages."""
+    tls: bool
+    proxy: tuple[str, int, str] | None = None
+    """Host, port and the value of ``Proxy-Authorization`` of what is asked to connect."""
+
+
+class Response:
+    """The answer to one request; the connection is free for the next when its block ends."""
+
+    def __init__(
+        self, pool: Pool, line: Connection, status: int, headers: dict[str, str], *, bodiless: bool
+    ) -> None:
+        self.status, self.headers = status, headers
+        self._pool, self._line = pool, line
+        self._chunked = headers.get("transfer-encoding", "").lower().endswith("chunked")
+        self._left: int | None = None  # of the body, or of a chunk; None: until the end
+        self._first = True
+        self._keep = headers.get("connection", "").lower() != "close"
+        if bodiless or status in _BODILESS:
+            self._left, self._chunked = 0, False
+        elif self._chunked:
+            self._left = 0
+        elif "content-length" in headers:
+            self._left = number(headers["content-length"])
+        self._done = self._left == 0 and not self._chunked
+
+    @property
+    def length(self) -> int | None:
+        """How many bytes are to come, where it is known."""
+        return None if self._chunked else self._left
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill the start of ``view``; 0 is the end. Raises Broken where the body is cut."""
+        if self._done:
+            return 0
+        if self._chunked and not self._left and not self._next_chunk():
+            return 0
+        left = self._left
+        count = self._line.readinto(view if left is None or len(view) <= left else view[:left])
+        if left is None:
+            self._done, self._keep = not count, False
+            return count
+        if not count:
+            raise Broken(f"the connection was closed {left} bytes early")
+        self._left = left - count
+        self._done = not self._left and not self._chunked
+        return count
+
+    def read(self) -> bytes:
+        """Return all of a short body."""
+        data, view = bytearray(), memoryview(bytearray(1 << 16))
+        while count := self.readinto(view):
+            data += view[:count]
+            if len(data) > _MAX_TEXT_BYTES:
+                raise Broken("an answer without an end")
+        return bytes(data)
+
+    def __enter__(self) -> Response:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None
+    ) -> None:
+        if self._done and self._keep and kind is None:
+            self._pool.take_back(self._line)
+        else:
+            self._line.close()
+
+    def _next_chunk(self) -> bool:
+        if not self._first:
+            self._line.readline()  # what ends a chunk
+        self._first = False
+        try:
+            self._left = int(self._line.readline().partition(b";")[0], 16)
+        except ValueError:
+            raise Broken("a chunk without a length") from None
+        if not self._left:
+            while self._line.readline():
+                pass
+            self._done = True
+        return not self._done
+
+
+class Connection:
+    """One connection; used by one thread at a time."""
+
+    def __init__(self, place: Place, sock: socket.socket, stall_seconds: float) -> None:
+        self._place, self._socket, self._stall_seconds = place, sock, stall_seconds
+        self._buffer = bytearray(_HEAD_BYTES)
+        self._view = memoryview(self._buffer)
+        self._start = self._end = 0
+        self.place = place
+        self.stopped: Callable[[], bool] = lambda: False
+        self.is_used = False
+        self.idle_since = 0.0
+
+    def close(self) -> None:
+        """Close it, whatever its state."""
+        self._socket.close()
+
+    def send(self, data: bytes | memoryview) -> None:
+        """Send all of ``data``."""
+        view, began = memoryview(data), time.monotonic()
+        while view:
+            try:
+                count = self._socket.send(view)
+            except (BlockingIOError, TimeoutError):
+                self._lose_patience(began)
+                continue
+            except OSError as error:
+                raise Broken(_reason(error)) from error
+            view, began = view[count:], time.monotonic()
+
+    def head(self) -> tuple[int, dict[str, str]]:
+        """Read the status and the headers of an answer, names in lower case."""
+        while True:
+            while (end := self._buffer.find(b"\r\n\r\n", self._start, self._end)) < 0:
+                self._fill()
+            text = str(self._view[self._start : end], "latin-1")
+            self._start = end + 4
+            lines = text.split("\r\n")
+            status = number(lines[0][9:12])
+            if not lines[0].startswith("HTTP/1.") or status < 100:
+                raise Broken("an answer that is not HTTP/1.1")
+            if status >= 200:
+                headers = {}
+                for line in lines[1:]:
+                    name, _, value = line.partition(":")
+                    headers[name.lower()] = value.strip()
+                return status, headers
+
+    def readinto(self, view: memoryview) -> int:
+        """Fill the start of ``view`` with what came already, else with what comes next."""
+        if self._start == self._end:
+            return self._receive(view)
+        count = min(len(view), self._end - self._start)
+        view[:count] = self._view[self._start : self._start + count]
+        self._start += count
+        return count
+
+    def readline(self) -> bytes:
+        """Return a line without its end."""
+        while (end := self._buffer.find(b"\n", self._start, self._end)) < 0:
+            self._fill()
+        line = bytes(self._view[self._start : end]).rstrip(b"\r")
+        self._start = end + 1
+        return line
+
+    def _fill(self) -> None:
+        """Receive more of a head or a line."""
+        if self._start == self._end:
+            self._start = self._end = 0
+        elif self._end == len(self._buffer):
+            if self._end - self._start >= _MAX_HEAD_BYTES:
+                raise Broken("headers without an end")
+            rest = bytes(self._view[self._start :])
+            self._buffer = bytearray(max(2 * len(rest), _HEAD_BYTES))
+            self._view = memoryview(self._buffer)
+            self._buffer[: len(rest)] = rest
+            self._start, self._end = 0, len(rest)
+        count = self._receive(self._view[self._end :])
+        if not count:
+            raise Broken("the server closed the connection")
+        self._end += count
+
+    def _receive(self, view: memoryview) -> int:
+        began = 0.0
+        while True:
+            try:
+                return self._socket.recv_into(view)
+            except (BlockingIOError, TimeoutError):
+                began = began or time.monotonic() - _TICK_SECONDS
+                self._lose_patience(began)
+            except OSError as error:
+                raise Broken(_reason(error)) from error
+
+    def _lose_patience(self, began: float) -> None:
+        if self.stopped():
+            raise Stopped
+        if time.monotonic() - began >= self._stall_seconds:
+            raise Broken(f"nothing moved for {self._stall_seconds:g} s")
+
+
+class Pool:
+    """The connections that wait for the next request. Used by any thread."""
+
+    def __init__(self, stall_seconds: float, authorities: str | None = None) -> None:
+        self._stall_seconds, self._authorities = stall_seconds, authorities
+        self._idle: dict[Place, list[Connection]] = {}
+        self._tls: ssl.SSLContext | None = None
+        self._is_closed = False
+
+    def exchange(
+        self, place: Place, head: bytes, body: bytes | memoryview, stopped: Callable[[], bool]
+    ) -> Response:
+        """Send a request and return the answer as soon as its headers are there."""
+        if stopped():
+            raise Stopped
+        line = self._idle_one(place)
+        while True:
+            if line is None:
+                line = self._connect(place, stopped)
+            line.stopped = stopped
+            try:
+                return self._answer(line, head, body)
+            except Broken:
+                line.close()
+                # A server may close an idle connection just when a request is on its way.
+                if not line.is_used:
+                    raise
+                line = None
+            except BaseException:
+                line.close()
+                raise
+
+    def take_back(self, line: Connection) -> None:
+        """Keep a connection for the next request."""
+        line.is_used, line.idle_since = True, time.monotonic()
+        line.stopped = _never
+        self._idle.setdefault(line.place, []).append(line)
+        if self._is_closed:
+            self.close()
+
+    def close(self) -> None:
+        """Close what is idle, and what is given back from now on."""
+        self._is_closed = True
+        for lines in list(self._idle.values()):
+            while lines:
+                lines.pop().close()
+
+    def _answer(self, line: Connection, head: bytes, body: bytes | memoryview) -> Response:
+        try:
+            line.send(head)
+            if body:
+                line.send(body)
+        except Broken:
+            if not body:
+                raise
+            # A server that refuses a long body answers and closes: the answer says more.
+        status, headers = line.head()
+        return Response(self, line, status, headers, bodiless=head.startswith(b"HEAD "))
+
+    def _idle_one(self, place: Place) -> Connection | None:
+        lines = self._idle.get(place)
+        while lines:
+            try:
+                line = lines.pop()
+            except IndexError:  # another thread was faster
+                return None
+            if time.monotonic() - line.idle_since < _IDLE_SECONDS:
+                return line
+            line.close()
+        return None
+
+    def _connect(self, place: Place, stopped: Callable[[], bool]) -> Connection:
+        target = place.proxy[:2] if place.proxy else (place.host, place.port)
+        try:
+            plain = socket.create_connection(target, _CONNECT_SECONDS)
+        except (OSError, UnicodeError) as error:
+            raise Broken(
+                f"Could not connect to the endpoint URL {place.url}: {_reason(error)}"
+            ) from error
+        try:
+            plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            if place.proxy and place.tls:
+                self._tunnel(place, plain, stopped)
+            if place.tls:
+                return Connection(place, self._encrypted(place, plain), self._stall_seconds)
+            # Not settimeout: with it each recv costs a poll as well.
+            plain.settimeout(None)
+            tick = struct.pack("ll", 0, int(_TICK_SECONDS * 1e6))
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
+            plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
+            return Connection(place, plain, self._stall_seconds)
+        except BaseException:
+            plain.close()
+            raise
+
+    def _encrypted(self, place: Place, plain: socket.socket) -> socket.socket:
+        import ssl
+
+        try:
+            if self._tls is None:
+                self._tls = ssl.create_default_context(cafile=self._authorities)
+            sock = self._tls.wrap_socket(plain, server_hostname=place.host)
+        except (OSError, ValueError) as error:
+            raise Broken(
+                f"Could not connect to the endpoint URL {place.url}: {_reason(error)}"
+            ) from error
+        sock.settimeout(_TICK_SECONDS)
+        return sock
+
+    def _tunnel(self, place: Place, plain: socket.socket, stopped: Callable[[], bool]) -> None:
+        host, port = place.host, place.port
+        known = place.proxy[2] if place.proxy else ""
+        known = f"Proxy-Authorization: {known}\r\n" if known else ""
+        plain.settimeout(_TICK_SECONDS)
+        line = Connection(place, plain, self._stall_seconds)
+        line.stopped = stopped
+        line.send(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{known}\r\n".encode())
+        status, _ = line.head()
+        if status != 200:
+            raise Broken(f"the proxy answers {status} for {place.url}")
+        plain.settimeout(_CONNECT_SECONDS)
+
+
+def number(text: str) -> int:
+    """Return a decimal number of an answer; raises Broken where it is none."""
+    if text.isascii() and text.isdigit():
+        return int(text)
+    raise Broken(f"{text[:40]!r} where a number belongs")
+
+
+def content_range(headers: Mapping[str, str]) -> tuple[int, int] | None:
+    """Return the first byte and the size of the whole that ``Content-Range`` names."""
+    kind, _, rest = headers.get("content-range", "").partition(" ")
+    span, _, size = rest.partition("/")
+    first = span.partition("-")[0]
+    if kind != "bytes" or not first.isdigit() or not size.isdigit():
+        return None
+    return int(first), int(size)
+
+
+def _never() -> bool:
+    return False
+
+
+def _reason(error: Exception) -> str:
+    code = getattr(error, "errno", None)
+    if isinstance(code, int) and code > 0 and type(error).__module__ == "builtins":
+        return os.strerror(code)
+    return " ".join(str(error).split()) or type(error).__name__

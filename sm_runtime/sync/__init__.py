@@ -1,0 +1,42 @@
+"""Keeps folders of a running job in step with object storage: checkpoints, logs, ``model_dir``.
+
+This file is on the path of every job; what does the work is imported for a job that wants it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from sm_runtime.model import Job
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from sm_runtime.sync.syncs import Syncs
+
+
+def wanted(job: Job) -> bool:
+    """Return whether anything of the job is synced while it runs."""
+    return bool(
+        job.checkpoints
+        or job.tensorboard
+        or job.model_dir
+        or job.reserved.get("sagemaker_s3_output")
+    )
+
+
+def check(job: Job, environ: Mapping[str, str]) -> None:
+    """Raise ConfigError if a place can be seen to be unusable; no request is sent."""
+    open_syncs(job, environ)
+
+
+def open_syncs(job: Job, environ: Mapping[str, str]) -> Syncs | None:
+    """Return what syncs the job's folders; None where nothing is synced.
+
+    ``environ`` says how storage is reached, as for ``storage.open_store``; nothing is done yet.
+    Raises ConfigError where a place cannot be used.
+    """
+    if not wanted(job):
+        return None
+    from sm_runtime.sync.syncs import Syncs
+
+    return Syncs.of(job, environ)

@@ -1,0 +1,122 @@
+"""Keeps account of what a place holds, what it lacks, and why."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterable
+
+from sm_runtime.sync.snapshot import Listing, Signature, is_temporary, signature
+
+_MAX_KEY_BYTES = 1024
+
+
+class Ledger:
+    """What is known of a place; its methods may be called from several threads."""
+
+    def __init__(self) -> None:
+        self.sent_bytes = 0
+        self.last_success = time.monotonic()
+        self._lock = threading.Lock()
+        self._sent: dict[str, Signature] = {}
+        self._owned: set[str] = set()
+        self._errors: dict[str, str] = {}
+        self._unreadable: set[str] = set()
+        self._not_before: dict[str, float] = {}
+
+    def restored(self, listing: Listing, names: Iterable[str], *, owned: bool) -> None:
+        """Note files that were fetched; if ``owned`` they are ours to delete there."""
+        for name in names:
+            if name in listing:
+                self._sent[name] = signature(listing[name])
+                if owned:
+                    self._owned.add(name)
+
+    def sent(self, name: str, found: Signature, *, again_at: float | None) -> None:
+        """Note that the content ``found`` is there; it is not sent again before ``again_at``."""
+        with self._lock:
+            self._owned.add(name)
+            self._sent[name] = found
+            self._errors.pop(name, None)
+            self._unreadable.discard(name)
+            if again_at is not None:
+                self._not_before[name] = again_at
+            self.sent_bytes += found[2]
+            self.last_success = time.monotonic()
+
+    def torn(self, name: str) -> None:
+        """Note that something of a file is there, but not what it is now."""
+        with self._lock:
+            self._owned.add(name)
+            self._sent.pop(name, None)
+
+    def deleted(self, name: str) -> None:
+        """Note that a file is not there any more."""
+        with self._lock:
+            self._owned.discard(name)
+            self._sent.pop(name, None)
+            self._errors.pop(name, None)
+            self.last_success = time.monotonic()
+
+    def failed(self, name: str, reason: str, *, unreadable: bool = False) -> None:
+        """Note why a file could not be sent, or could not even be read."""
+        with self._lock:
+            self._errors[name] = reason
+            if unreadable:
+                self._unreadable.add(name)
+
+    def differing(self, listing: Listing) -> list[str]:
+        """Return the files whose content is not known to be there, though it should be."""
+        with self._lock:
+            return [
+                name
+                for name, status in listing.items()
+                if self._sent.get(name) != signature(status)
+                and not is_temporary(name)
+                and not _no_key(name)
+            ]
+
+    def due(self, listing: Listing) -> list[str]:
+        """Return those of the differing files that may be sent now."""
+        now = time.monotonic()
+        return [n for n in self.differing(listing) if now >= self._not_before.get(n, now)]
+
+    def readable(self, names: Iterable[str]) -> list[str]:
+        """Return those of ``names`` that could be read so far."""
+        return [name for name in names if name not in self._unreadable]
+
+    def gone(self, listing: Listing) -> list[str]:
+        """Return the files that are there and ours, and not here any more."""
+        return sorted(name for name in self._owned if name not in listing)
+
+    def reason(self, names: Iterable[str]) -> str:
+        """Return why the first of ``names`` for which this is known is not there."""
+        with self._lock:
+            reasons = (self._errors[name] for name in (*names, "") if name in self._errors)
+            return next(reasons, "no time was left")
+
+
+def left_out(listing: Listing) -> list[str]:
+    """Return a sentence for each kind of files that are never sent."""
+    sentences = []
+    for why, test in (
+        ("by their names they are not complete", is_temporary),
+        ("object storage cannot hold their names", _no_key),
+    ):
+        names = sorted(name for name in listing if test(name))
+        if names:
+            files = f"{len(names)} file{'s' * (len(names) > 1)}"
+            sentences.append(f"{files} left out, {shown(names[0])} for one: {why}")
+    return sentences
+
+
+def shown(name: str) -> str:
+    """Return ``name`` as one line of text can hold it."""
+    return name if name.isprintable() else ascii(name)
+
+
+def _no_key(name: str) -> bool:
+    try:
+        return len(name.encode()) > _MAX_KEY_BYTES
+    except UnicodeEncodeError:
+        return True

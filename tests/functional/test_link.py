@@ -1,0 +1,620 @@
+"""The hosts of a job come to the same conclusions, whatever happens to one of them."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, closing
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from sm_runtime.failure import Failure
+from sm_runtime.link.alone import Alone
+from sm_runtime.link.common import Link, Terms
+from sm_runtime.link.leader import Leader
+from sm_runtime.link.secure import Conversation
+from sm_runtime.link.wire import Wire
+from sm_runtime.link.worker import Worker
+from sm_runtime.model import Cluster
+from tests.harness import eventually
+
+HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")
+ONE, TWO, THREE = HOSTS
+SECRET = b"x" * 32
+
+
+def terms(host: str, hosts: tuple[str, ...] = HOSTS, **more: Any) -> Terms:
+    values: dict[str, Any] = {
+        "cluster": Cluster(current_host=host, hosts=hosts),
+        "hosts": hosts,
+        "secret": SECRET,
+        "port": 20000 + os.getpid() % 2000 * 10,
+        "wait_seconds": 60.0,
+        "beat_seconds": 0.1,
+        **more,
+    }
+    return Terms(**values)
+
+
+class Hosts:
+    """The links of a job's hosts, which tell of each change by an event."""
+
+    def __init__(self) -> None:
+        self.links: dict[str, Link] = {}
+
+    def add(self, found: Terms) -> Link:
+        host = found.current
+        new = Worker(found, lambda: None)
+        link = Leader(found, lambda: None, ONE) if host == found.leader else new
+        if link is not new:
+            new.close()
+        self.links[host] = link
+        link.start()
+        return link
+
+    def start(self, hosts: tuple[str, ...] = HOSTS, **more: Any) -> list[Link]:
+        for host in hosts:
+            self.add(terms(host, hosts, **more)).ready({"script": 1})
+        self.all(lambda link: link.going, "all go")
+        return list(self.links.values())
+
+    def all(self, condition: Callable[[Link], Any], what: str) -> None:
+        eventually(lambda: all(map(condition, self.links.values())), what, 60)
+
+    def failure(self) -> Failure:
+        """Return the failure that all hosts know of, which is the same."""
+        self.all(lambda link: link.failure, "all fail")
+        found = {link.failure for link in self.links.values()}
+        assert len(found) == 1
+        failure = found.pop()
+        assert failure is not None
+        return failure
+
+    def leave(self) -> None:
+        for link in self.links.values():
+            link.done()
+        self.all(lambda link: link.farewell, "all may leave")
+
+    def close(self) -> None:
+        for link in self.links.values():
+            link.close(30)
+        assert not [t for t in threading.enumerate() if t.name == "link"]
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with closing(Hosts()) as found:
+        yield found
+
+
+def failure(host: str, message: str = "m", status: int = 3) -> Failure:
+    return Failure(name="X", message=message, phase="train", status=status, host=host)
+
+
+def failed_with(hosts: Hosts, *parts: str) -> None:
+    message = hosts.failure().message
+    assert [part for part in parts if part not in message] == [], message
+
+
+# -- a job that ends well ----------------------------------------------------------------------
+
+
+def test_all_go_when_all_are_ready_and_are_over_when_all_have_finished(hosts: Hosts) -> None:
+    links = [hosts.add(terms(host)) for host in HOSTS]
+    for number, link in enumerate(links):
+        assert link.going is None
+        link.ready({"script": number})
+    hosts.all(lambda link: link.going, "all go")
+    assert {json.dumps(link.going["ports"], sort_keys=True) for link in links if link.going} == {
+        json.dumps({host: {"script": number} for number, host in enumerate(HOSTS)})
+    }
+    links[0].finished()
+    links[1].finished()
+    links[2].send(ONE, {"do": "something"})
+    eventually(lambda: links[0].inbox, "the message of the third")
+    assert not any(link.over for link in links)
+    links[2].finished()
+    hosts.all(lambda link: link.over, "all are over")
+    hosts.leave()
+    eventually(lambda: links[0].everybody_left, "the workers leave first")
+    assert not any(link.failure or link.stop for link in links)
+
+
+@pytest.mark.parametrize("seconds", [0.0, 0.2])
+def test_the_others_may_linger_when_the_leader_has_finished(hosts: Hosts, seconds: float) -> None:
+    links = hosts.start(linger_seconds=seconds)
+    links[1].finished()
+    links[2].send(ONE, {"do": "something"})
+    eventually(lambda: links[0].inbox, "the message of the third")
+    assert not links[0].over
+    links[0].finished()
+    hosts.all(lambda link: link.over, "all are over")
+
+
+def test_a_host_that_comes_late_learns_what_has_happened(hosts: Hosts) -> None:
+    for host in HOSTS[:2]:
+        hosts.add(terms(host)).ready({})
+    hosts.links[TWO].stopped("SIGTERM")
+    eventually(lambda: hosts.links[ONE].stop, "the leader knows")
+    late = hosts.add(terms(THREE))
+    eventually(lambda: late.stop, "the late one knows")
+    assert late.stop == f"SIGTERM on {TWO}"
+
+
+def test_a_host_that_starts_before_the_leader_waits_for_it(hosts: Hosts) -> None:
+    worker = hosts.add(terms(TWO, HOSTS[:2]))
+    eventually(lambda: worker.waiting == ONE, "it waits")
+    hosts.add(terms(ONE, HOSTS[:2])).ready({})
+    worker.ready({})
+    hosts.all(lambda link: link.going, "all go")
+
+
+def test_a_taken_port_is_no_hindrance(hosts: Hosts) -> None:
+    with socket.socket() as taken:
+        taken.bind((ONE, terms(ONE).port))
+        taken.listen()
+        hosts.start()
+
+
+def test_messages_reach_the_host_they_are_for(hosts: Hosts) -> None:
+    one, two, three = hosts.start()
+    one.send(THREE, {"do": "launch"})
+    eventually(lambda: three.inbox, "the third has it")
+    three.send(ONE, {"do": "exited", "status": 0})
+    eventually(lambda: one.inbox, "the leader has it")
+    assert one.inbox.popleft() == {"do": "exited", "status": 0, "host": THREE}
+    assert three.inbox.popleft() == {"do": "launch"}
+    assert not two.inbox
+
+
+# -- failures ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", HOSTS)
+def test_a_failure_anywhere_is_the_failure_everywhere(hosts: Hosts, at: str) -> None:
+    hosts.start()
+    hosts.links[at].failed(failure(at))
+    assert hosts.failure() == failure(at)
+    hosts.leave()
+
+
+def test_of_several_failures_the_cause_counts_and_not_what_followed(hosts: Hosts) -> None:
+    one, two, three = hosts.start()
+    one.failed(failure(ONE, "mpirun"), 3)
+    two.failed(failure(TWO, "connection reset by peer"), 2)
+    three.failed(failure(THREE, "SIGKILL"), 1)
+    assert hosts.failure().message == "SIGKILL"
+
+
+def test_of_equal_failures_the_first_counts(hosts: Hosts) -> None:
+    one, two, _ = hosts.start()
+    one.failed(failure(ONE, "first"))
+    one.failed(failure(ONE, "second"))
+    two.failed(failure(TWO, "second"))
+    assert hosts.failure().host in (ONE, TWO)
+    assert hosts.failure().message in ("first", "second")
+    assert (hosts.failure().host == ONE) <= (hosts.failure().message == "first")
+
+
+def test_a_failure_before_all_have_come_reaches_who_comes_later(hosts: Hosts) -> None:
+    hosts.add(terms(ONE)).failed(failure(ONE, "pip"))
+    eventually(lambda: hosts.links[ONE].failure, "the leader has failed")
+    for host in HOSTS[1:]:
+        hosts.add(terms(host))
+    assert hosts.failure().message == "pip"
+    hosts.leave()
+
+
+def test_a_failure_of_a_host_that_waits_for_the_leader_is_told_when_it_comes(hosts: Hosts) -> None:
+    worker = hosts.add(terms(TWO, HOSTS[:2]))
+    worker.failed(failure(TWO, "pip"))
+    hosts.add(terms(ONE, HOSTS[:2])).ready({})
+    assert hosts.failure().message == "pip"
+    assert hosts.links[ONE].going is None
+
+
+def test_a_failure_after_the_end_of_training_is_still_everybodys(hosts: Hosts) -> None:
+    links = hosts.start()
+    for link in links:
+        link.finished()
+    hosts.all(lambda link: link.over, "all are over")
+    links[0].done()
+    links[2].done()
+    links[1].failed(failure(TWO, "upload"))
+    links[1].done()
+    assert hosts.failure().message == "upload"
+    hosts.all(lambda link: link.farewell, "all may leave")
+
+
+def test_a_host_that_is_lost_while_it_saves_is_a_failure(hosts: Hosts) -> None:
+    one, two, three = hosts.start()
+    for link in (one, two, three):
+        link.finished()
+    hosts.all(lambda link: link.over, "all are over")
+    one.done()
+    three.done()
+    hosts.links.pop(TWO).close()
+    failed_with(hosts, f"{TWO} (127.0.0.1) is lost: the connection was closed")
+    hosts.all(lambda link: link.farewell, "all may leave")
+
+
+def test_a_host_that_is_lost_is_why_the_others_fail(hosts: Hosts) -> None:
+    one, _, three = hosts.start()
+    one.failed(failure(ONE, "connection reset by peer"), 1)
+    hosts.links.pop(TWO).close()
+    failed_with(hosts, f"{TWO} (127.0.0.1) is lost")
+    assert hosts.failure().name == "HostLostError"
+    for link in (one, three):
+        link.done()
+    hosts.all(lambda link: link.farewell, "nobody waits for the lost")
+
+
+def test_a_lost_leader_ends_every_host(hosts: Hosts) -> None:
+    hosts.start()
+    hosts.links.pop(ONE).close()
+    failed_with(hosts, f"{ONE} ({ONE}) is lost: the connection was closed")
+    hosts.all(lambda link: link.farewell, "nobody waits for the lost")
+
+
+class Elsewhere:
+    """A host in a process of its own, which can be suspended."""
+
+    def __init__(self, found: Terms) -> None:
+        values = {
+            "host": found.current, "hosts": found.hosts, "port": found.port,
+            "silence_seconds": found.silence_seconds,
+        }  # fmt: skip
+        code = (
+            "import json, sys; from tests.functional.test_link import *\n"
+            "found = json.loads(sys.argv[1])\n"
+            "found['hosts'] = tuple(found['hosts'])\n"
+            "link = Hosts().add(terms(**found)); link.ready({})\n"
+            "eventually(lambda: link.going, 'it goes', 60); print('going', flush=True)\n"
+            "eventually(lambda: link.failure, 'it fails', 60); print(link.failure.message)\n"
+            "link.close()\n"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(values)], stdout=subprocess.PIPE
+        )
+
+    def line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().decode().strip()
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()
+
+
+@pytest.mark.parametrize("silent", [ONE, TWO])
+def test_a_host_that_falls_silent_is_lost(hosts: Hosts, silent: str) -> None:
+    pair = HOSTS[:2]
+    with Elsewhere(terms(silent, pair, silence_seconds=3.0)) as elsewhere:
+        rest = next(host for host in pair if host != silent)
+        hosts.add(terms(rest, pair, silence_seconds=0.5)).ready({})
+        assert elsewhere.line() == "going"
+        elsewhere.process.send_signal(signal.SIGSTOP)
+        failed_with(hosts, f"{silent} (127.0.0.1) is lost: it has been silent for 0.5 s")
+        hosts.links[rest].done()
+        hosts.all(lambda link: link.farewell, "nobody waits for the silent")
+
+
+@pytest.mark.parametrize("suspended", [ONE, TWO])
+def test_a_host_that_was_suspended_itself_does_not_take_the_others_for_silent(
+    hosts: Hosts, suspended: str
+) -> None:
+    pair = HOSTS[:2]
+    with Elsewhere(terms(suspended, pair, silence_seconds=0.3)) as elsewhere:
+        rest = next(host for host in pair if host != suspended)
+        link = hosts.add(terms(rest, pair, silence_seconds=60.0))
+        link.ready({})
+        assert elsewhere.line() == "going"
+        elsewhere.process.send_signal(signal.SIGSTOP)
+        threading.Event().wait(0.6)  # longer than its own patience
+        elsewhere.process.send_signal(signal.SIGCONT)
+        other = f"{rest} (127.0.0.1) is lost: it has been silent"
+        threading.Event().wait(0.6)
+        assert link.failure is None, other
+        link.failed(failure(rest, "the end"))
+        assert elsewhere.line() == "the end"
+
+
+# -- a request to stop -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("at", HOSTS)
+def test_a_request_to_stop_reaches_all_with_the_host_that_was_told(hosts: Hosts, at: str) -> None:
+    hosts.start()
+    hosts.links[at].stopped("SIGTERM")
+    others = [link for host, link in hosts.links.items() if host != at]
+    eventually(lambda: all(link.stop for link in others), "the others know")
+    assert {link.stop for link in others} == {f"SIGTERM on {at}"}
+
+
+def test_after_a_request_to_stop_nobodys_end_is_hastened(hosts: Hosts) -> None:
+    one, two, three = hosts.start(linger_seconds=0.0)
+    two.stopped("SIGTERM")
+    eventually(lambda: one.stop and three.stop, "the others know")
+    two.failed(failure(TWO, "stopped", 143))
+    one.finished()
+    two.send(ONE, {"do": "something"})
+    eventually(lambda: one.inbox, "the leader has heard all that")
+    threading.Event().wait(1.0)  # twice what failures take to settle
+    assert not any(link.failure or link.over for link in (one, two, three))
+    assert busy_seconds(0.5) < 0.25
+    three.finished()
+    assert hosts.failure().status == 143
+    hosts.leave()
+
+
+def test_after_a_request_to_stop_hosts_that_end_well_make_a_job_that_did(hosts: Hosts) -> None:
+    links = hosts.start()
+    links[0].stopped("SIGTERM")
+    for link in links:
+        link.finished()
+    hosts.all(lambda link: link.over, "all are over")
+    assert not any(link.failure for link in links)
+
+
+def test_a_host_that_is_lost_while_all_stop_does_not_hold_up_the_end(hosts: Hosts) -> None:
+    one, two, three = hosts.start()
+    one.stopped("SIGTERM")
+    eventually(lambda: two.stop and three.stop, "the others know")
+    one.finished()
+    hosts.links.pop(TWO).close()
+    three.finished()
+    failed_with(hosts, f"{TWO} (127.0.0.1) is lost")
+
+
+def busy_seconds(seconds: float) -> float:
+    """Return what this process computes in ``seconds``."""
+    before = sum(os.times()[:2])
+    threading.Event().wait(seconds)
+    return sum(os.times()[:2]) - before
+
+
+def test_hosts_that_only_wait_compute_nothing(hosts: Hosts) -> None:
+    links = hosts.start(beat_seconds=2.0)
+    assert busy_seconds(1.0) < 0.2
+    links[0].failed(failure(ONE))
+    hosts.failure()
+    assert busy_seconds(1.0) < 0.2
+
+
+# -- hosts that do not come, or should not -----------------------------------------------------
+
+
+def test_a_host_that_never_comes_fails_all_by_name_and_cause(hosts: Hosts) -> None:
+    names = (ONE, TWO, "no-such-host.invalid")
+    for host in names[:2]:
+        hosts.add(terms(host, names, wait_seconds=0.5)).ready({})
+    failed_with(hosts, "no-such-host.invalid: its name does not resolve", "for 0.5 s")
+    assert hosts.failure().name == "PeerError"
+    hosts.leave()
+
+
+def test_a_host_that_resolves_but_does_not_connect_is_told_as_that(hosts: Hosts) -> None:
+    hosts.add(terms(ONE, wait_seconds=0.5)).ready({})
+    failed_with(hosts, f"{TWO}: has not connected (resolved {TWO}); {THREE}: has not")
+    hosts.leave()
+
+
+def test_a_leader_that_never_comes_is_told_by_name_and_cause(hosts: Hosts) -> None:
+    hosts.add(terms(TWO, wait_seconds=0.5)).ready({})
+    failed_with(hosts, f"{ONE}: {ONE} port", "Connection refused for 0.5 s")
+    names = ("no-such-host.invalid", TWO)
+    hosts.links.pop(TWO).close()
+    hosts.add(terms(TWO, names, wait_seconds=0.2))
+    failed_with(hosts, "no-such-host.invalid: its name does not resolve")
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"versions": {"Open MPI": "5.0.3"}}, f"Open MPI is 4.1.4 on {ONE} and 5.0.3 on {TWO}"),
+        ({"versions": {}}, f"Open MPI is 4.1.4 on {ONE} and missing on {TWO}"),
+        ({"kind": "torchrun"}, f"{ONE} runs mpi and {TWO} torchrun"),
+    ],
+)
+def test_hosts_that_differ_do_not_start(hosts: Hosts, changes: dict[str, Any], text: str) -> None:
+    same = {"versions": {"Open MPI": "4.1.4"}, "kind": "mpi"}
+    hosts.add(terms(ONE, HOSTS[:2], **same)).ready({})
+    hosts.add(terms(TWO, HOSTS[:2], **{**same, **changes})).ready({})
+    failed_with(hosts, text, "all hosts of a job need the same")
+    assert hosts.links[ONE].going is None
+
+
+def test_another_version_of_the_runtime_does_not_start(hosts: Hosts) -> None:
+    other = {"versions": {"sm-runtime": "0.0.1"}}
+    hosts.add(terms(ONE, HOSTS[:2])).ready({})
+    hosts.add(terms(TWO, HOSTS[:2], **other)).ready({})
+    failed_with(hosts, "sm-runtime is ", f"and 0.0.1 on {TWO}")
+
+
+@pytest.mark.parametrize("secret", [b"y" * 32, b""], ids=["another", "none"])
+def test_a_host_with_another_secret_ends_at_once_and_says_so(hosts: Hosts, secret: bytes) -> None:
+    pair = (ONE, "localhost")  # which is at the address that it connects from
+    leader = hosts.add(terms(ONE, pair))
+    worker = hosts.add(terms("localhost", pair, secret=secret))
+    hosts.all(lambda link: link.failure, "all fail")
+    for link in (leader, worker):
+        assert link.failure and "SM_RUNTIME_CLUSTER_SECRET" in link.failure.message
+
+
+def test_a_secret_that_the_leader_lacks_is_told(hosts: Hosts) -> None:
+    pair = (ONE, "localhost")
+    hosts.add(terms(ONE, pair, secret=b""))
+    hosts.add(terms("localhost", pair))
+    hosts.all(lambda link: link.failure, "all fail")
+    messages = [link.failure.message for link in hosts.links.values() if link.failure]
+    assert all("SM_RUNTIME_CLUSTER_SECRET" in message for message in messages)
+
+
+def test_a_host_of_another_job_is_not_let_in(hosts: Hosts) -> None:
+    leader = hosts.add(terms(ONE, wait_seconds=1.0))
+    other = hosts.add(terms(TWO, wait_seconds=1.0, job_name="another"))
+    eventually(lambda: leader.failure and other.failure, "both give up")
+    assert other.failure and "another job's host answers" in other.failure.message
+    assert leader.failure and f"{TWO}: has not connected" in leader.failure.message
+
+
+def test_two_jobs_on_one_machine_find_their_own(hosts: Hosts) -> None:
+    """The second leader has moved up one port, and has no secret where the first has one."""
+    others = Hosts()
+    with closing(others):
+        pair = (ONE, "localhost")
+        hosts.add(terms(ONE, pair, job_name="a"))
+        others.add(terms(ONE, pair, job_name="b", secret=b""))
+        others.add(terms("localhost", pair, job_name="b", secret=b""))
+        hosts.add(terms("localhost", pair, job_name="a"))
+        for link in (*hosts.links.values(), *others.links.values()):
+            link.ready({})
+        hosts.all(lambda link: link.going, "the first goes")
+        others.all(lambda link: link.going, "the second goes")
+
+
+def test_a_host_that_comes_twice_is_let_in_once(hosts: Hosts) -> None:
+    hosts.add(terms(ONE)).ready({})
+    first = hosts.add(terms(TWO))
+    eventually(lambda: first.waiting and first.waiting != ONE, "it is in")
+    again = Worker(terms(TWO), lambda: None)
+    again.start()
+    eventually(lambda: again.failure, "it is turned away")
+    again.close()
+    assert again.failure and f"turned away: {TWO} has come already" in again.failure.message
+    assert not first.failure
+
+
+def test_a_host_that_is_gone_does_not_come_back(hosts: Hosts) -> None:
+    hosts.add(terms(ONE)).ready({})
+    first = hosts.add(terms(TWO))
+    eventually(lambda: first.waiting and first.waiting != ONE, "it is in")
+    hosts.links.pop(TWO).close()
+    failed_with(hosts, f"{TWO} (127.0.0.1) is lost")
+    again = hosts.add(terms(TWO))
+    eventually(lambda: again.failure, "it is turned away")
+    assert again.failure and "has come already" in again.failure.message
+
+
+# -- without a secret --------------------------------------------------------------------------
+
+
+def test_without_a_secret_a_host_must_be_where_its_name_says(hosts: Hosts) -> None:
+    pair = (ONE, TWO)  # whose connection comes from 127.0.0.1
+    leader = hosts.add(terms(ONE, pair, secret=b"", wait_seconds=1.0))
+    worker = hosts.add(terms(TWO, pair, secret=b"", wait_seconds=1.0))
+    eventually(lambda: leader.failure and worker.failure, "both give up")
+    for link in (leader, worker):
+        text = f"it is not at the address of {TWO}, which stands for {TWO}"
+        assert link.failure and text in link.failure.message
+
+
+def test_without_a_secret_each_host_comes_in_once(hosts: Hosts) -> None:
+    pair = (ONE, "localhost")
+    leader, worker = hosts.start(pair, secret=b"")
+    again = Worker(replace(worker.terms, wait_seconds=0.5), lambda: None)
+    again.start()
+    eventually(lambda: again.failure, "it finds nobody")
+    again.close()
+    assert again.failure and "refused" in again.failure.message
+    leader.finished()
+    worker.finished()
+    hosts.all(lambda link: link.over, "all are over")
+
+
+# -- what may not happen -----------------------------------------------------------------------
+
+
+def test_an_end_that_makes_no_sense_is_the_end_of_one_connection(hosts: Hosts) -> None:
+    links = hosts.start()
+    worker = links[1]
+    assert isinstance(worker, Worker)
+    worker._order(lambda: worker._tell({"type": "failed", "failure": {"class": 1}}))
+    failed_with(hosts, f"{TWO} (127.0.0.1) is lost: what it says makes no sense")
+    leader = links[0]
+    assert isinstance(leader, Leader) and leader.failure
+    hosts.leave()
+
+
+def test_a_thread_that_dies_fails_the_job_and_lets_nobody_wait(hosts: Hosts) -> None:
+    links = hosts.start()
+
+    def fault() -> None:
+        raise RuntimeError("a fault")
+
+    links[0]._order(fault)
+    eventually(lambda: all(link.farewell for link in links), "nobody waits")
+    assert links[0].failure and "RuntimeError: a fault" in links[0].failure.message
+    assert links[1].failure and f"{ONE} ({ONE}) is lost" in links[1].failure.message
+
+
+def test_what_is_said_to_a_closed_link_goes_into_no_other_file(hosts: Hosts, tmp_path: Any) -> None:
+    worker = hosts.start()[1]
+    hosts.links[ONE].close()
+    eventually(lambda: worker.farewell and not worker._thread.is_alive(), "its thread has ended")
+    with ExitStack() as stack:
+        paths = [tmp_path / str(number) for number in range(64)]
+        files = [stack.enter_context(path.open("wb")) for path in paths]
+        worker.finished()
+        worker.done()
+        worker.close()
+        hosts.links[ONE].close()
+        for file in files:
+            file.write(b"x")
+    assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"x"}
+
+
+def test_an_end_that_reads_nothing_is_let_go() -> None:
+    one, other = socket.socketpair()
+    with one, other:
+        wires = [
+            Wire(socket.create_connection(("127.0.0.1", port)), "", conversation)
+            for port, conversation in ()
+        ]
+        assert wires == []
+        left = Conversation({"host": "a"}, b"", leads=True)
+        right = Conversation({"host": "b"}, b"", leads=False)
+        left.read(right.greet())
+        assert left.agreed
+
+
+# -- one host ----------------------------------------------------------------------------------
+
+
+def alone() -> Alone:
+    return Alone(terms(ONE, (ONE,)), lambda: None)
+
+
+def test_a_single_host_decides_at_once_and_opens_no_socket() -> None:
+    link = alone()
+    link.start()
+    link.ready({"script": 5})
+    assert link.going and link.going["ports"] == {ONE: {"script": 5}}
+    link.finished()
+    assert link.over
+    link.done()
+    assert link.farewell and link.everybody_left
+    link.close()
+
+
+def test_a_single_host_keeps_its_first_failure_and_its_first_stop() -> None:
+    link = alone()
+    link.stopped("SIGTERM")
+    link.stopped("SIGINT")
+    link.failed(failure(ONE, "first"))
+    link.failed(failure(ONE, "second"))
+    link.finished()
+    assert link.stop == "SIGTERM"
+    assert link.failure == failure(ONE, "first")
+    assert not link.over

@@ -1,0 +1,98 @@
+"""The plain reader of a Pipe channel, and the count of its epochs, without TensorFlow."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sm_runtime.pipe_mode.epochs import take_epoch
+from sm_runtime.pipe_mode.errors import BrokenRecord, PipeModeDatasetException
+from sm_runtime.pipe_mode.framing import masked_crc32c
+from sm_runtime.pipe_mode.records import read_records
+from tests.functional.pipes import RECORDIO, Pipes, numbered
+from tests.harness import eventually
+
+
+@pytest.fixture
+def pipes(tmp_path: Path) -> Iterator[Pipes]:
+    with Pipes(tmp_path) as pipes:
+        yield pipes
+
+
+def tfrecord(data: bytes) -> bytes:
+    length = len(data).to_bytes(8, "little")
+    crcs = [masked_crc32c(part).to_bytes(4, "little") for part in (length, data)]
+    return length + crcs[0] + data + crcs[1]
+
+
+def test_the_crc_is_that_of_tfrecords() -> None:
+    # RFC 3720, B.4: 32 bytes of zeros have the CRC 8A9136AA.
+    crc = 0x8A9136AA
+    assert masked_crc32c(bytes(32)) == ((crc >> 15 | crc << 17 & 0xFFFFFFFF) + 0xA282EAD8) % 2**32
+
+
+@pytest.mark.parametrize(
+    ("record_format", "encode"),
+    [("RecordIO", RECORDIO), ("TFRecord", tfrecord), ("TextLine", lambda data: data + b"\n")],
+    ids=["RecordIO", "TFRecord", "TextLine"],
+)
+def test_records_come_as_bytes(pipes: Pipes, record_format: str, encode: object) -> None:
+    assert callable(encode)
+    records = [b"", b"abc", b"x" * 3_000_000, *(b"%d" % n for n in range(3000))]
+    pipes.feed("train", b"".join(map(encode, records)), b"")
+    for expected in (records, []):
+        assert list(read_records("train", record_format, **pipes.folders)) == expected
+
+
+def test_a_reader_that_is_closed_ends_its_epoch(pipes: Pipes) -> None:
+    pipes.feed("train", numbered(2**20), b"next\n")
+    lines = read_records("train", "TextLine", **pipes.folders)
+    assert next(lines) == b"0"
+    del lines
+    eventually(lambda: pipes.closed_early == ["train_0"], "the FIFO's end", 60)
+    assert list(read_records("train", "TextLine", **pipes.folders)) == [b"next"]
+
+
+def test_broken_input_names_its_byte(pipes: Pipes) -> None:
+    pipes.feed("train", tfrecord(b"abc") + tfrecord(b"abc")[:-1])
+    records = read_records("train", "TFRecord", **pipes.folders)
+    assert next(records) == b"abc"
+    with pytest.raises(BrokenRecord, match="Truncated") as caught:
+        next(records)
+    assert caught.value.offset_bytes == 19
+
+
+def test_wrong_arguments_are_refused_at_once(pipes: Pipes) -> None:
+    with pytest.raises(PipeModeDatasetException, match="has these channels: files, train, valid"):
+        read_records("tarin", **pipes.folders)
+    with pytest.raises(PipeModeDatasetException, match="Invalid record format: Text"):
+        read_records("train", "Text", **pipes.folders)
+
+
+def test_a_wait_has_a_deadline(pipes: Pipes) -> None:
+    with pytest.raises(TimeoutError, match=r"File does not exist: .*train_0"):
+        next(read_records("train", **pipes.folders, timeout_seconds=0.1))
+
+
+TAKE = "import sys; from sm_runtime.pipe_mode.epochs import take_epoch as t\n"
+TAKE += "for _ in range(200): print(t(sys.argv[1], 'c'))"
+
+
+def test_processes_never_take_the_same_epoch(tmp_path: Path) -> None:
+    command = (sys.executable, "-c", TAKE, tmp_path)
+    running = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    taken = [
+        int(line) for process in running for line in process.communicate(timeout=60)[0].split()
+    ]
+    assert sorted(taken) == list(range(800))
+    assert take_epoch(str(tmp_path), "c") == 800
+
+
+def test_a_state_that_is_no_number_is_named(tmp_path: Path) -> None:
+    (tmp_path / ".c-pipe_mode-state").write_text("-1")
+    with pytest.raises(ValueError, match=r"\.c-pipe_mode-state: '-1' is no number"):
+        take_epoch(str(tmp_path), "c")

@@ -1,0 +1,310 @@
+"""What networks and stores do to a download, and what becomes of it."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from sm_runtime.errors import DataError
+from sm_runtime.storage import Blob, Origin, open_origin
+from tests.faults import Plan, Proxy, Request, always, every, first, proxying
+from tests.harness import eventually
+from tests.s3 import CREDENTIALS, Server, serving
+
+ROOT = Path(__file__).parents[2]
+SMALL = {f"d/{number:02d}": os.urandom(10_000 + number) for number in range(40)}
+LARGE = os.urandom(30 << 20)
+
+
+@dataclass
+class Told:
+    """Adds up what ``progress`` is told."""
+
+    total: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def __call__(self, count: int) -> None:
+        with self.lock:
+            self.total += count
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with serving(tmp_path_factory.mktemp("s3") / "buckets") as found:
+        for key, content in SMALL.items():
+            found.put(f"s3://b/{key}", content)
+        found.put("s3://b/large", LARGE)
+        yield found
+
+
+def origin_at(url: str, **more: str) -> Origin:
+    environ = {**CREDENTIALS, "S3_ENDPOINT_URL": url, "HOME": "/nonexistent", **more}
+    return open_origin("s3://b", environ, "eu-west-1", stall_seconds=1)
+
+
+def blobs(prefix: str) -> list[Blob]:
+    found = {**SMALL, "large": LARGE}
+    return [
+        Blob(uri=f"s3://b/{key}", key=key, size_bytes=len(content))
+        for key, content in found.items()
+        if key.startswith(prefix)
+    ]
+
+
+def fetched(server: Server, plan: Plan, prefix: str, target: Path) -> tuple[Proxy, int]:
+    """Download what has a prefix through a proxy and compare it; return what was told as well."""
+    told = Told()
+    with proxying(server.url, plan) as proxy:
+        origin = origin_at(proxy.url)
+        origin.fetch(((blob, str(target / blob.key)) for blob in blobs(prefix)), progress=told)
+        origin.close()
+    for blob in blobs(prefix):
+        content = (target / blob.key).read_bytes()
+        expected = SMALL.get(blob.key, LARGE)
+        assert hashlib.sha256(content).digest() == hashlib.sha256(expected).digest(), blob.key
+    assert not list(target.rglob("*.part"))
+    return proxy, told.total
+
+
+def refused(server: Server, plan: Plan, prefix: str, target: Path, **more: str) -> str:
+    """Return why a download failed; nothing of the object that it names is there."""
+    with proxying(server.url, plan) as proxy:
+        origin = origin_at(proxy.url, **more)
+        with pytest.raises(DataError) as caught:
+            origin.fetch((blob, str(target / blob.key)) for blob in blobs(prefix))
+        origin.close()
+    assert not list(target.rglob("*.part"))
+    for blob in blobs(prefix):
+        if (target / blob.key).exists():
+            assert (target / blob.key).read_bytes() == SMALL.get(blob.key, LARGE)
+    return str(caught.value)
+
+
+# --- what is overcome
+
+
+@pytest.mark.parametrize("prefix", ["d/", "large"])
+@pytest.mark.parametrize(
+    ("make", "number", "fault"),
+    [
+        (every, 3, "cut"),
+        (first, 1, "stall"),
+        (first, 1, "mute"),
+        (first, 6, "busy"),
+        (first, 2, "broken"),
+        (first, 3, "slow"),
+        (every, 4, "chunked"),
+        (every, 1, "partial"),
+    ],
+)
+def test_data_arrives_intact_with_few_bytes_fetched_twice(
+    server: Server,
+    tmp_path: Path,
+    make: Callable[[int, str], Plan],
+    number: int,
+    fault: str,
+    prefix: str,
+) -> None:
+    proxy, told = fetched(server, make(number, fault), prefix, tmp_path / "out")
+    wanted = sum(blob.size_bytes for blob in blobs(prefix))
+    assert proxy.faults
+    assert told == wanted
+    assert wanted <= proxy.sent_bytes < 1.2 * wanted
+
+
+def test_a_store_that_knows_no_ranges_sends_a_large_object_once(
+    server: Server, tmp_path: Path
+) -> None:
+    proxy, told = fetched(server, always("whole"), "large", tmp_path / "out")
+    assert told == len(LARGE)
+    assert proxy.sent_bytes == len(LARGE)
+
+
+def test_a_small_object_that_came_damaged_is_fetched_once_more(
+    server: Server, tmp_path: Path
+) -> None:
+    digests = {key: hashlib.md5(content).hexdigest() for key, content in SMALL.items()}
+    proxy, told = fetched(server, first(1, "damaged", only="07"), "d/", tmp_path / "out")
+    assert len(digests) == len(SMALL)
+    assert proxy.seen("damaged") == 1
+    assert told == sum(map(len, SMALL.values()))
+
+
+def test_a_bucket_in_another_region_is_followed(server: Server, tmp_path: Path) -> None:
+    proxy, _ = fetched(
+        server,
+        lambda r: None if "/eu-central-1/" in r.headers["authorization"] else "elsewhere",
+        "d/",
+        tmp_path / "out",
+    )
+    last = proxy.requests[-1]
+    assert "/eu-central-1/s3/" in last.headers["authorization"]
+
+
+def test_credentials_that_expire_are_renewed(server: Server, tmp_path: Path) -> None:
+    """A profile whose file is written anew meanwhile, as tools for single sign-on do it."""
+    profile = tmp_path / "credentials"
+
+    def write(access: str) -> None:
+        secret = CREDENTIALS["AWS_SECRET_ACCESS_KEY"]
+        profile.write_text(
+            f"[default]\naws_access_key_id = {access}\naws_secret_access_key = {secret}\n"
+        )
+
+    write("old-access-key")
+    with proxying(
+        server.url, lambda r: "expired" if "old-access-key" in r.headers["authorization"] else None
+    ) as proxy:
+        origin = open_origin(
+            "s3://b",
+            {
+                "AWS_SHARED_CREDENTIALS_FILE": str(profile),
+                "AWS_ENDPOINT_URL": proxy.url,
+                "HOME": str(tmp_path),
+                "AWS_EC2_METADATA_DISABLED": "true",
+            },
+            "eu-west-1",
+        )
+        with pytest.raises(DataError, match="s3://b/d/00 cannot be downloaded: ExpiredToken"):
+            origin.fetch([(blobs("d/00")[0], str(tmp_path / "out"))])
+        write(CREDENTIALS["AWS_ACCESS_KEY_ID"])
+        origin.fetch([(blobs("d/00")[0], str(tmp_path / "out"))])
+        origin.close()
+    assert (tmp_path / "out").read_bytes() == SMALL["d/00"]
+
+
+# --- what ends it
+
+
+@pytest.mark.parametrize(
+    ("plan", "why"),
+    [
+        (
+            always("short", only="05"),
+            "d/05 cannot be downloaded: it has 5002 bytes now, 10005 were",
+        ),
+        (always("gone", only="05"), "d/05 does not exist"),
+        (always("denied", only="05"), "d/05 cannot be downloaded: access is denied"),
+        (always("expired", only="05"), "d/05 cannot be downloaded: ExpiredToken"),
+        (always("busy", only="05"), "d/05 cannot be downloaded: SlowDown: of a test (3 attempts)"),
+        (
+            always("mute", only="05"),
+            "d/05 cannot be downloaded: nothing moved for 1 s (3 attempts)",
+        ),
+    ],
+)
+def test_a_download_that_cannot_be_completed_names_the_object(
+    server: Server, tmp_path: Path, plan: Plan, why: str
+) -> None:
+    assert why in refused(server, plan, "d/", tmp_path / "out", AWS_MAX_ATTEMPTS="3")
+
+
+@pytest.mark.parametrize(
+    ("fault", "why"),
+    [
+        ("changed", "s3://b/large cannot be downloaded: it has changed meanwhile"),
+        ("gone", "s3://b/large does not exist"),
+    ],
+)
+def test_an_object_that_changes_between_its_parts(
+    server: Server, tmp_path: Path, fault: str, why: str
+) -> None:
+    def plan(request: Request) -> str | None:
+        return fault if "bytes=16777216-" in request.headers.get("range", "") else None
+
+    assert refused(server, plan, "large", tmp_path / "out") == why
+    assert not (tmp_path / "out/large").exists()
+
+
+def test_no_object_costs_the_whole_job_an_endless_time(server: Server, tmp_path: Path) -> None:
+    """A store that always closes half-way makes progress, but not for ever."""
+    why = refused(server, always("cut", only="d/05"), "d/05", tmp_path / "out")
+    assert "s3://b/d/05 cannot be downloaded: the connection was closed" in why
+
+
+def test_a_stop_is_obeyed_while_nothing_comes(server: Server, tmp_path: Path) -> None:
+    asked = threading.Event()
+    with proxying(server.url, always("mute")) as proxy:
+        origin = open_origin("s3://b", {**CREDENTIALS, "S3_ENDPOINT_URL": proxy.url}, "eu-west-1")
+        errors: list[BaseException] = []
+
+        def fetch() -> None:
+            try:
+                wanted = [(blob, str(tmp_path / blob.key)) for blob in blobs("d/")]
+                origin.fetch(wanted, stopped=asked.is_set)
+            except DataError as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=fetch)
+        thread.start()
+        eventually(lambda: proxy.seen("mute") > 3, "requests")
+        asked.set()
+        thread.join(20)
+        origin.close()
+    assert "a stop was asked for" in str(errors[0])
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+
+
+# --- disks, and the end of the process
+
+CHILD = """
+import sys
+from sm_runtime.storage import Blob, open_origin
+url, target, size = sys.argv[1], sys.argv[2], int(sys.argv[3])
+environ = {"AWS_ACCESS_KEY_ID": "testing-access-key",
+           "AWS_SECRET_ACCESS_KEY": "testing-secret-key", "S3_ENDPOINT_URL": url}
+origin = open_origin("s3://b", environ, "eu-west-1")
+origin.fetch([(Blob(uri="s3://b/large", key="large", size_bytes=size), target)])
+"""
+
+
+def child(url: str, target: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
+    command = (*prefix, sys.executable, "-c", CHILD, url, str(target), str(len(LARGE)))
+    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+
+
+def test_a_kill_leaves_no_final_name_and_the_next_attempt_completes_it(
+    server: Server, tmp_path: Path
+) -> None:
+    target = tmp_path / "out" / "large"
+    with proxying(server.url, every(3, "stall")) as proxy:
+        with child(proxy.url, target) as process:
+            eventually(lambda: proxy.sent_bytes > len(LARGE) // 2, "half of it")
+            process.send_signal(signal.SIGKILL)
+        assert process.returncode == -signal.SIGKILL
+        assert [path.name for path in target.parent.iterdir()] == ["large.sm-runtime.part"]
+    with child(server.url, target) as process:
+        assert process.wait(60) == 0
+    assert target.read_bytes() == LARGE
+    assert [path.name for path in target.parent.iterdir()] == ["large"]
+
+
+def test_a_file_system_that_is_full(server: Server, tmp_path: Path) -> None:
+    target = tmp_path / "out" / "large"
+    with child(server.url, target, ("prlimit", f"--fsize={9 << 20}")) as process:
+        _, said = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert f"s3://b/large cannot be written to {target}: File too large" in said.decode()
+    assert not list(target.parent.iterdir())
+
+
+def test_a_disk_that_is_full(server: Server, tmp_path: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=12m", "none", disk], check=True)
+    try:
+        why = refused(server, lambda _: None, "large", disk)
+        assert f"s3://b/large cannot be written to {disk}/large: No space left on device" in why
+        assert f"({len(LARGE)} bytes needed, " in why
+        assert not list(disk.iterdir())
+    finally:
+        subprocess.run(["umount", disk], check=True)
