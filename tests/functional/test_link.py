@@ -11,16 +11,16 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sm_runtime.failure import Failure
+from sm_runtime.frozen import replace
 from sm_runtime.link.alone import Alone
 from sm_runtime.link.common import Link, Terms
 from sm_runtime.link.leader import Leader
-from sm_runtime.link.secure import Conversation
+from sm_runtime.link.secure import Conversation, PeerError
 from sm_runtime.link.wire import Wire
 from sm_runtime.link.worker import Worker
 from sm_runtime.model import Cluster
@@ -159,6 +159,7 @@ def test_a_host_that_starts_before_the_leader_waits_for_it(hosts: Hosts) -> None
 
 def test_a_taken_port_is_no_hindrance(hosts: Hosts) -> None:
     with socket.socket() as taken:
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         taken.bind((ONE, terms(ONE).port))
         taken.listen()
         hosts.start()
@@ -576,17 +577,16 @@ def test_what_is_said_to_a_closed_link_goes_into_no_other_file(hosts: Hosts, tmp
 
 
 def test_an_end_that_reads_nothing_is_let_go() -> None:
-    one, other = socket.socketpair()
-    with one, other:
-        wires = [
-            Wire(socket.create_connection(("127.0.0.1", port)), "", conversation)
-            for port, conversation in ()
-        ]
-        assert wires == []
-        left = Conversation({"host": "a"}, b"", leads=True)
-        right = Conversation({"host": "b"}, b"", leads=False)
-        left.read(right.greet())
-        assert left.agreed
+    left, right = (Conversation({"host": "a"}, b"", leads=leads) for leads in (True, False))
+    left.read(right.greet())
+    with socket.create_server((ONE, 0)) as server:
+        near = socket.create_connection(server.getsockname())
+        far, _ = server.accept()
+    with near, far:
+        wire = Wire(near, ONE, left)
+        with pytest.raises(PeerError, match="it reads nothing"):
+            for _ in range(100):
+                wire.send({"text": "x" * 500_000})
 
 
 # -- one host ----------------------------------------------------------------------------------

@@ -56,13 +56,14 @@ def main():
         model_dir=args.model_dir,
         config=tf.estimator.RunConfig(save_checkpoints_steps=100, tf_random_seed=1),
     )
-    metrics, _ = tf.estimator.train_and_evaluate(
+    result = tf.estimator.train_and_evaluate(
         estimator,
         tf.estimator.TrainSpec(training, max_steps=args.steps),
         tf.estimator.EvalSpec(validation, steps=None, start_delay_secs=0, throttle_secs=1),
     )
-    if metrics is None:  # a worker: the master has them
+    if result is None:  # a worker: the master has it
         return
+    metrics, _ = result
     row = {"images": tf.TensorSpec((None, 784), tf.float32, name="images")}
     receiver = tf.estimator.export.build_raw_serving_input_receiver_fn(row)
     estimator.export_saved_model(args.sm_model_dir, receiver)
