@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 
-from sm_runtime import contract, documents, environ
+from sm_runtime import contract, documents, environ, redirect
 from sm_runtime.errors import ConfigError
 from sm_runtime.model import Job
 from sm_runtime.paths import Paths
@@ -31,10 +31,13 @@ def configure(variables: Mapping[str, str], mask: Mask) -> Job:
     parsed = contract.parse(documents.read(paths, variables), variables, paths, os.uname().nodename)
     if parsed.job is None:
         raise ConfigError(parsed.problems)
-    mask.learn(environ.secrets(parsed.job, variables))
+    job = redirect.redirected(parsed.job)
+    mask.learn(environ.secrets(job, variables))
     logging.getLogger("sm_runtime").setLevel(parsed.job.log_level)
     for note in parsed.notes:
         log.info("%s", note)
     for warning in parsed.warnings:
         log.warning("%s", warning)
-    return parsed.job
+    if told := redirect.note(job):
+        log.info("%s", told)
+    return job

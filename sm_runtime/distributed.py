@@ -195,6 +195,7 @@ class Session:
             self._supervisor.conduct(ensemble)
         finally:
             self.started = ensemble.started
+            ensemble.finish()
             self._supervisor.tell_losses()
         return ensemble.outcome
 

@@ -19,7 +19,7 @@ from sm_runtime.model import Command, Ended
 from sm_runtime.play import Play
 from sm_runtime.relay import Relay
 from sm_runtime.running import Limits, Running
-from sm_runtime.supervise import Supervisor
+from sm_runtime.supervise import STALL_SECONDS, Supervisor
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
@@ -135,6 +135,12 @@ class Ensemble(Play):
         """Return the rank of a script's process; None where there is none."""
         return None
 
+    def finish(self) -> None:
+        """Wait for the last output of all, when nothing is left that could write any."""
+        for run in self._scripts:
+            if run.status is not None:
+                run.finish(STALL_SECONDS)
+
     def release(self) -> None:
         """Let go of whatever holds the services back, the end being agreed on."""
 
@@ -158,10 +164,10 @@ class Ensemble(Play):
         return run
 
     def _script_ended(self, run: Running, command: Command) -> None:
-        ended = run.finish(OUTPUT_SECONDS)
         run.send_group(signal.SIGTERM)  # what it started has no purpose any more
-        if ended.ok or run.ended_by_us or self._closing_at is not None:
-            return
+        if run.shell_status() == 0 or run.ended_by_us or self._closing_at is not None:
+            return  # its last output has time: what it has left behind may hold the pipe
+        ended = run.finish(OUTPUT_SECONDS)
         rank = self.rank_of(run)
         found = failure.of_script(ended, command.cwd, self.terms.host, self.terms.mask)
         self._fail(replace(found, rank=rank), self._weight(ended))

@@ -139,10 +139,11 @@ class Leader(Link):
             self._blame(self._broken(host, text), LOST_WEIGHT)
 
     def _look_for_silence(self) -> None:
-        now = time.monotonic()
         for wire in list(self._peers.values()):
-            if now - wire.heard > self.terms.silence_seconds:
-                self._close(wire, f"it has been silent for {self.terms.silence_seconds:g} s")
+            if wire.is_silent(self.terms.silence_seconds):
+                self._serve(wire)  # suspended ourselves, we may have missed its words
+                if wire.is_silent(self.terms.silence_seconds):
+                    self._close(wire, f"it has been silent for {self.terms.silence_seconds:g} s")
 
     def _say_who(self, notice: Notice) -> None:
         """Say who is missing, and give up when that has taken too long."""

@@ -73,6 +73,10 @@ class Wire:
         self.heard = time.monotonic()
         return self.conversation.read(data)
 
+    def is_silent(self, seconds: float) -> bool:
+        """Return whether nothing has been received for so long."""
+        return time.monotonic() - self.heard > seconds
+
     def close(self) -> None:
         """Send what goes, and close."""
         with contextlib.suppress(PeerError):

@@ -57,7 +57,9 @@ class Worker(Link):
                 if wire in ready:
                     wire.flush()
                     self._hear(wire.receive())
-                if time.monotonic() - wire.heard > self.terms.silence_seconds:
+                if wire.is_silent(self.terms.silence_seconds):
+                    self._hear(wire.receive())  # suspended ourselves, we may have missed its words
+                if wire.is_silent(self.terms.silence_seconds):
                     raise PeerError(f"it has been silent for {self.terms.silence_seconds:g} s")
         except PeerError as error:
             self._lost(error)
@@ -146,7 +148,12 @@ class Worker(Link):
             self._selector.modify(wire, wire.interest)
             if wire in self._select(min(1.0, deadline - time.monotonic())):
                 wire.flush()
-                messages = wire.receive()
+                try:
+                    messages = wire.receive()
+                except SecretError:
+                    if wire.conversation.agreed and not said_hello:
+                        wire.send(self.terms.hello())  # the leader is to know it as well
+                    raise
                 for number, message in enumerate(messages, 1):
                     if message.get("type") == "welcome":
                         self._hear(messages[number:])

@@ -68,14 +68,12 @@ class Access:
                 found = self._doors[bucket] = self._door(bucket)
         return found
 
-    def moved(self, bucket: str, region: str) -> bool:
-        """Take note that ``bucket`` is in ``region``; return whether that is news."""
+    def moved(self, bucket: str, region: str) -> None:
+        """Take note that ``bucket`` is in ``region``."""
         with self._lock:
-            if self._regions.get(bucket) == region:
-                return False
-            self._regions[bucket] = region
-            self._doors.pop(bucket, None)
-            return True
+            if self._regions.get(bucket) != region:
+                self._regions[bucket] = region
+                self._doors.pop(bucket, None)
 
     def keys(self) -> Keys | None:
         """Return the credentials as they are now, None where there are none: all may be public."""

@@ -158,7 +158,8 @@ class Client:
                 return response
             error = self._refused(response)
             error.keys = keys
-            if error.region and self._access.moved(bucket, error.region):
+            if error.region and error.region != door.region:
+                self._access.moved(bucket, error.region)  # as another thread may know already
                 continue
             if error.code == "RequestTimeTooSkewed" and self._set_clock(response):
                 continue

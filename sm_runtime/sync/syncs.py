@@ -90,8 +90,8 @@ class Syncs:
         """Send what is left, the script being gone, and end; return what became of each folder.
 
         It takes ``seconds`` at most; with None as long as it gets on, or ``grace_seconds`` where a
-        stop was asked for already. It takes ``grace_seconds`` at most from a stop meanwhile. What is not there by then is in ``Saved``, as a failure or,
-        for logs, as warnings.
+        stop was asked for already, and ``grace_seconds`` at most from a stop meanwhile. What is not
+        there by then is in ``Saved``, as a failure or, for logs, as warnings.
         """
         began = time.monotonic()
         deadline = float("inf") if seconds is None else began + seconds

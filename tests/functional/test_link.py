@@ -86,7 +86,7 @@ class Hosts:
     def close(self) -> None:
         for link in self.links.values():
             link.close(30)
-        assert not [t for t in threading.enumerate() if t.name == "link"]
+        assert not [link for link in self.links.values() if link._thread.is_alive()]
 
 
 @pytest.fixture
@@ -538,13 +538,12 @@ def test_without_a_secret_each_host_comes_in_once(hosts: Hosts) -> None:
 
 
 def test_an_end_that_makes_no_sense_is_the_end_of_one_connection(hosts: Hosts) -> None:
-    links = hosts.start()
-    worker = links[1]
-    assert isinstance(worker, Worker)
+    hosts.start()
+    worker = hosts.links.pop(TWO)
     worker._order(lambda: worker._tell({"type": "failed", "failure": {"class": 1}}))
     failed_with(hosts, f"{TWO} (127.0.0.1) is lost: what it says makes no sense")
-    leader = links[0]
-    assert isinstance(leader, Leader) and leader.failure
+    eventually(lambda: worker.farewell, "it is let go")
+    worker.close()
     hosts.leave()
 
 

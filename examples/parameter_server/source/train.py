@@ -30,10 +30,26 @@ def arguments():
     return parser.parse_args()
 
 
-def load(folder):
-    with np.load(os.path.join(folder, "data.npz")) as arrays:
-        images = arrays["images"].reshape(-1, 784).astype("float32") / 255
-        return {"images": images}, arrays["labels"].astype("int64")
+def batches(folder, size, seed=None):
+    """Return a data set of the images in ``folder``: without end where there is a ``seed``.
+
+    A generator keeps them out of the graph, which goes to other hosts and into checkpoints.
+    """
+
+    def generate():
+        with np.load(os.path.join(folder, "data.npz")) as arrays:
+            images, labels = arrays["images"].reshape(-1, 784), arrays["labels"].astype("int64")
+        order = np.random.default_rng(seed).permutation(len(labels))
+        while True:
+            for start in range(0, len(labels), size):
+                chosen = order[start : start + size]
+                yield {"images": images[chosen].astype("float32") / 255}, labels[chosen]
+            if seed is None:
+                return
+
+    features = {"images": tf.TensorSpec((None, 784), tf.float32)}
+    signature = (features, tf.TensorSpec((None,), tf.int64))
+    return tf.data.Dataset.from_generator(generate, output_signature=signature)
 
 
 def main():
@@ -42,11 +58,10 @@ def main():
 
     def training():
         host = json.loads(os.environ["SM_HOSTS"]).index(os.environ["SM_CURRENT_HOST"])
-        data = tf.data.Dataset.from_tensor_slices(load(args.training))
-        return data.shuffle(10_000, seed=host).repeat().batch(args.batch_size)
+        return batches(args.training, args.batch_size, seed=host)
 
     def validation():
-        return tf.data.Dataset.from_tensor_slices(load(args.validation)).batch(1000)
+        return batches(args.validation, 1000)
 
     estimator = tf.estimator.DNNClassifier(
         hidden_units=[64],
