@@ -11,6 +11,7 @@ import json
 import statistics
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from tests.benchmarks.contenders import options
 from tests.docker.cluster import Cluster
@@ -57,7 +58,7 @@ def two_hosts(folder: Path, rounds: int) -> dict[str, float]:
     return {"before": statistics.median(before), "after": statistics.median(after)}
 
 
-def _mpi(each: int) -> dict[str, object]:
+def _mpi(each: int) -> dict[str, Any]:
     return {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": each}
 
 

@@ -102,8 +102,8 @@ class Cluster:
         files = {"train.py": code} if isinstance(code, str) else code
         values = {"sagemaker_program": "train.py", **hyperparameters}
         for host in self.hosts.values():
-            for path, text in files.items():
-                host.ml.write(f"code/{path}", text)
+            for name, text in files.items():
+                host.ml.write(f"code/{name}", text)
             encoded = {key: json.dumps(value) for key, value in values.items()}
             host.ml.write("input/config/hyperparameters.json", encoded)
             resources = {"current_host": host.name, "hosts": names}

@@ -10,7 +10,7 @@ import pytest
 
 from tests.docker.cluster import Cluster
 
-MPI = {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": 2}
+MPI: dict[str, Any] = {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": 2}
 KILLED = """
 import argparse, os, signal, time
 from mpi4py import MPI

@@ -5,12 +5,13 @@ from __future__ import annotations
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.docker.cluster import Cluster
 
-MPI = {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": 2}
+MPI: dict[str, Any] = {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": 2}
 SECRET = "wJalrXUtnFEMI/K7MDENG/bPxRfiCYEXAMPLEKEY"
 SHOWS = """
 import json, os
@@ -106,7 +107,7 @@ def test_shell_scripts_and_modules_run_as_ranks(
         "package/__init__.py": "",
         "package/__main__.py": shows,
     }
-    values = {"sagemaker_program": program, "epochs": 3, "name": 'it\'s a "name"'}
+    values: dict[str, Any] = {"sagemaker_program": program, "epochs": 3, "name": 'it\'s a "name"'}
     with Cluster(cpu_image, tmp_path, code, **MPI, **values) as cluster:
         assert cluster.run() == {0}, cluster.log()
         results = cluster.results()
@@ -117,7 +118,7 @@ def test_shell_scripts_and_modules_run_as_ranks(
 def test_80_000_lines_of_8_ranks_come_whole_and_in_each_ranks_order(
     cpu_image: str, tmp_path: Path
 ) -> None:
-    values = {**MPI, "sagemaker_mpi_num_of_processes_per_host": 4}
+    values: dict[str, Any] = {**MPI, "sagemaker_mpi_num_of_processes_per_host": 4}
     with Cluster(cpu_image, tmp_path, LINES, **values) as cluster:
         assert cluster.run() == {0}, cluster.log()
         lines = cluster.lines()

@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from tests.docker.cluster import Cluster
 from tests.docker.container import Ml, docker, run
 
-MPI = {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": 2}
+MPI: dict[str, Any] = {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": 2}
 RESTRICTED = (
     *("--user", "1000:1000", "--cap-drop", "ALL", "--security-opt", "no-new-privileges"),
     *("--read-only", "--tmpfs", "/tmp"),
@@ -73,7 +74,7 @@ def test_a_single_host_whose_own_name_does_not_resolve_starts_at_once(
 ) -> None:
     ml.write("code/train.py", "print('started')")
     ml.write("input/config/resourceconfig.json", {"current_host": "algo-1", "hosts": ["algo-1"]})
-    values = {"sagemaker_program": "train.py", f"sagemaker_{kind}_enabled": True}
+    values: dict[str, Any] = {"sagemaker_program": "train.py", f"sagemaker_{kind}_enabled": True}
     encoded = {key: json.dumps(value) for key, value in values.items()}
     ml.write("input/config/hyperparameters.json", encoded)
     done = run(cpu_image, options=(*ml.mount, "--network", "none", *RESTRICTED[4:]))

@@ -44,12 +44,12 @@ def batches():
 estimator = tf.estimator.LinearClassifier(
     columns, model_dir, config=tf.estimator.RunConfig(save_checkpoints_steps=100)
 )
-result = tf.estimator.train_and_evaluate(
+tf.estimator.train_and_evaluate(
     estimator,
     tf.estimator.TrainSpec(batches, max_steps=200),
     tf.estimator.EvalSpec(batches, steps=5, start_delay_secs=0, throttle_secs=1),
 )
-found = {key: float(value) for key, value in result[0].items()} if result else {}
+found = {"steps": int(estimator.get_variable_value("global_step"))}
 path = pathlib.Path(os.environ["SM_MODEL_DIR"], f"{task['type']}.json")
 path.write_text(json.dumps(found))
 """
@@ -110,5 +110,5 @@ def test_parameter_servers_train_an_estimator(cpu_image: str, folder: Path) -> N
     job = fit(cpu_image, folder, ESTIMATOR, distribution=PARAMETER_SERVER)
     assert job.status == 0, job.log
     assert job.members("model") == {"master.json", "worker.json"}
-    assert json.loads(job.artifact("model", "master.json"))["global_step"] >= 200
+    assert json.loads(job.artifact("model", "master.json"))["steps"] >= 200
     assert job.log.count("Reporting training SUCCESS") == 2, job.log

@@ -1,7 +1,7 @@
 """Train a classifier of Fashion-MNIST with tf.estimator and parameter servers.
 
 The runtime runs a parameter server on each host and sets ``TF_CONFIG``; the first host is the
-master, which also evaluates and exports, the others are workers that train alongside. All hosts
+master, which also evaluates and exports, the others are workers that train beside it. All hosts
 must see the same ``--model_dir``: a bucket in a hosted job, a shared folder by hand. Channels
 ``training`` and ``validation`` hold ``data.npz`` each, as examples/fashion_mnist/prepare_data.py
 makes them.
@@ -19,7 +19,7 @@ IMAGES = tf.feature_column.numeric_column("images", shape=(784,))
 
 def arguments():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--steps", type=int, default=300, help="of all hosts together")
+    parser.add_argument("--steps", type=int, default=2000, help="of all hosts together")
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.05)
     parser.add_argument("--model_dir", required=True, help="a folder that all hosts share")
@@ -71,16 +71,19 @@ def main():
         model_dir=args.model_dir,
         config=tf.estimator.RunConfig(save_checkpoints_steps=100, tf_random_seed=1),
     )
-    result = tf.estimator.train_and_evaluate(
+    tf.estimator.train_and_evaluate(
         estimator,
         tf.estimator.TrainSpec(training, max_steps=args.steps),
         tf.estimator.EvalSpec(validation, steps=None, start_delay_secs=0, throttle_secs=1),
     )
-    if result is None:  # a worker: the master has it
+    if not estimator.config.is_chief:
         return
-    metrics, _ = result
-    row = {"images": tf.TensorSpec((None, 784), tf.float32, name="images")}
-    receiver = tf.estimator.export.build_raw_serving_input_receiver_fn(row)
+    metrics = estimator.evaluate(validation, name="final")
+
+    def receiver():
+        images = tf.compat.v1.placeholder(tf.float32, (None, 784), name="images")
+        return tf.estimator.export.ServingInputReceiver({"images": images}, {"images": images})
+
     estimator.export_saved_model(args.sm_model_dir, receiver)
     os.makedirs(args.output_data_dir, exist_ok=True)
     with open(os.path.join(args.output_data_dir, "metrics.json"), "w") as file:
