@@ -160,7 +160,7 @@ class MpiEnsemble(Ensemble):
             env["TMPDIR"] = self._script.env["TMPDIR"]
         env |= self._door.rank_variables
         rank = int(env.get("OMPI_COMM_WORLD_RANK", "-1"))
-        if self._closing_at is not None:
+        if self._closing_at is not None or self._stopping:
             self._let_go(caller, 1)
             return
         tag = f"[1,mpirank:{rank},{self.terms.host}]"

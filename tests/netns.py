@@ -57,10 +57,15 @@ class Network:
     """Whether each host has a network stack of its own."""
     switch: str = ""
 
-    def cut(self, host: Host) -> None:
-        """Take the cable out of a host: it says nothing more, and hears nothing."""
-        number = self.hosts.index(host)
-        _ip("-n", self.switch, "link", "set", f"port{number}", "down")
+    @contextmanager
+    def cut(self, host: Host) -> Iterator[None]:
+        """Take the cable out of a host for a while: it says nothing more, and hears nothing."""
+        port = f"port{self.hosts.index(host)}"
+        _ip("-n", self.switch, "link", "set", port, "down")
+        try:
+            yield
+        finally:
+            _ip("-n", self.switch, "link", "set", port, "up")
 
 
 @contextmanager

@@ -75,7 +75,8 @@ class Leader(Link):
         if self.failure is None:
             if self._settled_at is not None and not self._stopping():
                 due.append(self._settled_at)
-            if self._linger_until is not None and not self.over and not self._reasons:
+            lingers = not self.over and not self._reasons and not self.stop
+            if self._linger_until is not None and lingers:
                 due.append(self._linger_until)
         return min(due) - time.monotonic()
 
@@ -259,8 +260,8 @@ class Leader(Link):
             return False
         if all(host in self._finished for host in hosts):
             return True
-        if leader not in self._finished or self.terms.linger_seconds is None:
-            return False
+        if leader not in self._finished or self.terms.linger_seconds is None or self.stop:
+            return False  # after a request to stop each host has its grace
         if self._linger_until is None:
             self._linger_until = time.monotonic() + self.terms.linger_seconds
         return time.monotonic() >= self._linger_until
