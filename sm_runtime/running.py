@@ -97,10 +97,15 @@ class Running:
             self.send_group(number)
 
     def stop(self, reason: str, number: signal.Signals) -> None:
-        """Ask the process group to stop; a second SIGINT kills it at once."""
+        """Ask the process group to stop; a second SIGINT kills it at once.
+
+        Any other request that is repeated is not passed on: it would end a process that has
+        done what its handler had to do, and is about to exit.
+        """
         again = self.stopped_by is not None
-        if again and number == signal.SIGINT == self._stop_number:
-            self._kill_at = time.monotonic()
+        if again and number == self._stop_number:
+            if number == signal.SIGINT:
+                self._kill_at = time.monotonic()
             return
         self.send_group(self._limits.stop_signal if number == signal.SIGTERM else number)
         self.send_group(signal.SIGCONT)  # one that is suspended could not take it

@@ -137,6 +137,26 @@ def test_a_second_interrupt_kills_at_once(base: Base) -> None:
     assert running.wait().status == 130
 
 
+def test_a_request_that_is_repeated_does_not_end_a_script_that_has_saved(base: Base) -> None:
+    running = base.script(
+        "import signal, sys\n"
+        "def save(number, frame):\n"
+        "    signal.signal(number, signal.SIG_DFL)  # as in a process that is about to exit\n"
+        "    print('asked', flush=True)\n"
+        "    sys.stdin.read()\n"
+        "    if signal.sigtimedwait([signal.SIGUSR2], 0.5) is None:\n"
+        "        sys.exit(0)\n"
+        "signal.signal(signal.SIGTERM, save)\n"
+        "print('ready', flush=True)\n"
+        "while True: signal.pause()"
+    ).start()
+    running.ready()
+    running.send(signal.SIGTERM)
+    running.ready(b"asked")
+    running.send(signal.SIGTERM)
+    assert running.wait().status == 0
+
+
 def test_the_stop_signal_can_be_another_one(base: Base) -> None:
     running = base.script(SAVES).start(SM_RUNTIME_STOP_SIGNAL="INT")
     running.ready()
