@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 import shutil
-import sys
 import time
 from collections.abc import Callable, Mapping
 
@@ -14,15 +12,16 @@ from sm_runtime.ensemble import Ensemble, Terms
 from sm_runtime.errors import ConfigError, JobError, LaunchError
 from sm_runtime.failure import Failure
 from sm_runtime.frozen import replace
-from sm_runtime.launch import commands, distribution
-from sm_runtime.launch.distribution import Plan, Role
+from sm_runtime.launch import distribution
+from sm_runtime.launch.distribution import Plan
 from sm_runtime.link import common, network
 from sm_runtime.link.alone import Alone
 from sm_runtime.link.leader import Leader
 from sm_runtime.link.network import Interface
 from sm_runtime.link.worker import Worker
-from sm_runtime.model import Command, Hardware, Job
+from sm_runtime.model import Command, Job
 from sm_runtime.redact import Mask
+from sm_runtime.roles import Roles
 from sm_runtime.running import Limits
 from sm_runtime.supervise import Supervisor
 
@@ -80,6 +79,7 @@ class Session:
             silence_seconds=job.options.peer_silence_seconds,
             linger_seconds=_linger(plan),
         )
+        self.roles = Roles(self.job, plan, lambda: self.link.going)
         self._preparing = True
         self._tell_until: float | None = None
         self.link: common.Link
@@ -121,27 +121,10 @@ class Session:
         env = {n: value for n, value in script.env.items() if not n.startswith(SECRET)}
         script = replace(script, env=env)
         if self.plan.kind == distribution.MPI:
-            return self._perform_mpi(self._role(script, Role(name=distribution.SCRIPT)), terms)
-        by_name: dict[str, list[Command]] = {}
-        for role in self.plan.roles:
-            by_name.setdefault(role.name, []).append(self._role(script, role))
-        services = by_name.get(distribution.SERVER, ())
-        return self._conduct(Ensemble(self.link, terms, by_name[distribution.SCRIPT], services))
-
-    def launcher(
-        self, program: tuple[str, ...], arguments: tuple[str, ...], devices: Hardware
-    ) -> tuple[str, ...]:
-        """Return the argument vector of what starts ``program``, where that is not done here."""
-        return commands.script(
-            self.job,
-            self.plan,
-            program,
-            arguments,
-            devices,
-            sys.executable,
-            ports=self._ports(),
-            has_torchrun=shutil.which("torchrun") is not None,
-        )
+            return self._perform_mpi(script, terms)
+        scripts = self.roles.commands(script, distribution.SCRIPT)
+        services = self.roles.commands(script, distribution.SERVER)
+        return self._conduct(Ensemble(self.link, terms, scripts, services))
 
     def fail(self, reason: str) -> None:
         """Have every host end: this one's data is not all that its script takes it for."""
@@ -203,69 +186,24 @@ class Session:
         from sm_runtime.door import Door
         from sm_runtime.mpi import MpiEnsemble
 
+        script = self.roles.rank(script)
         door = Door(script.env.get("TMPDIR"))
         try:
-            mpirun = self._mpirun(script, door.variables) if self.plan.is_leader else None
+            mpirun = None
+            if self.plan.is_leader:
+                mpirun = self.roles.mpirun(script, door.variables)
+                log.info("mpirun: %s", " ".join(map(self._mask, mpirun.argv)))
             ensemble = MpiEnsemble(
                 self.link,
                 terms,
                 door=door,
-                script=ranked(script),
+                script=script,
                 expected=self.plan.processes_per_host,
                 mpirun=mpirun,
             )
             return self._conduct(ensemble)
         finally:
             door.close()
-
-    def _mpirun(self, script: Command, variables: Mapping[str, str]) -> Command:
-        from sm_runtime.launch import mpirun
-        from sm_runtime.programs import knock
-
-        knocking = (sys.executable, "-S", "-E", os.path.abspath(knock.__file__))
-        launch = mpirun.command(
-            self.job,
-            self.plan,
-            agent=(*knocking, "agent"),
-            interface=self._common_interface(),
-            program=(*knocking, "rank"),
-            environ=script.env,
-        )
-        log.info("mpirun: %s", " ".join(map(self._mask, launch.argv)))
-        env = {**script.env, **variables, **launch.environ}
-        return Command(argv=launch.argv, cwd=script.cwd, env=env, name="mpirun")
-
-    def _common_interface(self) -> str:
-        """Return what names the job's network on all hosts: an interface's name, or its address."""
-        name = self._interface.name
-        names = (self.link.going or {}).get("interfaces", {})
-        same = all(other == name for other in names.values())
-        return name if same else network.network_of(name) or name
-
-    def _role(self, script: Command, role: Role) -> Command:
-        """Return the command of a process of this host that has a role of its own."""
-        more = commands.variables(
-            self.job,
-            self.plan,
-            role,
-            script.env,
-            ports=self._ports(),
-            interface=self._interface.name,
-        )
-        env = {**script.env, **more}
-        if role.name == distribution.SCRIPT:
-            return replace(script, env=env)
-        argv = (sys.executable, "-m", "sm_runtime.programs.parameter_server")
-        return Command(argv=argv, cwd=script.cwd, env=env, name="parameter server")
-
-    def _ports(self) -> dict[str, dict[str, int]]:
-        """Return the ports that the hosts have agreed on, by what they are for, and by host."""
-        going = self.link.going or {}
-        ports: Mapping[str, Mapping[str, int]] = going.get("ports", {})
-        return {
-            purpose: {host: ports[host][purpose] for host in self.plan.hosts}
-            for purpose in self.plan.ports
-        }
 
     def _mpi(self, variables: Mapping[str, str]) -> str:
         path = shutil.which("mpirun", path=variables.get("PATH"))
@@ -287,14 +225,6 @@ def join(
     Raises ConfigError and LaunchError.
     """
     return Session(job, plan, variables, supervisor, mask)
-
-
-def ranked(script: Command) -> Command:
-    """Return a script's command so that an uncaught exception ends its process at once."""
-    if script.argv[:1] != (sys.executable,) or script.argv[1:2] == ("-c",):
-        return script
-    argv = (sys.executable, "-m", "sm_runtime.programs.rank", *script.argv[1:])
-    return replace(script, argv=argv)
 
 
 def secret(variables: Mapping[str, str]) -> bytes:

@@ -1,0 +1,101 @@
+"""The commands of what a host runs for a distributed job, once the hosts have agreed on ports."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+
+from sm_runtime.frozen import replace
+from sm_runtime.launch import commands, distribution
+from sm_runtime.launch.distribution import Plan, Role
+from sm_runtime.link import network
+from sm_runtime.model import Command, Hardware, Job
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from sm_runtime.model import Json
+
+
+class Roles:
+    """What a host runs in ``plan``: ``going`` returns what the leader said when all were ready."""
+
+    def __init__(
+        self, job: Job, plan: Plan, going: Callable[[], Mapping[str, Json] | None]
+    ) -> None:
+        self.job, self.plan, self._going = job, plan, going
+
+    def launcher(
+        self, program: tuple[str, ...], arguments: tuple[str, ...], devices: Hardware
+    ) -> tuple[str, ...]:
+        """Return the argument vector of what starts ``program``, where that is not done here."""
+        return commands.script(
+            self.job,
+            self.plan,
+            program,
+            arguments,
+            devices,
+            sys.executable,
+            ports=self._ports(),
+            has_torchrun=shutil.which("torchrun") is not None,
+        )
+
+    def commands(self, script: Command, name: str) -> tuple[Command, ...]:
+        """Return the commands of this host's processes whose role is ``name``."""
+        return tuple(self._command(script, role) for role in self.plan.roles if role.name == name)
+
+    def rank(self, script: Command) -> Command:
+        """Return what each rank of an MPI job runs: an uncaught exception ends it at once."""
+        script = self._command(script, Role(name=distribution.SCRIPT))
+        if script.argv[:1] != (sys.executable,) or script.argv[1:2] == ("-c",):
+            return script
+        argv = (sys.executable, "-m", "sm_runtime.programs.rank", *script.argv[1:])
+        return replace(script, argv=argv)
+
+    def mpirun(self, rank: Command, door: Mapping[str, str]) -> Command:
+        """Return the command that brings the ranks together; ``door`` tells where they knock."""
+        from sm_runtime.launch import mpirun
+        from sm_runtime.programs import knock
+
+        knocking = (sys.executable, "-S", "-E", os.path.abspath(knock.__file__))
+        launch = mpirun.command(
+            self.job,
+            self.plan,
+            agent=(*knocking, "agent"),
+            interface=self._common_interface(),
+            program=(*knocking, "rank"),
+            environ=rank.env,
+        )
+        env = {**rank.env, **door, **launch.environ}
+        return Command(argv=launch.argv, cwd=rank.cwd, env=env, name="mpirun")
+
+    def _command(self, script: Command, role: Role) -> Command:
+        more = commands.variables(
+            self.job,
+            self.plan,
+            role,
+            script.env,
+            ports=self._ports(),
+            interface=self.job.cluster.network_interface,
+        )
+        env = {**script.env, **more}
+        if role.name == distribution.SCRIPT:
+            return replace(script, env=env)
+        argv = (sys.executable, "-m", "sm_runtime.programs.parameter_server")
+        return Command(argv=argv, cwd=script.cwd, env=env, name="parameter server")
+
+    def _common_interface(self) -> str:
+        """Return what names the job's network on all hosts: an interface's name, or its address."""
+        name = self.job.cluster.network_interface
+        names = (self._going() or {}).get("interfaces", {})
+        same = all(other == name for other in names.values())
+        return name if same else network.network_of(name) or name
+
+    def _ports(self) -> dict[str, dict[str, int]]:
+        """Return the ports that the hosts have agreed on, by what they are for, and by host."""
+        ports = (self._going() or {}).get("ports", {})
+        return {
+            purpose: {host: ports[host][purpose] for host in self.plan.hosts}
+            for purpose in self.plan.ports
+        }
