@@ -152,7 +152,7 @@ class _Attempt:
         if job.training_module is None:
             argv = source.entry_command(job, code, arguments, sys.executable)
             if self.session:
-                argv = self.session.launcher(argv, arguments, self.devices)
+                argv = self.session.roles.launcher(argv, arguments, self.devices)
             return argv, {}
         hook = (sys.executable, "-m", "sm_runtime.framework", job.training_module)
         if job.program is None:
