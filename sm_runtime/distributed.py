@@ -120,8 +120,8 @@ class Session:
         terms = Terms(host=host, limits=limits, mask=self._mask, keep_stacks=keep_stacks)
         env = {n: value for n, value in script.env.items() if not n.startswith(SECRET)}
         script = replace(script, env=env)
-        if self.plan.kind == distribution.MPI:
-            return self._perform_mpi(script, terms)
+        if self.plan.kind in (distribution.MPI, distribution.TORCHRUN):
+            return self._perform_ranks(script, terms)
         scripts = self.roles.commands(script, distribution.SCRIPT)
         services = self.roles.commands(script, distribution.SERVER)
         return self._conduct(Ensemble(self.link, terms, scripts, services))
@@ -182,28 +182,39 @@ class Session:
             self._supervisor.tell_losses()
         return ensemble.outcome
 
-    def _perform_mpi(self, script: Command, terms: Terms) -> Failure | None:
+    def _perform_ranks(self, script: Command, terms: Terms) -> Failure | None:
+        """Run a script whose processes a launcher brings together."""
         from sm_runtime.door import Door
-        from sm_runtime.mpi import MpiEnsemble
+        from sm_runtime.ranks import RankEnsemble
 
-        script = self.roles.rank(script)
+        script, plan = self.roles.rank(script), self.plan
         door = Door(script.env.get("TMPDIR"))
         try:
-            mpirun = None
-            if self.plan.is_leader:
-                mpirun = self.roles.mpirun(script, door.variables)
-                log.info("mpirun: %s", " ".join(map(self._mask, mpirun.argv)))
+            if plan.kind == distribution.TORCHRUN:
+                launcher = self.roles.torchrun(script, door.variables)
+                self._show(launcher)
+                return self._conduct(
+                    RankEnsemble(self.link, terms, door=door, script=script, launcher=launcher)
+                )
+            from sm_runtime.mpi import MpiEnsemble
+
+            mpirun = self.roles.mpirun(script, door.variables) if plan.is_leader else None
+            self._show(mpirun)
             ensemble = MpiEnsemble(
                 self.link,
                 terms,
                 door=door,
                 script=script,
-                expected=self.plan.processes_per_host,
-                mpirun=mpirun,
+                expected=plan.processes_per_host,
+                launcher=mpirun,
             )
             return self._conduct(ensemble)
         finally:
             door.close()
+
+    def _show(self, launcher: Command | None) -> None:
+        if launcher:
+            log.info("%s: %s", launcher.name, " ".join(map(self._mask, launcher.argv)))
 
     def _mpi(self, variables: Mapping[str, str]) -> str:
         path = shutil.which("mpirun", path=variables.get("PATH"))

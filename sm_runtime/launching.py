@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 
 from sm_runtime.launch import commands, distribution
-from sm_runtime.launch.distribution import MPI, PLAIN, SERVER, Plan
+from sm_runtime.launch.distribution import MPI, PLAIN, SERVER, TORCHRUN, Plan
 from sm_runtime.model import Hardware, Job
 
 AGENT = ("sm-runtime", "agent")
@@ -39,6 +39,8 @@ def lines(
         found += ["", f"{plan.host}:"]
         if plan.kind == MPI:
             found += _mpi(job, plan, program, environ)
+        elif plan.kind == TORCHRUN:
+            found += _torchrun(job, plan, program, environ, python)
         else:
             found += _roles(job, plan, devices, program, arguments, environ, python)
     return found
@@ -62,6 +64,17 @@ def _roles(
             yield f"  script{task}: {shlex.join(argv)}"
         for name, value in commands.variables(job, plan, role, environ).items():
             yield f"    {name}={value}"
+
+
+def _torchrun(
+    job: Job, plan: Plan, program: tuple[str, ...], environ: Mapping[str, str], python: str
+) -> Iterator[str]:
+    from sm_runtime.launch import torchrun
+
+    argv = torchrun.command(plan, program, python, port=commands.meeting(plan))
+    yield f"  {shlex.join(argv)}"
+    for name, value in commands.variables(job, plan, plan.roles[0], environ).items():
+        yield f"    {name}={value}"
 
 
 def _mpi(

@@ -111,8 +111,8 @@ def open_sinks(stdout: int = 1, stderr: int = 2) -> tuple[Sink, Sink]:
 class Relay:
     """A thread that carries one stream until its end, keeping the last ``TAIL_BYTES``."""
 
-    def __init__(self, sink: Sink | None, name: str, prefix: bytes = b"") -> None:
-        """With a ``prefix``, each line is passed on whole and begins with it."""
+    def __init__(self, sink: Sink | None, name: str, prefix: bytes | None = None) -> None:
+        """With a ``prefix``, be it empty, each line is passed on whole and begins with it."""
         self._prefix = prefix
         self._source, self.writer = os.pipe()
         try:
@@ -177,13 +177,13 @@ class Relay:
                 end = held + count
                 # A full buffer is cut at the end of a line; what there is now is passed on at once.
                 full = end == PIPE_BYTES
-                cut = buffer.rfind(b"\n", 0, end) + 1 if full or self._prefix else end
+                cut = buffer.rfind(b"\n", 0, end) + 1 if full or self._prefix is not None else end
                 if full:
                     cut = cut or end
                 self._pass_on(view[:cut])
                 held = end - cut
                 view[:held] = view[cut:end]
-                if held and not self._prefix and not poll.poll(0):  # no more is coming for now
+                if held and self._prefix is None and not poll.poll(0):  # no more is coming for now
                     self._pass_on(view[:held])
                     held = 0
             self._pass_on(view[:held])
@@ -195,12 +195,13 @@ class Relay:
     def _pass_on(self, data: memoryview) -> None:
         if self._sink and data:
             self._writing = True
-            self._sink.write(self._marked(data) if self._prefix else data)
+            self._sink.write(data if self._prefix is None else self._marked(self._prefix, data))
             self._writing = False
 
-    def _marked(self, data: memoryview) -> bytes:
+    @staticmethod
+    def _marked(prefix: bytes, data: memoryview) -> bytes:
         lines = bytes(data).removesuffix(b"\n")
-        return self._prefix + lines.replace(b"\n", b"\n" + self._prefix) + b"\n"
+        return prefix + lines.replace(b"\n", b"\n" + prefix) + b"\n"
 
     def _keep(self, data: memoryview) -> None:
         self._tail += data[-TAIL_BYTES:]

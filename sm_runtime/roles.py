@@ -38,7 +38,6 @@ class Roles:
             devices,
             sys.executable,
             ports=self._ports(),
-            has_torchrun=shutil.which("torchrun") is not None,
         )
 
     def commands(self, script: Command, name: str) -> tuple[Command, ...]:
@@ -46,9 +45,10 @@ class Roles:
         return tuple(self._command(script, role) for role in self.plan.roles if role.name == name)
 
     def rank(self, script: Command) -> Command:
-        """Return what each rank of an MPI job runs: an uncaught exception ends it at once."""
+        """Return what each rank runs; of an MPI job, so that an uncaught exception ends it."""
         script = self._command(script, Role(name=distribution.SCRIPT))
-        if script.argv[:1] != (sys.executable,) or script.argv[1:2] == ("-c",):
+        is_mpi = self.plan.kind == distribution.MPI
+        if not is_mpi or script.argv[:1] != (sys.executable,) or script.argv[1:2] == ("-c",):
             return script
         argv = (sys.executable, "-m", "sm_runtime.programs.rank", *script.argv[1:])
         return replace(script, argv=argv)
@@ -56,9 +56,8 @@ class Roles:
     def mpirun(self, rank: Command, door: Mapping[str, str]) -> Command:
         """Return the command that brings the ranks together; ``door`` tells where they knock."""
         from sm_runtime.launch import mpirun
-        from sm_runtime.programs import knock
 
-        knocking = (sys.executable, "-S", "-E", os.path.abspath(knock.__file__))
+        knocking = _knocking()
         launch = mpirun.command(
             self.job,
             self.plan,
@@ -69,6 +68,19 @@ class Roles:
         )
         env = {**rank.env, **door, **launch.environ}
         return Command(argv=launch.argv, cwd=rank.cwd, env=env, name="mpirun")
+
+    def torchrun(self, rank: Command, door: Mapping[str, str]) -> Command:
+        """Return the command that brings this host's ranks together with the others'."""
+        from sm_runtime.launch import torchrun
+
+        argv = torchrun.command(
+            self.plan,
+            (*_knocking(), "rank"),
+            sys.executable,
+            port=commands.meeting(self.plan, self._ports()),
+            installed=shutil.which("torchrun", path=rank.env.get("PATH")) is not None,
+        )
+        return Command(argv=argv, cwd=rank.cwd, env={**rank.env, **door}, name="torchrun")
 
     def _command(self, script: Command, role: Role) -> Command:
         more = commands.variables(
@@ -99,3 +111,10 @@ class Roles:
             purpose: {host: ports[host][purpose] for host in self.plan.hosts}
             for purpose in self.plan.ports
         }
+
+
+def _knocking() -> tuple[str, ...]:
+    """Return the argument vector, but for its words, of what a launcher starts in our place."""
+    from sm_runtime.programs import knock
+
+    return (sys.executable, "-S", "-E", os.path.abspath(knock.__file__))

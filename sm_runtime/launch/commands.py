@@ -24,19 +24,12 @@ def script(
     python: str,
     *,
     ports: Ports | None = None,
-    has_torchrun: bool = True,
 ) -> tuple[str, ...]:
-    """Return the argument vector of the script's process on the plan's host; not for MPI.
+    """Return the argument vector of the script's process, as this host's supervisor starts it.
 
     ``program`` is what would run the script plainly, and ends in ``arguments``; ``ports`` are
     agreed on by the hosts. Raises ConfigError where a template does not fit the program.
     """
-    if plan.kind == TORCHRUN:
-        from sm_runtime.launch import torchrun
-
-        return torchrun.command(
-            plan, program, python, port=_meeting(plan, ports), installed=has_torchrun
-        )
     if plan.kind == TEMPLATE:
         from sm_runtime.launch import template
 
@@ -47,7 +40,7 @@ def script(
             arguments,
             devices,
             python,
-            port=_meeting(plan, ports),
+            port=meeting(plan, ports),
         )
     return program
 
@@ -81,7 +74,7 @@ def variables(
     return {name: value for name, value in found.items() if name not in environ}
 
 
-def _meeting(plan: Plan, ports: Ports | None) -> int:
+def meeting(plan: Plan, ports: Ports | None = None) -> int:
     """Return the port at which the processes of all hosts meet: the leader's."""
     port = {**plan.ports, **(ports or {})}[RENDEZVOUS]
     return port if isinstance(port, int) else port[plan.leader]

@@ -11,12 +11,16 @@ if TYPE_CHECKING:
     from sm_runtime.launch.distribution import Plan
 
 
+MONITOR_SECONDS = "0.1"
+"""How often torchrun looks whether its processes have ended; it would be every 5 s."""
+
+
 def command(
     plan: Plan, program: tuple[str, ...], python: str, *, port: int = 7777, installed: bool = True
 ) -> tuple[str, ...]:
     """Return the argument vector that runs ``program`` in as many processes as the plan says.
 
-    ``program`` is the script's own argument vector, ``installed`` whether ``torchrun`` is on PATH.
+    ``program`` is an argument vector of its own, ``installed`` whether ``torchrun`` is on PATH.
     """
     argv: tuple[str, ...]
     argv = ("torchrun",) if installed else (python, "-m", "torch.distributed.run")
@@ -24,14 +28,16 @@ def command(
     if plan.others:
         argv += ("--master_addr", plan.leader, "--master_port", str(port))
         argv += ("--node_rank", str(plan.rank))
-    if program[:1] != (python,) or program[1:2] == ("-c",):
-        return (*argv, "--no_python", *program)
-    return (*argv, *program[1:])
+    return (*argv, "--monitor_interval", MONITOR_SECONDS, "--no_python", *program)
 
 
 def variables(interface: str, instance_type: str, environ: Mapping[str, str]) -> dict[str, str]:
-    """Return what the toolkit sets for the processes; what ``environ`` has is left alone."""
+    """Return what the processes need on this host; what ``environ`` has is left alone.
+
+    Gloo and TensorPipe would take the interface that the host's own name resolves to, or loopback.
+    """
     found = {"NCCL_SOCKET_IFNAME": interface, "NCCL_PROTO": "simple"}
+    found |= {"GLOO_SOCKET_IFNAME": interface, "TP_SOCKET_IFNAME": interface}
     if instance_type in EFA:
         found["FI_PROVIDER"] = "efa"
     if instance_type in EFA_RDMA:

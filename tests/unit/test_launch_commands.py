@@ -8,7 +8,7 @@ import pytest
 
 from sm_runtime import launching
 from sm_runtime.errors import ConfigError
-from sm_runtime.launch import commands, distribution
+from sm_runtime.launch import commands, distribution, torchrun
 from sm_runtime.launch.distribution import Plan, Role
 from sm_runtime.model import Cluster, Hardware, Job, Options
 from sm_runtime.paths import Paths
@@ -48,37 +48,41 @@ def command(
     return commands.script(given, plan, program, ARGUMENTS, devices, PYTHON, **more)
 
 
-@pytest.mark.parametrize(
-    ("program", "tail"),
-    [
-        (SCRIPT, SCRIPT[1:]),
-        (MODULE, MODULE[1:]),
-        (FUNCTION, ("--no_python", *FUNCTION)),
-        (SHELL, ("--no_python", *SHELL)),
-        (BINARY, ("--no_python", *BINARY)),
-    ],
-)
-def test_torchrun_runs_any_program(program: tuple[str, ...], tail: tuple[str, ...]) -> None:
-    head = ("torchrun", "--nnodes", "1", "--nproc_per_node", "4")
-    assert command(job(("a",), "a", **{TORCH: True}), program) == head + tail
+def launcher(given: Job, program: tuple[str, ...] = SCRIPT, **more: Any) -> str:
+    plan = distribution.plan(given, Hardware(cpus=8, gpus=4))
+    return " ".join(torchrun.command(plan, program, PYTHON, **more))
+
+
+@pytest.mark.parametrize("program", [SCRIPT, MODULE, FUNCTION, SHELL, BINARY])
+def test_torchrun_runs_any_program(program: tuple[str, ...]) -> None:
+    given = job(("a",), "a", **{TORCH: True})
+    head = "torchrun --nnodes 1 --nproc_per_node 4 --monitor_interval 0.1 --no_python "
+    assert launcher(given, program) == head + " ".join(program)
+    assert command(given, program) == program  # what each of its processes has the runtime start
 
 
 def test_torchrun_meets_at_the_leader() -> None:
     given = job(host="algo-2", **{TORCH: True, "sagemaker_mpi_num_of_processes_per_host": 2})
-    assert " ".join(command(given, SCRIPT)) == (
+    assert launcher(given).startswith(
         "torchrun --nnodes 2 --nproc_per_node 2 --master_addr algo-1 --master_port 7777"
-        " --node_rank 1 train.py --epochs 1 "
+        " --node_rank 1 --monitor_interval"
     )
-    ports = {"rendezvous": {"algo-1": 7780, "algo-2": 9}}
-    assert "7780" in command(given, SCRIPT, ports=ports)
+    assert "--master_port 7780 " in launcher(given, port=7780)
+
+
+def test_the_hosts_meet_at_the_port_that_the_leader_has_free() -> None:
+    plan = distribution.plan(job(host="algo-2", **{TORCH: True}), Hardware(cpus=8))
+    assert commands.meeting(plan) == 7777
+    assert commands.meeting(plan, {"rendezvous": {"algo-1": 7780, "algo-2": 9}}) == 7780
 
 
 def test_torchrun_is_a_module_where_it_is_not_on_the_path() -> None:
-    found = command(job(("a",), "a", **{TORCH: True}), SCRIPT, has_torchrun=False)
-    assert found[:4] == (PYTHON, "-m", "torch.distributed.run", "--nnodes")
+    found = launcher(job(("a",), "a", **{TORCH: True}), installed=False)
+    assert found.startswith(f"{PYTHON} -m torch.distributed.run --nnodes ")
 
 
-BASE = {"NCCL_SOCKET_IFNAME": "eth0", "NCCL_PROTO": "simple"}
+DEVICES = dict.fromkeys(("NCCL_SOCKET_IFNAME", "GLOO_SOCKET_IFNAME", "TP_SOCKET_IFNAME"), "eth0")
+BASE = {**DEVICES, "NCCL_PROTO": "simple"}
 RDMA = {"FI_EFA_USE_DEVICE_RDMA": "1", "RDMAV_FORK_SAFE": "1"}
 
 
@@ -88,7 +92,7 @@ RDMA = {"FI_EFA_USE_DEVICE_RDMA": "1", "RDMAV_FORK_SAFE": "1"}
         ("ml.p3.16xlarge", {}, BASE),
         ("ml.g5.48xlarge", {}, {**BASE, "FI_PROVIDER": "efa"}),
         ("ml.p4d.24xlarge", {}, {**BASE, "FI_PROVIDER": "efa", **RDMA}),
-        ("local", {"NCCL_PROTO": "LL", "X": "1"}, {"NCCL_SOCKET_IFNAME": "eth0"}),
+        ("local", {"NCCL_PROTO": "LL", "X": "1"}, DEVICES),
     ],
 )
 def test_torchruns_processes_get_what_the_toolkit_sets(

@@ -1,0 +1,160 @@
+"""The ranks of a job on one host, and the launcher that brings them together.
+
+A launcher (Open MPI's ``mpirun`` and its daemons, PyTorch's ``torchrun``) wires the ranks up and
+nothing more. What it starts is ``programs/knock.py``; the script itself is a child of its host's
+supervisor, with that host's environment and with a relay of its own, so that its lines stay whole
+and its end is known first hand: no launcher's timeout comes between a rank's end and the job's.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+from sm_runtime.door import Caller, Door
+from sm_runtime.ensemble import Ensemble, Terms
+from sm_runtime.frozen import replace
+from sm_runtime.link.common import Link
+from sm_runtime.model import Command
+from sm_runtime.relay import Relay
+from sm_runtime.running import Running
+
+
+class RankEnsemble(Ensemble):
+    """The ranks of one host, and its launcher.
+
+    ``script`` is what each rank runs, ``launcher`` the command that has this host's ranks knock at
+    ``door``; None where another host's does.
+    """
+
+    rank_variable = "RANK"
+    """Where the launcher says which rank a process is."""
+
+    def __init__(
+        self, link: Link, terms: Terms, *, door: Door, script: Command, launcher: Command | None
+    ) -> None:
+        super().__init__(link, terms, services=(launcher,) if launcher else ())
+        self._door, self._script, self._launcher = door, script, launcher
+        self._callers: list[Caller] = []
+        self._leaving: list[Caller] = []
+        """Those who have their answer, and are about to end."""
+        self._ranks: dict[Running, tuple[int, Caller | None]] = {}
+        self._wired = False
+        """Whether the launcher's part has ended well."""
+
+    def files(self) -> Iterable[int]:
+        """Return the door, and whoever stands there."""
+        ranks = (holder for _, holder in self._ranks.values() if holder is not None)
+        callers = (*self._callers, *ranks, *self._leaving)
+        return (self._door.fileno(), *(caller.fileno() for caller in callers))
+
+    def step(self) -> None:
+        """See who is at the door, and do what the hosts have agreed on."""
+        while caller := self._door.accept():
+            self._callers.append(caller)
+        for caller in list(self._callers):
+            self._hear(caller)
+        for run, (rank, holder) in list(self._ranks.items()):
+            if holder is not None and holder.is_gone():
+                self._ranks[run] = (rank, None)
+                if run.status is None:  # the launcher ends the job, for a reason it will give
+                    run.end(1.0)
+        self._leaving = [caller for caller in self._leaving if not caller.is_gone()]
+        super().step()
+
+    def over(self) -> bool:
+        """Whether all has ended, those at the door included."""
+        return super().over() and (not self._leaving or self.seconds() == 0)
+
+    def rank_of(self, run: Running) -> int | None:
+        """Return the rank of a script's process."""
+        return self._ranks[run][0] if run in self._ranks else None
+
+    def ended(self, run: Running) -> None:
+        """Let a rank's stand-in end, too, where the rank ended well."""
+        super().ended(run)
+        if run in self._ranks and run.status == 0:
+            self._dismiss(run, 0)
+
+    def check_finished(self) -> None:
+        """Say that this host's part is done: the ranks' and the launcher's."""
+        if self._finished or self._live(self._scripts):
+            return
+        # After a request to stop the others' ranks keep the launcher from ending.
+        if self._stopping or self.has_launched():
+            self._finish()
+
+    def has_launched(self) -> bool:
+        """Whether no rank of this host is still to come."""
+        return self._wired
+
+    def release(self) -> None:
+        """Let the ranks' stand-ins end."""
+        for run in list(self._ranks):
+            self._dismiss(run, 1 if self.outcome else 0)
+
+    def dismiss(self, run: Running) -> None:
+        """Give the launcher, which ends by itself when its processes have ended, its time."""
+
+    def asked(self, caller: Caller, words: list[bytes]) -> None:
+        """Take a request that is not a rank's."""
+        self._let_go(caller, 1)
+
+    def environment(self, found: dict[str, str]) -> dict[str, str]:
+        """Return a rank's environment, given its stand-in's."""
+        return found
+
+    def prefix(self, rank: int, stream: str) -> bytes | None:
+        """Return what a rank's lines begin with, which keeps them whole beside those of others."""
+        return b""
+
+    def _hear(self, caller: Caller) -> None:
+        try:
+            words = caller.read()
+        except OSError:
+            self._callers.remove(caller)
+            return
+        if words is None:
+            return
+        self._callers.remove(caller)
+        if words[0] == b"rank":
+            self._begin_rank(caller, words[1], words[2:])
+        else:
+            self.asked(caller, words)
+
+    def _begin_rank(self, caller: Caller, cpus: bytes, variables: list[bytes]) -> None:
+        """Start the script with the environment that the launcher gave to the rank's stand-in."""
+        env = dict(os.fsdecode(pair).partition("=")[::2] for pair in variables)
+        env.pop("TMPDIR", None)  # the launcher's, not the script's
+        if "TMPDIR" in self._script.env:
+            env["TMPDIR"] = self._script.env["TMPDIR"]
+        rank = int(env.get(self.rank_variable, "-1"))
+        if self._closing_at is not None or self._stopping:
+            self._let_go(caller, 1)
+            return
+        relays = (
+            Relay(self._stage.out, f"stdout-{rank}", self.prefix(rank, "stdout")),
+            Relay(self._stage.err, f"stderr-{rank}", self.prefix(rank, "stderr")),
+        )
+        command = replace(self._script, env=self.environment(env), name=f"rank {rank}")
+        run = self._perform(command, relays)
+        self._ranks[run] = (rank, caller)
+        affinity = {int(cpu) for cpu in cpus.split(b",")}
+        if affinity != os.sched_getaffinity(0):
+            os.sched_setaffinity(run.pid, affinity)
+
+    def _service_ended(self, run: Running, command: Command) -> None:
+        if run.status == 0:
+            self._wired = True
+        else:
+            super()._service_ended(run, command)
+
+    def _let_go(self, caller: Caller, status: int) -> None:
+        caller.answer(status)
+        self._leaving.append(caller)
+
+    def _dismiss(self, run: Running, status: int) -> None:
+        rank, holder = self._ranks[run]
+        if holder is not None:
+            self._let_go(holder, status)
+            self._ranks[run] = (rank, None)
