@@ -44,8 +44,10 @@ while True:
 class Cluster:
     """The hosts of one job; ``start`` starts their runtimes, or some of them."""
 
-    def __init__(self, root: Path, network: netns.Network) -> None:
-        self.network, self.hosts = network, network.hosts
+    def __init__(
+        self, root: Path, network: netns.Network, hosts: Sequence[netns.Host] = ()
+    ) -> None:
+        self.network, self.hosts = network, hosts or network.hosts
         names = [host.name for host in self.hosts]
         self.bases = [Base(root / name / "ml") for name in names]
         self.running: dict[int, Running] = {}
