@@ -99,7 +99,7 @@ class Session:
         notice = common.Notice()
 
         def met() -> bool:
-            if self.link.waiting and notice.due() and not self.plan.is_leader:
+            if self.link.joined and self.link.waiting and notice.due():
                 log.info("waiting for %s (%.0f s)", self.link.waiting, notice.seconds)
             return bool(self.link.going or self.link.failure or self._supervisor.stopped_by)
 

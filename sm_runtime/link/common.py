@@ -99,6 +99,8 @@ class Link:
         """Whether nothing more is to be waited for."""
         self.everybody_left = False
         """Whether no other host is connected any more, on the leader."""
+        self.joined = False
+        """Whether the leader has let this host in."""
         self.waiting = ""
         """Who is waited for, in words."""
         self.inbox: deque[dict[str, Json]] = deque()

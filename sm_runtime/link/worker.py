@@ -42,7 +42,7 @@ class Worker(Link):
         wire = self._join()
         if wire is None:
             return
-        self._wire = wire
+        self._wire, self.joined = wire, True
         beat = 0.0
         try:
             for message in self._early:

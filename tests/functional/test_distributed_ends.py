@@ -151,13 +151,16 @@ def test_a_host_that_fails_before_the_others_come_tells_them_when_they_do(
     assert cluster.failures()["class"] == "InstallError"
 
 
-def test_a_host_that_starts_late_is_waited_for_by_name(cluster: Cluster) -> None:
-    cluster.script(HELLO).start(0)
-    eventually(lambda: b"waiting for" in cluster.running[0].err, "a line that says so", 60)
-    late = cluster.hosts[1].name
-    assert f"waiting for {late} (10 s / 300 s)".encode() in cluster.running[0].err
-    results = cluster.start(1).wait()
+@pytest.mark.parametrize("late", [0, 1])
+def test_a_host_that_starts_late_is_waited_for_by_name(cluster: Cluster, late: int) -> None:
+    cluster.script(HELLO).start(1 - late)
+    waiting = cluster.running[1 - late]
+    eventually(lambda: b"waiting for" in waiting.err, "a line that says so", 60)
+    results = cluster.start(late).wait()
     assert statuses(results) == [0, 0], logs(results)
+    said = [line for line in waiting.err.decode().splitlines() if "waiting for" in line]
+    assert len(said) == 1
+    assert f"waiting for {cluster.hosts[late].name} (10 s / 300 s)" in said[0]
 
 
 @pytest.mark.parametrize("cluster", [3], indirect=True)
