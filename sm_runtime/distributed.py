@@ -96,11 +96,14 @@ class Session:
         purposes = self.plan.ports
         ports = network.free_ports(self._interface.address, purposes.values())
         self.link.ready(dict(zip(purposes, ports, strict=True)), self._interface.name)
-        notice = common.Notice()
+        notice: common.Notice | None = None
 
         def met() -> bool:
-            if self.link.joined and self.link.waiting and notice.due():
-                log.info("waiting for %s (%.0f s)", self.link.waiting, notice.seconds)
+            nonlocal notice
+            if self.link.joined and self.link.waiting:  # until then the link says so
+                notice = notice or common.Notice()
+                if notice.due():
+                    log.info("waiting for %s (%.0f s)", self.link.waiting, notice.seconds)
             return bool(self.link.going or self.link.failure or self._supervisor.stopped_by)
 
         while not self._supervisor.wait_until(met, common.NOTICE_SECONDS):
