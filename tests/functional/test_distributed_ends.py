@@ -8,54 +8,28 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import ExitStack, nullcontext
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
-from tests import netns
-from tests.functional.test_distributed import (
-    HELLO,
-    SECRET,
-    WAITS,
-    Cluster,
-    logs,
-    statuses,
-)
 from tests.harness import eventually
-
-
-@pytest.fixture(scope="module")
-def networks() -> Iterator[dict[int, netns.Network]]:
-    with ExitStack() as undo:
-        yield {
-            count: undo.enter_context(netns.network([f"algo-{i}" for i in range(1, count + 1)]))
-            for count in (2, 3)
-        }
-
-
-@pytest.fixture
-def cluster(
-    networks: dict[int, netns.Network], tmp_path: Path, request: pytest.FixtureRequest
-) -> Iterator[Cluster]:
-    made = Cluster(tmp_path, networks[getattr(request, "param", 2)])
-    yield made
-    made.close()
-    eventually(lambda: not made.left(), "no process is left", 30)
+from tests.hosts import HELLO, SECRET, WAITS, Cluster, logs, statuses
 
 
 @pytest.mark.parametrize("silent", [0, 1])
 def test_a_host_that_says_nothing_any_more_ends_the_others(cluster: Cluster, silent: int) -> None:
     cluster.script(WAITS).start(SM_RUNTIME_PEER_SILENCE_SECONDS="4").ready()
-    cable = cluster.network.cut(cluster.hosts[silent]) if cluster.network.isolated else nullcontext()
+    cable = (
+        cluster.network.cut(cluster.hosts[silent]) if cluster.network.isolated else nullcontext()
+    )
     with cable:
         if not cluster.network.isolated:
             cluster.running[silent].send(signal.SIGSTOP)
         other = cluster.running[1 - silent].wait(60)
         assert other.status == 1, other.log
         found = cluster.failures(1 - silent)
-        assert found["host"] == cluster.hosts[silent].name
+        assert found["host"] == host.name
         assert "it has been silent for 4 s" in found["message"]
         cluster.running[silent].send(signal.SIGCONT)
         assert cluster.running[silent].wait(60).status == 1

@@ -17,9 +17,9 @@ import pytest
 from sm_runtime.door import Door
 from sm_runtime.link.secure import Conversation
 from sm_runtime.programs.knock import DOOR
-from tests import netns
-from tests.functional.test_distributed import HELLO, SECRET, WAITS, Cluster, logs, statuses
+from tests import hosts, netns
 from tests.harness import eventually
+from tests.hosts import HELLO, SECRET, WAITS, Cluster, logs, statuses
 
 PORT = 7117
 CONNECT = """
@@ -83,13 +83,11 @@ def cluster(
 ) -> Iterator[Cluster]:
     if not network.isolated and request.param == "no secret":
         pytest.fail("needs network namespaces: a stranger has an address of his own")
-    made = Cluster(tmp_path, network, network.hosts[:2])
-    if request.param == "no secret":
-        for base in made.bases:
-            del base.environ["SM_RUNTIME_CLUSTER_SECRET"]
-    yield made
-    made.close()
-    eventually(lambda: not made.left(), "no process is left", 30)
+    with hosts.cluster(tmp_path, network, 2) as made:
+        if request.param == "no secret":
+            for base in made.bases:
+                del base.environ["SM_RUNTIME_CLUSTER_SECRET"]
+        yield made
 
 
 @contextmanager

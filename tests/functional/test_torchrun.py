@@ -5,14 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import netns
-from tests.functional.test_distributed import Cluster, logs, statuses
 from tests.harness import eventually
+from tests.hosts import Cluster, logs, statuses
 
 SCRIPT = """
 import os, signal, sys
@@ -37,22 +35,15 @@ while True:
 """
 
 
-@pytest.fixture(scope="module")
-def network() -> Iterator[netns.Network]:
-    with netns.network(["algo-1", "algo-2"]) as made:
-        yield made
-
-
 @pytest.fixture
-def cluster(network: netns.Network, tmp_path: Path) -> Iterator[Cluster]:
+def cluster(cluster: Cluster, tmp_path: Path) -> Cluster:
     programs = tmp_path / "bin"
     programs.mkdir()
     launcher = programs / "torchrun"
     source = Path(__file__).parents[1] / "programs" / "torchrun"
     launcher.write_text(f"#!{sys.executable}\n{source.read_text()}")
     launcher.chmod(0o755)
-    made = Cluster(tmp_path, network)
-    for base in made.bases:
+    for base in cluster.bases:
         base.write(
             "input/config/hyperparameters.json",
             {
@@ -64,9 +55,7 @@ def cluster(network: netns.Network, tmp_path: Path) -> Iterator[Cluster]:
         )
         base.environ["SM_RUNTIME_LAUNCHER"] = ""
         base.environ["PATH"] = f"{programs}:{os.environ['PATH']}"
-    yield made
-    made.close()
-    eventually(lambda: not made.left(), "no process is left", 30)
+    return cluster
 
 
 def test_the_ranks_run_on_their_hosts_with_what_torchrun_gives_them(cluster: Cluster) -> None:
