@@ -20,11 +20,9 @@ from tests.hosts import HELLO, SECRET, WAITS, Cluster, logs, statuses
 @pytest.mark.parametrize("silent", [0, 1])
 def test_a_host_that_says_nothing_any_more_ends_the_others(cluster: Cluster, silent: int) -> None:
     cluster.script(WAITS).start(SM_RUNTIME_PEER_SILENCE_SECONDS="4").ready()
-    cable = (
-        cluster.network.cut(cluster.hosts[silent]) if cluster.network.isolated else nullcontext()
-    )
-    with cable:
-        if not cluster.network.isolated:
+    host, network = cluster.hosts[silent], cluster.network
+    with network.cut(host) if network.isolated else nullcontext():
+        if not network.isolated:
             cluster.running[silent].send(signal.SIGSTOP)
         other = cluster.running[1 - silent].wait(60)
         assert other.status == 1, other.log
