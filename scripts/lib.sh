@@ -92,9 +92,10 @@ mark() {
     printf '%s\n' "$key" >"$stamp"
 }
 
-# make_venv FOLDER: a virtual environment, made anew where the Python or the place has changed.
+# make_venv FOLDER [PYTHON]: a virtual environment, made anew where the Python or the place has changed.
 make_venv() {
-    python=$(find_python) ||
+    python=${2:-$(find_python)} || true
+    [ -n "$python" ] ||
         fail "no Python 3.10 to 3.13 found; install one, or name it: PYTHON=/path/to/python3 $0"
     identity=$("$python" -c 'import sys; print(sys.version, sys.base_prefix)')
     done_already "$1/stamps" venv "$1" "$identity" && return
@@ -114,13 +115,14 @@ make_venv() {
     mark
 }
 
-# pip_install VENV STEP TEXT REQUIREMENT...: installs, unless it did so from the same text.
+# pip_install VENV STEP TEXT REQUIREMENT...: installs, unless it did so from the same text; fails if it cannot.
 pip_install() {
     into=$1 step=$2 text=$3
     shift 3
     done_already "$into/stamps" "$step" "$text" "$@" && return
     say "installing $*"
-    "$into/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@" </dev/null >&2
+    "$into/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@" </dev/null >&2 ||
+        return 1
     mark
 }
 

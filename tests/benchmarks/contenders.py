@@ -6,14 +6,15 @@ that any one of its processes had (``ru_maxrss``: the process and all that it wa
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import statistics
 import subprocess
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
+
+from tests.benchmarks.report import Bar, Failed, Report, Row, take_part, timed
 
 FRAMEWORK = """
 from sagemaker_training import entry_point, environment
@@ -31,10 +32,13 @@ def main():
 """
 """The part of a framework's image that starts the script, as TensorFlow's toolkit does it."""
 
-HEADER = """\
-| measure | bare | peer | peer, framework path | ours | ours - bare | ours / bare | peer / ours |
-| --- | --- | --- | --- | --- | --- | --- | --- |"""
-"""The last ratio takes the peer's framework path, which is how TensorFlow's image runs it."""
+NAMES = {
+    "bare": "bare",
+    "peer": "sagemaker-training",
+    "framework": "sagemaker-training (framework)",
+    "ours": "ours",
+}
+"""The framework path is how TensorFlow's image runs a script."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +108,8 @@ def _job(base: str, script: str) -> str:
 def run(contender: Contender) -> Cost:
     """Run it once, its output into a pipe that ``cat`` reads, as a container engine does."""
     output = os.path.join(contender.environ["SAGEMAKER_BASE_DIR"], "output")
+    if not os.access(contender.argv[0], os.X_OK):
+        raise Failed("it is not installed")
     success, peak = os.path.join(output, "success"), os.path.join(output, "peak")
     if os.path.exists(success):
         os.unlink(success)
@@ -111,7 +117,7 @@ def run(contender: Contender) -> Cost:
         began = time.perf_counter()
         process = subprocess.run(
             # Between us and it, as a process starts with the peak memory of the one it comes from.
-            ["/usr/bin/time", "--quiet", "--format=%M", f"--output={peak}", *contender.argv],
+            [*timed(peak), *contender.argv],
             check=False,
             env=contender.environ,
             stdin=subprocess.DEVNULL,
@@ -121,57 +127,67 @@ def run(contender: Contender) -> Cost:
         seconds = time.perf_counter() - began
     # The peer can end with 0 although it never started the script: only the file tells.
     if process.returncode or (contender.name != "bare" and not os.path.exists(success)):
-        raise SystemExit(f"{contender.name} failed with {process.returncode}: see {output}/failure")
+        raise Failed(f"status {process.returncode}: {_failure(output)}")
     with open(peak) as file:
         return Cost(seconds=seconds, mebibytes=int(file.read()) / 1024)
 
 
-def compare(ways: Sequence[Contender], rounds: int) -> dict[str, Cost]:
+def _failure(output: str) -> str:
+    try:
+        with open(os.path.join(output, "failure")) as file:
+            return file.readline().strip()
+    except OSError:
+        return "no failure file"
+
+
+def compare(
+    ways: Mapping[str, Contender], rounds: int, report: Report, title: str
+) -> dict[str, Cost]:
     """Run all in turns, one round to warm up and ``rounds`` that count; return the medians."""
-    costs: dict[str, list[Cost]] = {way.name: [] for way in ways}
-    for number in range(rounds + 1):
-        for way in ways:
-            cost = run(way)
-            if number:
-                costs[way.name].append(cost)
+
+    def cost(name: str) -> tuple[float, float]:
+        found = run(ways[name])
+        return found.seconds, found.mebibytes
+
+    costs = take_part(tuple(ways), rounds + 1, cost, report, title)
     return {
         name: Cost(
-            seconds=statistics.median(cost.seconds for cost in some),
-            mebibytes=statistics.median(cost.mebibytes for cost in some),
+            seconds=statistics.median(seconds for seconds, _ in some[1:]),
+            mebibytes=statistics.median(mebibytes for _, mebibytes in some[1:]),
         )
         for name, some in costs.items()
     }
 
 
-def row(measure: str, values: dict[str, float], unit: str, notes: dict[str, str]) -> str:
-    """Return one line of the table; a way with a note did other work, so it gets no ratio."""
-    digits = 3 if unit == "s" else 1
-    cells = [
-        f"{values[name]:.{digits}f} {unit}{notes.get(name, '')}"
-        for name in ("bare", "peer", "framework", "ours")
-    ]
-    bare, ours = values["bare"], values["ours"]
-    cells += [f"{ours - bare:+.{digits}f} {unit}", f"{ours / bare:.2f}"]
-    cells.append("" if "framework" in notes else f"{values['framework'] / ours:.1f}")
-    return f"| {' | '.join([measure, *cells])} |"
+def row(
+    work: str,
+    unit: str,
+    costs: Mapping[str, Cost],
+    bars: tuple[Bar, ...] = (),
+    notes: Mapping[str, str] | None = None,
+) -> Row:
+    """Return one line of the table, of the seconds or of the MiB."""
 
+    def value(name: str) -> float | None:
+        cost = costs.get(name)
+        return None if cost is None else cost.seconds if unit == "s" else cost.mebibytes
 
-def rows(measure: str, costs: dict[str, Cost], notes: dict[str, str] | None = None) -> str:
-    """Return two lines of the table: time and memory."""
-    seconds = {name: cost.seconds for name, cost in costs.items()}
-    mebibytes = {name: cost.mebibytes for name, cost in costs.items()}
-    return "\n".join(
-        (
-            row(f"{measure}: time", seconds, "s", notes or {}),
-            row(f"{measure}: peak memory", mebibytes, "MiB", notes or {}),
-        )
+    return Row(
+        work=work,
+        unit=unit,
+        ours=value("ours"),
+        peers={NAMES[name]: value(name) for name in ("peer", "framework")},
+        bare={"bare": value("bare")},
+        bars=bars,
+        notes={NAMES[name]: text for name, text in (notes or {}).items()},
     )
 
 
-def options(description: str, rounds: int) -> argparse.Namespace:
-    """Return the options that each benchmark takes."""
-    parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("--ours", required=True, help="virtual environment with sm-runtime")
-    parser.add_argument("--peer", required=True, help="virtual environment with sagemaker-training")
-    parser.add_argument("--rounds", type=int, default=rounds, help="default: %(default)s")
-    return parser.parse_args()
+def seconds(costs: Mapping[str, Cost], name: str) -> float | None:
+    """Return what a way took, if it took part."""
+    return costs[name].seconds if name in costs else None
+
+
+def mebibytes(costs: Mapping[str, Cost], name: str) -> float | None:
+    """Return the memory of a way, if it took part."""
+    return costs[name].mebibytes if name in costs else None

@@ -1,80 +1,188 @@
-"""Measures MPI jobs that do nothing, in containers of the image sm-runtime:cpu.
+"""Measures MPI jobs that do nothing.
 
-One host, two ranks: the command `train` beside a bare `mpirun`, in turns, in one container. Two
-hosts, two ranks each: from the start of the last container to the first line of a rank, and from
-the end of the last rank to the end of the last container.
+One host, two ranks: the command `train` beside a bare `mpirun`, in turns. Two hosts, two ranks
+each, on network namespaces of this machine: from the start of the last host to the first line of a
+rank, and from the end of the last rank to the end of the last host.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import statistics
+import subprocess
+import sys
 import tempfile
+import time
 from pathlib import Path
-from typing import Any
 
-from tests.benchmarks.contenders import options
-from tests.docker.cluster import Cluster
-from tests.docker.container import run
+from tests import netns
+from tests.benchmarks.report import (
+    Bar,
+    Failed,
+    Report,
+    Row,
+    at_most,
+    beyond,
+    measured,
+    parser,
+    take_part,
+)
+from tests.benchmarks.servers import program
 
-IMAGE = "sm-runtime:cpu"
+RANKS = 2
 SCRIPT = "import time; print('began', time.time(), flush=True); print('ended', time.time())\n"
-TIMER = """
-import json, subprocess, sys, time
-bare = ("mpirun", "--allow-run-as-root", "-np", "2", sys.executable, "/opt/ml/code/train.py")
-seconds = {"bare": [], "ours": []}
-for number in range(int(sys.argv[1]) + 1):
-    for name, argv in (("bare", bare), ("ours", ("train",))):
-        began = time.perf_counter()
-        subprocess.run(argv, check=True, capture_output=True)
-        if number:
-            seconds[name].append(time.perf_counter() - began)
-print(json.dumps(seconds))
-"""
-"""Runs both in turns, one round to warm up."""
+SECONDS = 60.0
+"""No job may take longer."""
 
 
-def one_host(folder: Path, rounds: int) -> dict[str, float]:
-    """Return the medians of the seconds that two ranks on one host take."""
-    with Cluster(IMAGE, folder, SCRIPT, count=1, **_mpi(2)) as cluster:
-        words = ("python", "-c", TIMER, str(rounds))
-        done = run(IMAGE, *words, options=cluster["algo-1"].ml.mount, seconds=60.0 * rounds)
-    if done.status:
-        raise SystemExit(done.err)
-    return {name: statistics.median(some) for name, some in json.loads(done.out).items()}
+def base(folder: Path, names: list[str], host: netns.Host | None) -> dict[str, str]:
+    """Write a host's base folder; return the variables of its job."""
+    name = host.name if host else names[0]
+    root = folder / name
+    for path in ("code", "input/config", "model", "output/data"):
+        (root / path).mkdir(parents=True, exist_ok=True)
+    (root / "code/train.py").write_text(SCRIPT)
+    values = {
+        "sagemaker_program": "train.py",
+        "sagemaker_mpi_enabled": True,
+        "sagemaker_mpi_num_of_processes_per_host": RANKS,
+    }
+    encoded = json.dumps({key: json.dumps(value) for key, value in values.items()})
+    (root / "input/config/hyperparameters.json").write_text(encoded)
+    interface = host.interface if host else "lo"
+    resources = {"current_host": name, "hosts": names, "network_interface_name": interface}
+    (root / "input/config/resourceconfig.json").write_text(json.dumps(resources))
+    return {
+        "PATH": os.environ["PATH"],
+        "HOME": str(root),
+        "LANG": "C.UTF-8",
+        "PYTHONUNBUFFERED": "1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+        "SAGEMAKER_BASE_DIR": str(root),
+        "SM_RUNTIME_CLUSTER_SECRET": "a secret of this benchmark",
+    }
 
 
-def two_hosts(folder: Path, rounds: int) -> dict[str, float]:
-    """Return the medians of the seconds before the first rank's first line and after the last's."""
-    before, after = [], []
-    for _ in range(rounds):
-        with Cluster(IMAGE, folder, SCRIPT, **_mpi(2)) as cluster:
-            if cluster.run() != {0}:
-                raise SystemExit(cluster.log())
-            times = [(line.split()[0], float(line.split()[1])) for _, _, line in cluster.lines()]
-            started = max(host.began for host in cluster.hosts.values())
-            before.append(min(at for what, at in times if what == "began") - started)
-            after.append(cluster.ended - max(at for what, at in times if what == "ended"))
-    return {"before": statistics.median(before), "after": statistics.median(after)}
+def one_host(folder: Path, ours: str) -> dict[str, tuple[list[str], dict[str, str]]]:
+    """Return the ways to run two ranks on one host."""
+    environ = base(folder, ["algo-1"], None)
+    allowed = {"OMPI_ALLOW_RUN_AS_ROOT": "1", "OMPI_ALLOW_RUN_AS_ROOT_CONFIRM": "1"}
+    script, python = str(folder / "algo-1/code/train.py"), f"{ours}/bin/python"
+    spread = ["--oversubscribe", "-np", str(RANKS)]
+    return {
+        "bare mpirun": ([program("mpirun"), *spread, python, script], {**environ, **allowed}),
+        "ours": ([f"{ours}/bin/train"], environ),
+    }
 
 
-def _mpi(each: int) -> dict[str, Any]:
-    return {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": each}
+def finish(process: subprocess.Popen[bytes]) -> str:
+    """Return the output of a process that has to end well."""
+    try:
+        out, err = process.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        out, err = process.communicate()
+        raise Failed(f"not done within {SECONDS:.0f} s: {_last(err)}") from None
+    if process.returncode:
+        raise Failed(f"status {process.returncode}: {_last(err)}")
+    return out.decode("utf-8", "replace")
 
 
-def main() -> None:
-    """Print a table of its own."""
-    rounds = options(__doc__ or "", rounds=7).rounds
-    with tempfile.TemporaryDirectory() as folder:
-        one, two = one_host(Path(folder), rounds), two_hosts(Path(folder), rounds)
-    print(
-        "\n| MPI jobs that do nothing | seconds |\n| --- | --- |\n"
-        f"| 1 host, 2 ranks: bare mpirun | {one['bare']:.3f} |\n"
-        f"| 1 host, 2 ranks: ours | {one['ours']:.3f} ({one['ours'] - one['bare']:+.3f}) |\n"
-        f"| 2 hosts: last host's start to the first rank's first line | {two['before']:.3f} |\n"
-        f"| 2 hosts: last rank's end to the end of every container | {two['after']:.3f} |"
+def start(argv: list[str], environ: dict[str, str]) -> subprocess.Popen[bytes]:
+    """Start a process whose output is kept."""
+    return subprocess.Popen(
+        argv,
+        env=environ,
+        cwd="/",
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
     )
 
 
+def _last(err: bytes) -> str:
+    return (err.decode("utf-8", "replace").strip().splitlines() or [""])[-1][:300]
+
+
+def two_hosts(folder: Path, network: netns.Network, ours: str) -> tuple[float, float]:
+    """Return the seconds before the first rank's first line and after the last rank's last."""
+    names = [host.name for host in network.hosts]
+    processes = []
+    for host in network.hosts:
+        environ = base(folder, names, host)
+        # Else both would be one host to Open MPI, which keeps its files by the host's name.
+        named = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host.name)
+        prefix = (*host.prefix, *named) if network.isolated else ()
+        began = time.time()
+        processes.append(start([*prefix, f"{ours}/bin/train"], environ))
+    outputs, ended = [], 0.0
+    try:
+        for process in processes:
+            outputs.append(finish(process))
+            ended = time.time()
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                process.kill()
+                process.communicate()
+    words = [line.split() for output in outputs for line in output.splitlines()]
+    times: dict[str, list[float]] = {"began": [], "ended": []}
+    for line in words:
+        for what, found in times.items():
+            # A line begins with the rank's name, which may touch the first word.
+            if len(line) > 1 and line[-2].endswith(what):
+                found.append(float(line[-1]))
+    if len(times["ended"]) != RANKS * len(names):
+        raise Failed(f"{len(times['ended'])} ranks have ended")
+    return min(times["began"]) - began, ended - max(times["ended"])
+
+
+def compare(report: Report, folder: Path, ours: str, rounds: int) -> None:
+    """Add the rows."""
+    title = f"an MPI job that does nothing, 1 host x {RANKS} ranks"
+    ways = one_host(folder, ours)
+
+    def alone(name: str) -> tuple[float]:
+        began = time.perf_counter()
+        output = finish(start(*ways[name]))
+        seconds = time.perf_counter() - began
+        if output.count("ended") != RANKS:
+            raise Failed(f"{output.count('ended')} of {RANKS} ranks have ended")
+        return (seconds,)
+
+    found = {
+        name: statistics.median(cost[0] for cost in some[1:])
+        for name, some in take_part(tuple(ways), rounds + 1, alone, report, title).items()
+    }
+    mine, bare = found.get("ours"), found.get("bare mpirun")
+    bar = beyond(mine, bare, 0.5, "mpirun")
+    report.add(Row(work=title, unit="s", ours=mine, bare={"bare mpirun": bare}, bars=(bar,)))
+    title = f"2 hosts x {RANKS} ranks"
+    with netns.network(["algo-1", "algo-2"]) as network:
+        if not network.isolated:
+            report.remark(f"{title}: no network namespaces here: the hosts are loopback addresses")
+        some = take_part(
+            ("ours",), rounds, lambda _: two_hosts(folder, network, ours), report, title
+        ).get("ours")
+    for place, (what, limit) in enumerate(
+        (("last host's start to first line", 2.0), ("last rank's end to last host's end", 1.0))
+    ):
+        value = statistics.median(cost[place] for cost in some) if some else None
+        bars: tuple[Bar, ...] = (at_most(value, limit, "s"),)
+        report.add(Row(work=f"{title}: {what}", unit="s", ours=value, bars=bars))
+
+
+def main() -> int:
+    """Print the rows."""
+    args = parser(__doc__ or "", rounds=7).parse_args()
+
+    def run(report: Report) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(report, Path(folder), os.path.abspath(args.ours), args.rounds)
+
+    return measured("mpi", args, run)
+
+
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

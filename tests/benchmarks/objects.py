@@ -1,15 +1,13 @@
-"""Downloads many small objects, and one large one, with each program that can, and compares.
+"""Downloads many small objects, and one large one, with each program that can, and lists many.
 
 Each way is a command of its own, from its start to its end, with the most memory that it had. The
 server is rclone on the same machine (and moto, with fewer bytes, for it is slow): the figures tell
-what a program costs, not how fast a network is. Ways that are not installed are left out.
+what a program costs, not how fast a network is. Each way first downloads a few objects, to see
+whether it can; ways that cannot, or are not installed, are left out.
 """
 
 from __future__ import annotations
 
-import argparse
-import asyncio
-import importlib.util
 import os
 import shutil
 import statistics
@@ -17,252 +15,225 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
 
-from tests.s3 import CREDENTIALS, free_port, serving
+from tests.benchmarks.report import (
+    Bar,
+    Failed,
+    Report,
+    Row,
+    at_most,
+    measured,
+    parser,
+    take_part,
+    timed,
+    times,
+)
+from tests.benchmarks.servers import BUCKET, environ, listing, moto, program, rclone
+from tests.benchmarks.ways import LISTS, WAYS
 
-BUCKET, REGION = "bench", "us-east-1"
-
-
-def ours(url: str, prefix: str, folder: str) -> None:
-    """Download as the runtime does it."""
-    from sm_runtime.storage import open_origin
-
-    uri = f"s3://{BUCKET}/{prefix}"
-    origin = open_origin(uri, dict(os.environ, S3_ENDPOINT_URL=url), REGION)
-    origin.fetch((blob, os.path.join(folder, blob.key)) for blob in origin.list(uri))
-    origin.close()
-
-
-def _boto3(url: str, prefix: str) -> tuple[Any, list[str]]:
-    import boto3
-    from botocore.config import Config
-
-    client = boto3.client(
-        "s3", endpoint_url=url, region_name=REGION, config=Config(max_pool_connections=32)
-    )
-    pages = client.get_paginator("list_objects_v2").paginate(Bucket=BUCKET, Prefix=prefix)
-    return client, [entry["Key"] for page in pages for entry in page["Contents"]]
+FEW = 20
+KEYS = 1_000_000
+LOOP, S5CMD = "boto3, 10 threads", "s5cmd"
 
 
-def boto3_loop(url: str, prefix: str, folder: str) -> None:
-    """Download with ``download_file`` in ten threads, as the usual recipe has it."""
-    client, keys = _boto3(url, prefix)
-    os.makedirs(os.path.join(folder, prefix))
-    with ThreadPoolExecutor(10) as pool:
-        list(pool.map(lambda k: client.download_file(BUCKET, k, os.path.join(folder, k)), keys))
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shape:
+    """What is downloaded from a server."""
+
+    server: str
+    url: str
+    prefix: str
+    title: str
+    size_bytes: int
 
 
-def boto3_get(url: str, prefix: str, folder: str) -> None:
-    """Download with ``get_object`` in ten threads: boto3 without its transfer manager."""
-    client, keys = _boto3(url, prefix)
-    os.makedirs(os.path.join(folder, prefix))
-
-    def get(key: str) -> None:
-        body = client.get_object(Bucket=BUCKET, Key=key)["Body"]
-        with open(os.path.join(folder, key), "wb") as file:
-            for chunk in body.iter_chunks(1 << 20):
-                file.write(chunk)
-
-    with ThreadPoolExecutor(10) as pool:
-        list(pool.map(get, keys))
+def command(name: str, url: str, prefix: str, folder: str, kind: str) -> list[str]:
+    """Return the command of a way; raise Failed if it is not installed."""
+    if name != S5CMD:
+        return [sys.executable, "-m", "tests.benchmarks.ways", kind, name, url, prefix, folder]
+    words = [program(S5CMD), "--log", "error", "--endpoint-url", url]
+    uri = f"s3://{BUCKET}/{prefix}*"
+    if kind == "list":
+        return [*words, "ls", uri]
+    return [*words, "cp", uri, os.path.join(folder, prefix)]
 
 
-def awscrt(url: str, prefix: str, folder: str) -> None:
-    """Download with boto3's transfer manager on AWS's C library."""
-    from boto3.crt import create_crt_transfer_manager
-    from boto3.s3.transfer import TransferConfig
-
-    client, keys = _boto3(url, prefix)
-    os.makedirs(os.path.join(folder, prefix))
-    config = TransferConfig(preferred_transfer_client="crt")
-    with create_crt_transfer_manager(client, config) as manager:
-        futures = [manager.download(BUCKET, k, os.path.join(folder, k)) for k in keys]
-        for future in futures:
-            future.result()
-
-
-def obstore(url: str, prefix: str, folder: str) -> None:
-    """Download with the Rust crate object_store: no ranges, which it refuses from rclone."""
-    from obstore.store import S3Store
-
-    store = S3Store(
-        BUCKET, endpoint=url, region=REGION, virtual_hosted_style_request=False,
-        client_options={"allow_http": True, "timeout": "600s"},
-    )  # fmt: skip
-    os.makedirs(os.path.join(folder, prefix))
-
-    async def all_of_them() -> None:
-        slots = asyncio.Semaphore(32)
-
-        async def get(key: str) -> None:
-            async with slots:
-                found = await store.get_async(key)
-                with open(os.path.join(folder, key), "wb") as file:
-                    async for chunk in found.stream(min_chunk_size=1 << 20):
-                        file.write(chunk)
-
-        await asyncio.gather(*(get(e["path"]) for page in store.list(prefix) for e in page))
-
-    asyncio.run(all_of_them())
+def cost(words: Sequence[str], url: str) -> tuple[float, float]:
+    """Run a command; return its seconds and its MiB, or raise Failed with its last words."""
+    with tempfile.TemporaryDirectory() as folder, open(f"{folder}/out", "wb") as out:
+        peak = Path(folder, "peak")
+        began = time.perf_counter()
+        done = subprocess.run(
+            [*timed(peak), *words],
+            env={**os.environ, **environ(url)},
+            stdout=out,
+            stderr=subprocess.PIPE,
+            check=False,
+        )
+        seconds = time.perf_counter() - began
+        if done.returncode:
+            lines = done.stderr.decode("utf-8", "replace").strip().splitlines()
+            raise Failed(f"status {done.returncode}: {lines[-1][:200] if lines else 'no message'}")
+        return seconds, int(peak.read_text()) / 1024
 
 
-WAYS: dict[str, tuple[str, Callable[[str, str, str], None]]] = {
-    "boto3, 10 threads, `download_file`": ("boto3", boto3_loop),
-    "boto3, 10 threads, `get_object`": ("boto3", boto3_get),
-    "boto3 on awscrt": ("awscrt", awscrt),
-    "obstore": ("obstore", obstore),
-    "s5cmd": ("s5cmd", lambda *_: None),
-    "ours": ("boto3", ours),
-}
-
-
-def commands(url: str, prefix: str, folder: str) -> dict[str, list[str]]:
-    """Return the command of each way that is installed."""
-    found = {}
-    beside = Path(sys.executable).parent
-    for name, (module, _) in WAYS.items():
-        if module == "s5cmd":
-            program = shutil.which("s5cmd", path=f"{beside}:{os.environ['PATH']}")
-            if program:
-                uri = f"s3://{BUCKET}/{prefix}*"
-                found[name] = [program, "--log", "error", "--endpoint-url", url, "cp", uri,
-                               os.path.join(folder, prefix)]  # fmt: skip
-        elif importlib.util.find_spec(module):
-            found[name] = [sys.executable, "-m", "tests.benchmarks.objects", "--way", name,
-                           url, prefix, folder]  # fmt: skip
-    return found
-
-
-def run(command: list[str], folder: str, expected: int) -> tuple[float, float]:
-    """Run one way into an empty folder; return its seconds and its MiB."""
+def download(name: str, shape: Shape, folder: str) -> tuple[float, float]:
+    """Download into an empty folder; return the seconds and the MiB."""
     shutil.rmtree(folder, ignore_errors=True)
     os.makedirs(folder)
     os.sync()  # nobody waits for what another one wrote
-    environ = {**os.environ, **CREDENTIALS, "AWS_REGION": REGION, "AWS_DEFAULT_REGION": REGION}
-    peak = folder + ".peak"
-    began = time.perf_counter()
-    subprocess.run(
-        ["/usr/bin/time", "--quiet", "--format=%M", f"--output={peak}", *command],
-        env=environ, check=True,
-    )  # fmt: skip
-    seconds = time.perf_counter() - began
+    found = cost(command(name, shape.url, shape.prefix, folder, "get"), shape.url)
     size = sum(path.stat().st_size for path in Path(folder).rglob("*") if path.is_file())
-    if size != expected:
-        raise SystemExit(f"{command} brought {size} bytes instead of {expected}")
-    return seconds, int(Path(peak).read_text()) / 1024
+    if size != shape.size_bytes:
+        raise Failed(f"it brought {size:,} bytes instead of {shape.size_bytes:,}")
+    return found
 
 
-def compare(url: str, title: str, prefix: str, expected: int, folder: str, rounds: int) -> str:
-    """Return the table of one shape: medians of all ways, which run in turns."""
-    costs: dict[str, list[tuple[float, float]]] = {}
-    refused: dict[str, str] = {}
-    ways = commands(url, prefix, folder)
-    for number in range(rounds + 1):  # one round to warm up
-        for name, command in ways.items():
-            if name in refused:
-                continue
-            try:
-                cost = run(command, folder, expected)
-            except subprocess.CalledProcessError:
-                refused[name] = "fails"
-                continue
-            if number:
-                costs.setdefault(name, []).append(cost)
-    mine = statistics.median(seconds for seconds, _ in costs["ours"])
-    lines = [f"| {title} | time | of ours | peak memory |", "| --- " * 4 + "|"]
-    for name in ways:
-        if name in refused:
-            lines.append(f"| {name} | {refused[name]} | | |")
-            continue
-        seconds = statistics.median(cost[0] for cost in costs[name])
-        memory = statistics.median(cost[1] for cost in costs[name])
-        lines.append(f"| {name} | {seconds:.2f} s | {seconds / mine:.2f} x | {memory:.0f} MiB |")
-    return "\n".join(lines)
+def medians(
+    costs: dict[str, list[tuple[float, ...]]], names: Sequence[str]
+) -> tuple[dict[str, float | None], dict[str, float | None]]:
+    """Return the seconds and the MiB by way, None for those left out."""
+
+    def values(place: int) -> dict[str, float | None]:
+        known = {n: statistics.median(c[place] for c in some) for n, some in costs.items() if some}
+        return {name: known.get(name) for name in names}
+
+    return values(0), values(1)
 
 
-def fill(folder: Path, count: int, size_bytes: int, large_bytes: int) -> None:
-    """Write the objects of both shapes."""
-    (folder / "small").mkdir(parents=True)
-    (folder / "large").mkdir()
+def add(
+    report: Report,
+    title: str,
+    names: Sequence[str],
+    costs: dict[str, list[tuple[float, ...]]],
+    bars: Callable[[dict[str, float | None]], tuple[Bar, ...]],
+    memory: float,
+) -> None:
+    """Add the rows of one shape: seconds and memory."""
+    seconds, mebibytes = medians(costs, names)
+    ours, most = seconds.pop("ours"), mebibytes.pop("ours")
+    report.add(
+        Row(work=title, unit="s", ours=ours, peers=seconds, bars=bars({**seconds, "ours": ours})),
+        Row(
+            work=f"{title}: peak memory",
+            unit="MiB",
+            ours=most,
+            peers=mebibytes,
+            bars=(at_most(most, memory, "MiB"),),
+        ),
+    )
+
+
+def small_bars(seconds: dict[str, float | None]) -> tuple[Bar, ...]:
+    """Return what is wanted of many small objects."""
+    ours = seconds["ours"]
+    return (
+        times(ours, seconds[LOOP], 5, LOOP, rate=False),
+        times(ours, seconds[S5CMD], 1, S5CMD, rate=False),
+        at_most(ours, 3.3, "s"),
+    )
+
+
+def large_bars(seconds: dict[str, float | None]) -> tuple[Bar, ...]:
+    """Return what is wanted of a large object."""
+    ours = seconds["ours"]
+    return (
+        times(ours, seconds[LOOP], 3, "boto3's default", rate=False),
+        times(ours, seconds[S5CMD], 1, S5CMD, rate=False),
+    )
+
+
+def fill(folder: Path, prefix: str, count: int, size_bytes: int) -> None:
+    """Write the objects of a shape."""
+    (folder / BUCKET / prefix).mkdir(parents=True)
     for number in range(count):
-        (folder / "small" / f"{number:06d}").write_bytes(os.urandom(size_bytes))
-    with open(folder / "large" / "one", "wb") as file:
-        for _ in range(large_bytes >> 20):
-            file.write(os.urandom(1 << 20))
+        with open(folder / BUCKET / prefix / f"{number:06d}", "wb") as file:
+            for start in range(0, size_bytes, 1 << 20):
+                file.write(os.urandom(min(1 << 20, size_bytes - start)))
 
 
-@contextmanager
-def moto(folder: Path) -> Iterator[str]:
-    """Serve a copy of ``folder`` with moto."""
-    import boto3
-
-    port = free_port()
-    program = str(Path(sys.executable).parent / "moto_server")
-    with subprocess.Popen(
-        [program, "-p", str(port)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as process:
-        try:
-            url = f"http://127.0.0.1:{port}"
-            client = boto3.client(
-                "s3", endpoint_url=url, region_name=REGION,
-                aws_access_key_id="a", aws_secret_access_key="b",
-            )  # fmt: skip
-            for _ in range(100):
-                try:
-                    client.create_bucket(Bucket=BUCKET)
-                    break
-                except Exception:
-                    time.sleep(0.2)
-            for path in sorted(folder.rglob("*")):
-                if path.is_file():
-                    client.put_object(
-                        Bucket=BUCKET, Key=str(path.relative_to(folder)), Body=path.read_bytes()
-                    )
-            yield url
-        finally:
-            process.terminate()
-
-
-def main() -> None:
-    """Print the tables."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--ours", help="not used: this interpreter's packages are compared")
-    parser.add_argument("--peer", help="not used")
-    parser.add_argument("--rounds", type=int, default=3, help="default: %(default)s")
-    parser.add_argument("--servers", default="rclone,moto", help="default: %(default)s")
-    parser.add_argument("--way", nargs=4, help="run one way: name, URL, prefix, folder")
-    args = parser.parse_args()
-    if args.way:
-        name, url, prefix, folder = args.way
-        WAYS[name][1](url, prefix, folder)
-        return
+def compare(
+    report: Report,
+    server: str,
+    serve: Callable[[Path], AbstractContextManager[str]],
+    count: int,
+    large_bytes: int,
+    rounds: int,
+) -> None:
+    """Add the rows of one server."""
+    names = (*(name for name in WAYS if name != "ours"), S5CMD, "ours")
     with tempfile.TemporaryDirectory() as root:
-        for server in args.servers.split(","):
-            is_slow = server == "moto"
-            if is_slow and not importlib.util.find_spec("moto"):
-                continue
-            count, large = (500, 64 << 20) if is_slow else (5000, 1 << 30)
-            buckets, out = Path(root, server, "buckets"), str(Path(root, "out"))
-            fill(buckets / BUCKET, count, 10240, large)
-            served = moto(buckets / BUCKET) if is_slow else _rclone(buckets)
-            with served as url:
-                for title, prefix, size in (
-                    (f"{server}: {count} x 10 KiB", "small/", count * 10240),
-                    (f"{server}: 1 x {large >> 20} MiB", "large/", large),
-                ):
-                    print(f"\n{compare(url, title, prefix, size, out, args.rounds)}", flush=True)
+        buckets, out = Path(root, "buckets"), str(Path(root, "out"))
+        fill(buckets, "few/", FEW, 10240)
+        fill(buckets, "small/", count, 10240)
+        fill(buckets, "large/", 1, large_bytes)
+        with serve(buckets) as url:
+
+            def shape(prefix: str, title: str, size_bytes: int) -> Shape:
+                return Shape(
+                    server=server, url=url, prefix=prefix, title=title, size_bytes=size_bytes
+                )
+
+            few = shape("few/", f"{server}: {FEW} objects", FEW * 10240)
+            able = take_part(names, 1, lambda name: download(name, few, out), report, few.title)
+            large_title = f"1 x {large_bytes >> 30} GiB" if large_bytes >> 30 else "1 x 64 MiB"
+            for one, bars in (
+                (shape("small/", f"{count:,} x 10 KiB", count * 10240), small_bars),
+                (shape("large/", large_title, large_bytes), large_bars),
+            ):
+                title = f"{one.title} from S3 ({server})"
+                run = partial(download, shape=one, folder=out)
+                # The server makes the checksums of the objects when they are asked for first.
+                take_part(("ours",), 1, run, report, title)
+                costs = take_part(tuple(able), rounds, run, report, title)
+                add(report, title, names, costs, bars if server == "rclone" else _none, 250)
 
 
-@contextmanager
-def _rclone(folder: Path) -> Iterator[str]:
-    with serving(folder, is_fixed=True) as server:
-        yield server.url
+def _none(_: dict[str, float | None]) -> tuple[Bar, ...]:
+    return ()
+
+
+def compare_listing(report: Report, rounds: int) -> None:
+    """Add the rows of a listing; a program that takes minutes lists once."""
+    names = (*(name for name in LISTS if name != "ours"), S5CMD, "ours")
+    title = f"{KEYS:,} keys listed"
+    with listing(KEYS) as url, tempfile.TemporaryDirectory() as folder:
+
+        def run(name: str) -> tuple[float, float]:
+            return cost(command(name, url, "train/", folder, "list"), url)
+
+        costs = take_part(names, 1, run, report, title)
+        quick = [name for name, some in costs.items() if some[0][0] < 30 or name == "ours"]
+        for name, some in take_part(quick, rounds - 1, run, report, title).items():
+            costs[name] += some
+    add(report, title, names, costs, _none, 200)
+
+
+def main() -> int:
+    """Print the rows."""
+    made = parser(__doc__ or "", rounds=3)
+    made.add_argument("--servers", default="rclone,listing,moto", help="default: %(default)s")
+    args = made.parse_args()
+
+    def run(report: Report) -> None:
+        chosen = args.servers.split(",")
+        if "rclone" in chosen:
+            compare(report, "rclone", rclone, 5000, 1 << 30, args.rounds)
+        if "listing" in chosen:
+            compare_listing(report, args.rounds)
+        if "moto" in chosen:
+            try:
+                compare(report, "moto", moto, 500, 64 << 20, args.rounds)
+            except (Failed, ImportError, AssertionError) as error:
+                report.remark(f"moto is left out: {error}")
+
+    return measured("objects", args, run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

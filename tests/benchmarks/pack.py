@@ -10,13 +10,14 @@ import os
 import shutil
 import statistics
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable
 
 from sm_runtime import deflate, pack
 from sm_runtime.storage import open_store
-from tests.benchmarks.contenders import options
+from tests.benchmarks.report import Report, Row, measured, parser, take_part
 
 VALUES = 100_000_000
 
@@ -42,11 +43,8 @@ def ours(model: str, folder: str, literals: Callable[[memoryview], list[bytes]] 
         writer.close()
 
 
-def compare(folder: str, rounds: int) -> str:
-    """Return the table: seconds (median) and size of each way."""
-    model, out = os.path.join(folder, "model"), os.path.join(folder, "out.tar.gz")
-    os.makedirs(model)
-    write_weights(os.path.join(model, "weights"))
+def ways_of(folder: str, model: str, out: str) -> dict[str, Callable[[], object]]:
+    """Return the ways that there are on this machine."""
     tar = ("-cf", out, "-C", model, ".")
     ways: dict[str, Callable[[], object]] = {
         "`tar czf`": lambda: subprocess.run(["tar", "-z", *tar], check=True),
@@ -56,34 +54,49 @@ def compare(folder: str, rounds: int) -> str:
     ways["ours"] = lambda: ours(model, folder, deflate.zlib_literals)
     if deflate.fastest_literals() is not deflate.zlib_literals:
         ways["ours with isal"] = lambda: ours(model, folder, None)
-    seconds: dict[str, list[float]] = {name: [] for name in ways}
-    sizes: dict[str, int] = {}
-    for _ in range(rounds):
-        for name, way in ways.items():
-            if os.path.exists(out):
-                os.unlink(out)
-            os.sync()  # nobody waits for what another one wrote
-            began = time.perf_counter()
-            way()
-            seconds[name].append(time.perf_counter() - began)
-            sizes[name] = os.path.getsize(out)
-    base = statistics.median(seconds["`tar czf`"])
-    lines = ["| 400 MB of weights | time | as fast as tar | size | of tar's |", "| --- " * 5 + "|"]
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        lines.append(
-            f"| {name} | {median:.2f} s | {base / median:.1f} x | {sizes[name] / 1e6:.1f} MB"
-            f" | {sizes[name] / sizes['`tar czf`']:.1%} |"
-        )
-    return "\n".join(lines)
+    return ways
 
 
-def main() -> None:
-    """Print the table."""
-    args = options((__doc__ or "").splitlines()[0], rounds=3)
-    with tempfile.TemporaryDirectory() as folder:
-        print(f"\n{compare(folder, args.rounds)}", flush=True)
+def compare(folder: str, rounds: int, report: Report) -> None:
+    """Add the rows: seconds (median) and size of each way."""
+    model, out = os.path.join(folder, "model"), os.path.join(folder, "out.tar.gz")
+    os.makedirs(model)
+    write_weights(os.path.join(model, "weights"))
+    ways = ways_of(folder, model, out)
+
+    def run(name: str) -> tuple[float, float]:
+        if os.path.exists(out):
+            os.unlink(out)
+        os.sync()  # nobody waits for what another one wrote
+        began = time.perf_counter()
+        ways[name]()
+        return time.perf_counter() - began, os.path.getsize(out)
+
+    costs = take_part(tuple(ways), rounds, run, report, "packing")
+    for place, (measure, unit, each) in enumerate((("time", "s", 1.0), ("size", "MB", 1e-6))):
+        medians: dict[str, float | None] = dict.fromkeys(("`tar czf`", "tar and pigz", *ways))
+        for name, some in costs.items():
+            medians[name] = statistics.median(cost[place] for cost in some) * each
+        peers = {name: value for name, value in medians.items() if not name.startswith("ours")}
+        for name in (name for name in ways if name.startswith("ours")):
+            extra = name.removeprefix("ours").replace("isal", "`fast` (isal)")
+            work = f"`model.tar.gz` of 400 MB of float32{extra and ',' + extra}: {measure}"
+            report.add(Row(work=work, unit=unit, ours=medians[name], peers=peers))
+    for name, program in (("tar and pigz", "pigz"), ("ours with isal", "isal")):
+        if name not in ways:
+            report.remark(f"packing: {program} is not installed")
+
+
+def main() -> int:
+    """Print the rows."""
+    args = parser(__doc__ or "", rounds=3).parse_args()
+
+    def run(report: Report) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(folder, args.rounds, report)
+
+    return measured("pack", args, run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

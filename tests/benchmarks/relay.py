@@ -6,9 +6,11 @@ which would take it an hour; so it gets fewer lines there.
 
 from __future__ import annotations
 
+import sys
 import tempfile
 
-from tests.benchmarks.contenders import Cost, compare, contenders, options, rows
+from tests.benchmarks.contenders import Cost, compare, contenders, row, seconds
+from tests.benchmarks.report import Report, measured, parser, within
 
 LINES = 1_000_000
 FEWER = 40_000
@@ -26,35 +28,40 @@ for start in range(0, {lines}, 1000):
 """
 
 
-def measure(args_ours: str, args_peer: str, rounds: int, script: str, error: bool) -> str:
-    """Return the lines of the table for one kind of script."""
+def measure(ours: str, peer: str, rounds: int, script: str, error: bool, report: Report) -> None:
+    """Add the lines of the table for one kind of script."""
     first = "ValueError: nothing is wrong" if error else "start"
+    kind = "printed" if script is PRINT else "in blocks"
+    work = f"{LINES:,} lines {kind}{', after a `ValueError` line' if error else ''}"
     peers = ("peer", "framework")
     costs: dict[str, Cost] = {}
     with tempfile.TemporaryDirectory() as folder:
-        text = script.format(first=first, lines=LINES)
-        ways = contenders(folder, args_ours, args_peer, text)
-        some = [way for name, way in ways.items() if not (error and name in peers)]
-        costs.update(compare(some, rounds))
+        ways = contenders(folder, ours, peer, script.format(first=first, lines=LINES))
+        some = {name: way for name, way in ways.items() if not (error and name in peers)}
+        costs.update(compare(some, rounds, report, work))
     notes: dict[str, str] = {}
     if error:
         with tempfile.TemporaryDirectory() as folder:
-            text = script.format(first=first, lines=FEWER)
-            ways = contenders(folder, args_ours, args_peer, text)
-            costs.update(compare([ways[name] for name in peers], 1))
-        notes = dict.fromkeys(peers, f" ({FEWER:,} lines)")
-    kind = "printed" if script is PRINT else "in blocks"
-    return rows(
-        f"{LINES:,} lines {kind}{', after a `ValueError` line' if error else ''}", costs, notes
+            ways = contenders(folder, ours, peer, script.format(first=first, lines=FEWER))
+            costs.update(compare({name: ways[name] for name in peers}, 1, report, work))
+        notes = dict.fromkeys(peers, f"{FEWER:,} lines")
+    bar = within(seconds(costs, "ours"), seconds(costs, "bare"), 1.2, "bare")
+    report.add(
+        row(f"{work}: time", "s", costs, (bar,), notes),
+        row(f"{work}: peak memory", "MiB", costs, (), notes),
     )
 
 
-def main() -> None:
+def main() -> int:
     """Print the lines of the table."""
-    args = options((__doc__ or "").splitlines()[0], rounds=3)
-    for script, error in ((PRINT, False), (BLOCKS, False), (PRINT, True)):
-        print(measure(args.ours, args.peer, args.rounds, script, error), flush=True)
+    args = parser(__doc__ or "", rounds=3).parse_args()
+
+    def run(report: Report) -> None:
+        for script, error in ((PRINT, False), (BLOCKS, False), (PRINT, True)):
+            measure(args.ours, args.peer, args.rounds, script, error, report)
+
+    return measured("relay", args, run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -1,7 +1,7 @@
-"""Uploads 400 MB of float32 weights as `model.tar.gz`: packed first and then sent, and as we do it.
+"""Uploads 400 MB of float32 weights as `model.tar.gz`: packed and then sent, and as we do it.
 
 The first way is what one writes by hand: `tar czf`, then boto3's `upload_file` with its defaults.
-Both send to the same server on this machine, in turns. "Extra disk" is the most that the archive
+All send to the same server on this machine, in turns. "Extra disk" is the most that the archive
 and whatever else is not the model took on the job's side, looked at 50 times a second.
 """
 
@@ -11,19 +11,32 @@ import os
 import stat
 import statistics
 import subprocess
+import sys
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from importlib import import_module
 from pathlib import Path
 
 from sm_runtime import artifacts
 from sm_runtime.model import Cluster, Job, Output
 from sm_runtime.paths import Paths
-from tests.benchmarks.contenders import options
 from tests.benchmarks.pack import write_weights
-from tests.s3 import CREDENTIALS, serving
+from tests.benchmarks.report import (
+    Bar,
+    Failed,
+    Report,
+    Row,
+    at_most,
+    measured,
+    parser,
+    take_part,
+    times,
+)
+from tests.benchmarks.servers import BUCKET, REGION, program, rclone
+from tests.benchmarks.servers import environ as leading_to
 
 LOOK_SECONDS = 0.02
 
@@ -74,71 +87,110 @@ def by_hand(base: Path, environ: Mapping[str, str]) -> None:
     client = import_module("boto3").client(
         "s3",
         endpoint_url=environ["AWS_ENDPOINT_URL_S3"],
-        region_name="us-east-1",
+        region_name=REGION,
         aws_access_key_id=environ["AWS_ACCESS_KEY_ID"],
         aws_secret_access_key=environ["AWS_SECRET_ACCESS_KEY"],
     )
-    client.upload_file(str(archive), "bucket", "by-hand/output/model.tar.gz")
+    client.upload_file(str(archive), BUCKET, "by-hand/output/model.tar.gz")
     archive.unlink()
 
 
-def ours(base: Path, environ: Mapping[str, str], compression: str) -> None:
-    """Save as a job does."""
+def by_s5cmd(base: Path, environ: Mapping[str, str]) -> None:
+    """Pack with tar and pigz, then upload with s5cmd: the best of what one writes by hand."""
+    archive = base / "model.tar.gz"
+    subprocess.run(("tar", "-Ipigz", "-cf", archive, "-C", base / "model", "."), check=True)
+    url, uri = environ["AWS_ENDPOINT_URL_S3"], f"s3://{BUCKET}/s5cmd/output/model.tar.gz"
+    subprocess.run(
+        (program("s5cmd"), "--log", "error", "--endpoint-url", url, "cp", archive, uri),
+        env={**os.environ, **environ},
+        check=True,
+    )
+    archive.unlink()
+
+
+def ours(base: Path, environ: Mapping[str, str], compression: str, *, isal: bool = False) -> None:
+    """Save as a job does, with the extra ``fast`` or without."""
+    if isal:
+        sys.modules.pop("isal", None)
+        try:
+            import_module("isal.isal_zlib")
+        except ImportError:
+            raise Failed("isal is not installed") from None
+    else:
+        vars(sys)["modules"]["isal"] = None  # what makes an import of it fail
     job = Job(
         paths=Paths(str(base)),
         cluster=Cluster(current_host="algo-1", hosts=("algo-1",)),
         managed=False,
         name=f"ours-{compression}",
-        region="us-east-1",
-        output=Output(uri="s3://bucket", compression=compression),
+        region=REGION,
+        output=Output(uri=f"s3://{BUCKET}", compression=compression),
     )
     artifacts.save(job, environ=environ)
 
 
-def compare(folder: Path, rounds: int) -> str:
-    """Return the table: medians of the seconds, and the most extra disk."""
+WAYS: dict[str, Callable[[Path, Mapping[str, str]], None]] = {
+    "`tar czf`, then boto3": by_hand,
+    "tar and pigz, then s5cmd": by_s5cmd,
+    "ours": partial(ours, compression="GZIP"),
+    "ours, `fast` (isal)": partial(ours, compression="GZIP", isal=True),
+    "ours, `CompressionType: NONE`": partial(ours, compression="NONE"),
+}
+
+
+def compare(folder: Path, rounds: int, report: Report) -> None:
+    """Add the rows: medians of the seconds, and the most extra disk."""
     base = folder / "ml"
     (base / "model").mkdir(parents=True)
     write_weights(str(base / "model" / "weights"))
-    buckets = folder / "buckets"
-    (buckets / "bucket").mkdir(parents=True)
+    bucket = folder / "buckets" / BUCKET
+    bucket.mkdir(parents=True)
     tempfile.tempdir = str(base)  # whatever is put into temporary files is seen, too
-    seconds: dict[str, list[float]] = {}
-    disk: dict[str, int] = {}
-    with serving(buckets, is_fixed=True) as server:
-        environ = {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": server.url, "AWS_REGION": "us-east-1"}
-        ways: dict[str, Callable[[], None]] = {
-            "`tar czf`, then boto3": lambda: by_hand(base, environ),
-            "ours": lambda: ours(base, environ, "GZIP"),
-            "ours, `CompressionType: NONE`": lambda: ours(base, environ, "NONE"),
-        }
-        for _ in range(rounds):
-            for name, way in ways.items():
-                os.sync()  # nobody waits for what another one wrote
-                with Disk(base) as watched:
-                    began = time.perf_counter()
-                    way()
-                    seconds.setdefault(name, []).append(time.perf_counter() - began)
-                disk[name] = max(disk.get(name, 0), watched.most_bytes)
-    archives = buckets.joinpath("bucket").glob("*/output/model.tar.gz")
-    subprocess.run(("gzip", "-t", *archives), check=True)
-    base_seconds = statistics.median(seconds["`tar czf`, then boto3"])
-    lines = ["| 400 MB of weights to S3 | time | as fast | extra disk |", "| --- " * 4 + "|"]
-    for name, times in seconds.items():
-        median = statistics.median(times)
-        lines.append(
-            f"| {name} | {median:.2f} s | {base_seconds / median:.1f} x"
-            f" | {disk[name] / 2**20:.0f} MiB |"
-        )
-    return "\n".join(lines)
+    with rclone(bucket.parent) as url:
+
+        def run(name: str) -> tuple[float, float]:
+            os.sync()  # nobody waits for what another one wrote
+            with Disk(base) as watched:
+                began = time.perf_counter()
+                WAYS[name](base, leading_to(url))
+                seconds = time.perf_counter() - began
+            return seconds, watched.most_bytes / 2**20
+
+        costs = take_part(tuple(WAYS), rounds, run, report, "upload")
+        archives = tuple(bucket.glob("*/output/model.tar.gz"))
+        subprocess.run(("gzip", "-t", *archives), check=True)
+    tempfile.tempdir = None
+    add(report, costs)
 
 
-def main() -> None:
-    """Print the table."""
-    args = options((__doc__ or "").splitlines()[0], rounds=3)
-    with tempfile.TemporaryDirectory() as folder:
-        print(f"\n{compare(Path(folder), args.rounds)}", flush=True)
+def add(report: Report, costs: Mapping[str, list[tuple[float, ...]]]) -> None:
+    """Add the rows of each of our ways."""
+    by_others = [name for name in WAYS if not name.startswith("ours")]
+    for what, unit, place in (("time", "s", 0), ("extra disk", "MiB", 1)):
+        found: dict[str, float | None] = dict.fromkeys(WAYS)
+        for name, some in costs.items():
+            values = [cost[place] for cost in some]
+            found[name] = max(values) if place else statistics.median(values)
+        for name in (name for name in WAYS if name.startswith("ours")):
+            value, hand = found[name], by_others[0]
+            bars: tuple[Bar, ...] = (times(value, found[hand], 1, hand, rate=False),)
+            if place:
+                bars = (at_most(value, 100, "MiB"),)
+            title = f"400 MB of float32 to S3{name.removeprefix('ours')}: {what}"
+            peers = {name: found[name] for name in by_others}
+            report.add(Row(work=title, unit=unit, ours=value, peers=peers, bars=bars))
+
+
+def main() -> int:
+    """Print the rows."""
+    args = parser(__doc__ or "", rounds=3).parse_args()
+
+    def run(report: Report) -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            compare(Path(folder), args.rounds, report)
+
+    return measured("upload", args, run)
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())
