@@ -12,7 +12,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 
 from sm_runtime import pack
@@ -53,21 +53,23 @@ def save(
     *,
     threads: int | None = None,
     environ: Mapping[str, str] = MappingProxyType({}),
-    synced: Iterable[Saved] = (),
+    rest: Callable[[], Iterable[Saved]] = tuple,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> tuple[Saved, ...]:
     """Save the artifacts with ``threads`` (default: one for each CPU that may be used).
 
-    ``synced`` is what became of the folders that were synced while the job ran: a part of what is
-    returned, its failures a part of what fails. Warnings are logged here. Raises ArtifactError,
-    when all has been tried, if anything could not be saved, or if there is no model where
-    ``require_model`` wants one; ConfigError as ``check``.
+    ``rest`` is asked at the end what became of the folders that are synced by others: a part of
+    what is returned, its failures a part of what fails. When ``is_over`` says so there is no time
+    left, and what is not in the object store by then has failed. Warnings are logged here. Raises
+    ArtifactError, when all has been tried, if anything could not be saved, or if there is no model
+    where ``require_model`` wants one; ConfigError as ``check``.
     """
     threads = threads or len(os.sched_getaffinity(0))
-    store = _store(job, environ)
+    store: Store | None = None
     saved: list[Saved] = []
-    synced = tuple(synced)
     failures: list[str] = []
     try:
+        store = _store(job, environ, is_over)
         for part in _parts(job):
             try:
                 saved.append(_save(job, store, part, threads))
@@ -76,6 +78,7 @@ def save(
     finally:
         if store:
             store.close()
+        synced = tuple(rest())
     if all(one.what != "checkpoints" for one in synced):
         saved.append(_checkpoints(job))
     saved += synced
@@ -107,7 +110,9 @@ def _parts(job: Job) -> tuple[_Part, ...]:
     return model, data
 
 
-def _store(job: Job, environ: Mapping[str, str]) -> Store | None:
+def _store(
+    job: Job, environ: Mapping[str, str], is_over: Callable[[], bool] = lambda: False
+) -> Store | None:
     if job.output is None:
         return None
     # a request without a name is refused earlier; a model that exists already is not lost for that
@@ -123,6 +128,8 @@ def _store(job: Job, environ: Mapping[str, str]) -> Store | None:
         environ=environ,
         region=job.region,
         kms_key=job.output.kms_key,
+        stall_seconds=job.options.stall_seconds,
+        stopped=is_over,
     )
 
 

@@ -6,6 +6,7 @@ A job whose data a platform has placed passes through here without importing any
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
@@ -40,6 +41,7 @@ class Inputs:
         self._supervisor, self._timeline, self._fail = supervisor, timeline, fail
         self._syncs: Syncs | None = sync.open_syncs(job, variables)
         self._placed = False
+        self._signalled_at: float | None = None
         self._error: BaseException | None = None
         self._opened = ExitStack()
 
@@ -78,13 +80,38 @@ class Inputs:
             self._supervisor.adopt(pid)
         if self._syncs is not None:
             self._syncs.start()
-            self._supervisor.when_stopped(self._syncs.hurry)
+        self._supervisor.when_stopped(self._hurry)
 
-    def finish(self, seconds: float | None) -> tuple[Saved, ...]:
-        """Send what is left of the synced folders, the script gone, in ``seconds`` at most."""
-        if self._syncs is None:
-            return ()
-        return self._syncs.finish(seconds, stopped=self._stopped)
+    def end(self) -> None:
+        """Begin to send what is left of the synced folders: the script is gone."""
+        if self._syncs is not None:
+            self._syncs.end()
+
+    def finish(self) -> tuple[Saved, ...]:
+        """Wait until that is done, after a signal as long as the engine gives; see ``Syncs``."""
+        return self._syncs.finish(until=self._until) if self._syncs is not None else ()
+
+    def is_over(self) -> bool:
+        """Return whether a signal has asked for a stop so long ago that nothing can be sent now."""
+        return time.monotonic() >= self._until()
+
+    def _hurry(self) -> None:
+        """A signal asks for a stop while the script runs."""
+        if self._signalled_at is None:
+            self._signalled_at = time.monotonic()
+        if self._syncs is not None:
+            self._syncs.hurry()
+
+    def _until(self) -> float:
+        """Return when all has to be saved, monotonic.
+
+        Only a signal is followed by another one that kills: what asks for a stop here can wait.
+        """
+        if self._signalled_at is None:
+            if not (self._supervisor.stopped_by or "").startswith("SIG"):
+                return float("inf")
+            self._signalled_at = time.monotonic()
+        return self._signalled_at + self._job.stop_seconds
 
     def _place(self) -> None:
         """Fetch the channels and what was synced by an earlier attempt."""

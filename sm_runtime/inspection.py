@@ -6,9 +6,9 @@ import json
 import re
 import shlex
 import sys
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
-from sm_runtime import artifacts, channels, environ, hardware, source
+from sm_runtime import artifacts, channels, environ, hardware, source, sync
 from sm_runtime.configure import configure
 from sm_runtime.errors import ConfigError, JobError
 from sm_runtime.launch import distribution
@@ -69,12 +69,22 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
     """Print every problem of the job; return 1 if there is any."""
     try:
         job = configure(variables, mask)
-        artifacts.check(job)
     except ConfigError as error:
         return _complain(error.problems, mask)
-    found = [*distribution.problems(job), *environ.oversized(job)]
+    found = [*_refused(artifacts.check, job, variables), *_refused(sync.check, job, variables)]
+    found += [*distribution.problems(job), *environ.oversized(job)]
     found += [*source.problems(job), *channels.problems(job)]
     return _complain(found, mask)
+
+
+def _refused(
+    check: Callable[[Job, Mapping[str, str]], None], job: Job, variables: Mapping[str, str]
+) -> tuple[str, ...]:
+    try:
+        check(job, variables)
+    except ConfigError as error:
+        return error.problems
+    return ()
 
 
 def _command(job: Job) -> tuple[str, ...] | None:

@@ -153,6 +153,8 @@ class Options:
     """The requirements file, relative to the code folder."""
     allow_framework_change: bool = False
     """Whether requirements may replace the framework that is installed."""
+    stall_seconds: float = 30.0
+    """How long nothing may move on a connection to storage before it is given up for a new one."""
     allow_empty_channels: bool = False
     """Whether a channel may match no objects at all."""
     require_model: bool = False
@@ -160,7 +162,9 @@ class Options:
     redirect_model_dir: bool | None = None
     """Whether a ``model_dir`` in S3 is a synced local folder to the script; None: self-managed."""
     stop_grace_seconds: float | None = None
-    """From a stop request to SIGKILL; None: 110 in a managed job, 90 where artifacts are saved."""
+    """From a stop request to SIGKILL for the script; None: see ``Job.stop_grace_seconds``."""
+    stop_timeout_seconds: float = 120.0
+    """From a stop request to the end that the container engine makes (``docker stop -t``)."""
     stop_signal: str = "TERM"
     """The signal that the script gets for SIGTERM: ``INT``, ``USR1``, ..."""
     leftover_grace_seconds: float = 1.0
@@ -185,6 +189,8 @@ class Options:
     """What starts the script in place of the runtime, with placeholders; empty: nothing does."""
     parameter_server_layout: str = "master"
     """``master`` as tf.estimator scripts expect, or ``chief`` for ParameterServerStrategy."""
+    worker_seconds: float = 2.5
+    """How long workers may go on when the leader's script ended well, its parameter servers up."""
     parameter_server_evaluator: bool = False
     """Whether the last host of a ``chief`` layout evaluates and does not train."""
 
@@ -229,10 +235,22 @@ class Job:
 
     @property
     def stop_grace_seconds(self) -> float:
-        """From a stop request to SIGKILL, in seconds: inside the platform's 120."""
+        """From a stop request to SIGKILL for the script, in seconds: time to save is left."""
         if self.options.stop_grace_seconds is not None:
             return self.options.stop_grace_seconds
-        return 110.0 if self.managed else 90.0
+        whole = self.options.stop_timeout_seconds
+        return max(whole - 10, whole / 2) if self.managed else 0.75 * whole
+
+    @property
+    def stop_seconds(self) -> float:
+        """From a stop request to when all has to be saved, a little before the engine's SIGKILL.
+
+        Whoever gives the script more than the engine's time has an engine that gives more.
+        """
+        whole, grace = self.options.stop_timeout_seconds, self.stop_grace_seconds
+        if grace >= whole:
+            whole = grace / 0.75
+        return whole - min(3.0, whole / 20)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

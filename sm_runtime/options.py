@@ -130,10 +130,12 @@ OPTIONS: dict[str, Callable[[Field], object]] = {
     "install": _flag,
     "requirements": Field.text,
     "allow_framework_change": _flag,
+    "stall_seconds": Field.seconds,
     "allow_empty_channels": _flag,
     "require_model": _flag,
     "redirect_model_dir": _flag,
     "stop_grace_seconds": Field.seconds,
+    "stop_timeout_seconds": Field.seconds,
     "stop_signal": _signal,
     "leftover_grace_seconds": Field.seconds,
     "silence_seconds": Field.seconds,
@@ -146,6 +148,7 @@ OPTIONS: dict[str, Callable[[Field], object]] = {
     "peer_silence_seconds": Field.seconds,
     "launcher": _arguments,
     "parameter_server_layout": _layout,
+    "worker_seconds": Field.seconds,
     "parameter_server_evaluator": _flag,
 }
 """How each field of ``model.Options`` is read; a reader returns None for what is wrong."""

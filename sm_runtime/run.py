@@ -17,6 +17,7 @@ from sm_runtime.inputs import Inputs
 from sm_runtime.launch import distribution
 from sm_runtime.model import Command, Hardware, Job
 from sm_runtime.redact import Mask
+from sm_runtime.redirect import tensorflow_variables
 from sm_runtime.report import Report
 from sm_runtime.running import Limits
 from sm_runtime.saved import summary_lines
@@ -91,12 +92,13 @@ class _Attempt:
         with self.timeline.phase("config"):
             self.report.prepare()
             job = self.job = configure(self.variables, self.mask)
-            artifacts.check(job, self.variables)
-            channels.check(job)
-            sync.check(job, self.variables)
             plan = distribution.plan(job, self.devices)
         if plan.kind != distribution.PLAIN:
             job = self.job = self._join(job)
+        with self.timeline.phase("config"):
+            artifacts.check(job, self.variables)
+            channels.check(job)
+            sync.check(job, self.variables)
         self._check_stop()
         inputs = Inputs(job, self.variables, self.supervisor, self.timeline, self._fail)
         with inputs:
@@ -128,6 +130,7 @@ class _Attempt:
         self.devices = hardware.count({**self.variables, **job.environment})
         plan = distribution.plan(job, self.devices)
         self.session = Session(job, plan, self.variables, self.supervisor, self.mask)
+        self.session.check()
         return self.session.job
 
     def _command(self, job: Job, code: source.Code, installed: Mapping[str, str]) -> Command:
@@ -136,6 +139,7 @@ class _Attempt:
             raise ConfigError(problems)
         argv, extra = self._entry(job, code)
         variables = {**self.variables, **installed, **extra}
+        variables |= tensorflow_variables(job, variables)
         self.devices = hardware.count({**variables, **job.environment})
         search_path = (*code.search_path, INJECTED)
         env, warnings = environ.process_environment(job, self.devices, variables, search_path)
@@ -183,9 +187,14 @@ class _Attempt:
         """Save what the script has left, and say what is where."""
         assert self.job and self.inputs
         with self.timeline.phase("upload"):
-            synced = self.inputs.finish(None)
+            # Side by side: after a stop there is little time for both.
+            self.inputs.end()
             saved = artifacts.save(
-                self.job, threads=self.devices.cpus, environ=self.variables, synced=synced
+                self.job,
+                threads=self.devices.cpus,
+                environ=self.variables,
+                rest=self.inputs.finish,
+                is_over=self.inputs.is_over,
             )
         for line in summary_lines(self.job, saved):
             log.info("%s", line)

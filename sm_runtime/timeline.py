@@ -8,24 +8,24 @@ from contextlib import contextmanager
 
 
 class Timeline:
-    """The phases of a job, in the order of their ends; some overlap."""
+    """The phases of a job, in the order of their first ends; some overlap."""
 
     def __init__(self) -> None:
-        self._phases: list[tuple[str, float]] = []
+        self._phases: dict[str, float] = {}
         self._started = time.monotonic()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
-        """Time what is done inside as the phase ``name``."""
+        """Time what is done inside as the phase ``name``, or as more of it."""
         begun = time.monotonic()
         try:
             yield
         finally:
-            self._phases.append((name, time.monotonic() - begun))
+            self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - begun
 
     def __str__(self) -> str:
         total = time.monotonic() - self._started
-        phases = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self._phases)
+        phases = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self._phases.items())
         return f"{phases}; total {_duration(total)}"
 
 

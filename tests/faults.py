@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import http.client
+import io
 import socket
 import threading
 from collections.abc import Callable, Iterator
@@ -13,6 +14,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import unquote, urlsplit
 
 PIECE = 1 << 16
+Readable = http.client.HTTPResponse | io.BytesIO
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -187,6 +189,10 @@ class _Handler(BaseHTTPRequestHandler):
 
     def _forward(self, answer: http.client.HTTPResponse, fault: str | None) -> None:
         length = int(answer.headers.get("content-length") or 0)
+        stream: Readable = answer
+        if answer.chunked:  # a listing of some length
+            data = answer.read()
+            stream, length = io.BytesIO(data), len(data)
         if fault == "short":
             length //= 2
         self.send_response(206 if fault == "partial" else answer.status)
@@ -201,9 +207,9 @@ class _Handler(BaseHTTPRequestHandler):
             self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
-            self._body(answer, length, fault)
+            self._body(stream, length, fault)
 
-    def _body(self, answer: http.client.HTTPResponse, length: int, fault: str | None) -> None:
+    def _body(self, answer: Readable, length: int, fault: str | None) -> None:
         left = length // 2 if fault in ("cut", "stall") else length
         while left:
             piece = answer.read(min(PIECE, left))

@@ -16,7 +16,7 @@ rm -rf "$folder/ml/code" "$folder/ml/model" "$folder/ml/output" "$folder/ml/pipe
 cp -R "$here/source" "$folder/ml/code"
 cp "$here"/*.json "$folder/ml/input/config"
 
-AWS_ACCESS_KEY_ID=example AWS_SECRET_ACCESS_KEY=example-secret
+AWS_ACCESS_KEY_ID=only-on-this-machine AWS_SECRET_ACCESS_KEY=not-a-secret-key
 AWS_ENDPOINT_URL_S3=http://127.0.0.1:$port AWS_DEFAULT_REGION=us-east-1
 export AWS_ACCESS_KEY_ID AWS_SECRET_ACCESS_KEY AWS_ENDPOINT_URL_S3 AWS_DEFAULT_REGION
 rclone serve s3 --addr "127.0.0.1:$port" --auth-key "$AWS_ACCESS_KEY_ID,$AWS_SECRET_ACCESS_KEY" \

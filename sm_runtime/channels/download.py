@@ -33,7 +33,7 @@ def run(
     job: Job, channels: Sequence[Channel], environ: Mapping[str, str], stopped: Callable[[], bool]
 ) -> None:
     """Fill the folder of each of ``channels``; raise DataError naming the channel."""
-    with Origins(environ, job.region) as origins:
+    with Origins.of(job, environ) as origins:
         surveys = _survey_all(job, channels, origins, stopped)
         folders = [_Folder(found) for found in surveys]
         for folder in folders:

@@ -14,12 +14,13 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from shutil import which
 from threading import Event, Thread
 
 from sm_runtime.channels import selection
+from sm_runtime.channels.mountpoint import HELPERS, detach, is_mounted
 from sm_runtime.channels.selection import Origins, key_of, place_of
 from sm_runtime.errors import DataError
 from sm_runtime.model import Channel, Job
@@ -28,7 +29,6 @@ from sm_runtime.storage import Blob
 log = logging.getLogger(__name__)
 
 PROGRAM = "rclone"
-HELPERS = ("fusermount3", "fusermount")
 DEVICE = "/dev/fuse"
 START_SECONDS = 60.0
 END_SECONDS = 10.0
@@ -52,12 +52,12 @@ class Mounts:
         found = [text for channel in self._channels for text in problems(channel)]
         if found:
             raise DataError(found[0])
-        with ExitStack() as undo, Origins(self._environ, self._job.region) as origins:
+        with ExitStack() as undo, Origins.of(self._job, self._environ) as origins:
             mounts = []
             for channel in self._channels:
                 mount = _Mount(channel, _objects(channel, self._job, origins))
                 undo.callback(mount.close)
-                mount.start(_settings(self._environ, self._job.region))
+                mount.start(_settings(self._environ, self._job))
                 mounts.append(mount)
             for mount in mounts:
                 mount.wait()
@@ -121,10 +121,11 @@ def _folder(channel: Channel) -> str:
     return channel.source.uri.rstrip("/") + "/"
 
 
-def _settings(environ: Mapping[str, str], region: str) -> dict[str, str]:
+def _settings(environ: Mapping[str, str], job: Job) -> dict[str, str]:
     """Return the variables for rclone: the usual AWS ones, and where the store is."""
     endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
     settings = {
+        "RCLONE_TIMEOUT": f"{job.options.stall_seconds:g}s",
         **environ,
         "RCLONE_CONFIG": "/dev/null",
         "RCLONE_S3_ENV_AUTH": "true",
@@ -132,7 +133,7 @@ def _settings(environ: Mapping[str, str], region: str) -> dict[str, str]:
     }
     if endpoint:
         settings["RCLONE_S3_ENDPOINT"] = endpoint
-    found = region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
+    found = job.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
     if found:
         settings["RCLONE_S3_REGION"] = found
     return settings
@@ -158,7 +159,7 @@ def command(program: str, channel: Channel, chosen: str | None) -> tuple[str, ..
         "--use-server-modtime",
         "--no-modtime",
         "--umask=022",
-        "--log-level=ERROR",
+        "--log-level=NOTICE",  # at which it tells why it may not mount
         *(("--allow-other",) if os.geteuid() == 0 else ()),
         *((f"--files-from-raw={chosen}",) if chosen else ()),
     )
@@ -187,7 +188,7 @@ class _Mount:
         assert program is not None
         try:
             if is_mounted(path):  # nobody serves it: a job was killed
-                _detach(path)
+                detach(path)
             if os.path.islink(path):
                 os.unlink(path)
             if not os.path.isdir(path):
@@ -215,7 +216,7 @@ class _Mount:
         deadline = time.monotonic() + START_SECONDS
         while not is_mounted(self._channel.path):
             if self._gone.wait(_TICK_SECONDS) or time.monotonic() > deadline:
-                said = self._said[-1] if self._said else f"no answer in {START_SECONDS:.0f} s"
+                said = _reason(self._said) or f"no answer in {START_SECONDS:.0f} s"
                 raise DataError(
                     f"channel {self._channel.name}: FastFile mode cannot mount here ({said}):"
                     f" {_ALLOW}"
@@ -249,7 +250,7 @@ class _Mount:
             for line in stream:
                 text = line.decode("utf-8", "replace").strip()
                 self._said.append(text)
-                if self._ready and told < _TOLD_LINES:
+                if self._ready and " ERROR " in text and told < _TOLD_LINES:
                     told += 1
                     log.warning("channel %s: %s: %s", self._channel.name, PROGRAM, text)
         self._gone.set()
@@ -263,37 +264,19 @@ class _Mount:
             process.send_signal(signal.SIGTERM)
             self._gone.wait(END_SECONDS / 2)
         if is_mounted(path):
-            _detach(path)
+            detach(path)
         if not self._gone.wait(END_SECONDS / 2):
             process.kill()
         with suppress(subprocess.TimeoutExpired):
             process.wait(END_SECONDS)
 
 
-def is_mounted(path: str) -> bool:
-    """Return whether something is mounted at ``path``, also where nobody serves it any more."""
-    real = os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
-    wanted = real.replace("\\", "\\134").replace(" ", "\\040").replace("\t", "\\011")
-    with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as file:
-        return any(line.split(" ", 5)[4] == wanted.replace("\n", "\\012") for line in file)
+def _reason(lines: Iterable[str]) -> str:
+    """Return what the program says of a mount that failed, without the time."""
+    import re
 
-
-def _detach(path: str) -> None:
-    """Unmount ``path`` at once for all that is opened from now on."""
-    helper = next((found for name in HELPERS if (found := which(name))), HELPERS[0])
-    try:
-        done = subprocess.run(
-            (helper, "-u", "-z", "--", path),
-            stdin=subprocess.DEVNULL,
-            capture_output=True,
-            timeout=END_SECONDS,
-            check=False,
-        )
-        said = done.stderr.decode("utf-8", "replace").strip()
-    except (OSError, subprocess.TimeoutExpired) as error:
-        said = str(error)
-    if is_mounted(path):
-        log.warning("%s cannot be unmounted: %s", path, said)
+    texts = [re.sub(r"^[\d/]+ [\d:]+ ([A-Z]+ *: )?", "", line) for line in lines]
+    return next((text for text in texts if "mount helper" in text), texts[-1] if texts else "")
 
 
 def _remove_folder(path: str) -> None:

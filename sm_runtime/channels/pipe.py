@@ -53,7 +53,7 @@ class Feeds:
     ) -> None:
         self._fail, self._memory_bytes = fail, memory_bytes
         self._may_be_empty = job.options.allow_empty_channels
-        self._origins = selection.Origins(environ, job.region)
+        self._origins = selection.Origins.of(job, environ)
         self._channels = [
             channel for channel in job.channels if channel.mode == "Pipe" and channel.source
         ]

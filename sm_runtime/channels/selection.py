@@ -10,7 +10,7 @@ from urllib.parse import quote, unquote_to_bytes
 from sm_runtime.channels import manifest
 from sm_runtime.errors import DataError
 from sm_runtime.frozen import dataclass
-from sm_runtime.model import Channel, Cluster, Source
+from sm_runtime.model import Channel, Cluster, Job, Source
 from sm_runtime.storage import Blob, Origin, open_origin
 
 _ASKED_AT_ONCE = 32
@@ -23,8 +23,10 @@ OriginOf = Callable[[str], Origin]
 class Origins:
     """The places that URIs name, each opened once; a context manager, and an ``OriginOf``."""
 
-    def __init__(self, environ: Mapping[str, str], region: str) -> None:
-        self._environ, self._region = environ, region
+    def __init__(
+        self, environ: Mapping[str, str], region: str, *, stall_seconds: float = 30
+    ) -> None:
+        self._environ, self._region, self._stall_seconds = environ, region, stall_seconds
         self._opened: dict[tuple[str, str], Origin] = {}
         self._lock = Lock()
 
@@ -33,8 +35,15 @@ class Origins:
         place = place_of(uri)
         with self._lock:
             if place not in self._opened:
-                self._opened[place] = open_origin(uri, self._environ, self._region)
+                self._opened[place] = open_origin(
+                    uri, self._environ, self._region, stall_seconds=self._stall_seconds
+                )
             return self._opened[place]
+
+    @classmethod
+    def of(cls, job: Job, environ: Mapping[str, str]) -> Origins:
+        """Return the places of a job's channels."""
+        return cls(environ, job.region, stall_seconds=job.options.stall_seconds)
 
     def __enter__(self) -> Origins:
         return self

@@ -165,13 +165,16 @@ def open_store(
     environ: Mapping[str, str] | None = None,
     region: str = "",
     kms_key: str | None = None,
+    stall_seconds: float = 30,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Store:
     """Return the store at ``uri`` (``OutputDataConfig.S3OutputPath``), ``parts`` deeper.
 
-    ``environ`` and ``region`` are those of ``open_origin``; objects are encrypted with ``kms_key``
-    if there is one (an object store's). No request is sent here. Raises ConfigError where ``uri``
-    cannot be written to, or where the store and one of the local folders ``outside`` would hold
-    each other.
+    ``environ``, ``region`` and ``stall_seconds`` are those of ``open_origin``; objects are
+    encrypted with ``kms_key`` if there is one (an object store's). When ``stopped`` says so, what
+    is under way to an object store ends as an OSError. No request is sent here. Raises ConfigError
+    where ``uri`` cannot be written to, or where the store and one of the local folders ``outside``
+    would hold each other.
     """
     scheme = uri.partition(":")[0].lower()
     if scheme == "file":
@@ -181,5 +184,7 @@ def open_store(
     if scheme == "s3":
         from sm_runtime.storage.s3store import S3Store
 
-        return S3Store.at(uri, parts, environ or {}, region, kms_key)
+        return S3Store.at(
+            uri, parts, environ or {}, region, kms_key, stall_seconds=stall_seconds, stopped=stopped
+        )
     raise ConfigError(f"OutputDataConfig.S3OutputPath: {uri!r} is no file:// or s3:// URI")

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from importlib import import_module
 from importlib.util import find_spec
 
 from sm_runtime.errors import DataError
 from sm_runtime.frozen import dataclass
-from sm_runtime.storage.http import Place
+from sm_runtime.storage.line import Place
 from sm_runtime.storage.signing import Keys
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
@@ -135,7 +135,7 @@ class Access:
             port, host, parts = None, "", urlsplit("")
         if parts.scheme not in ("http", "https") or not host or not url.isprintable() or " " in url:
             raise DataError(
-                f"{self._uri} cannot be downloaded: Invalid endpoint: {self._endpoint or url}"
+                f"{self._uri} cannot be reached: Invalid endpoint: {self._endpoint or url}"
             )
         tls = parts.scheme == "https"
         place = Place(
@@ -159,7 +159,7 @@ class Access:
 
         def catch(request: Any, **_: object) -> Any:
             seen.append(request.url)
-            return answer(request.url, 200, {}, None)
+            return answer(request.url, 200, {}, _Nothing())
 
         found = region or session.get_config_variable("region")
         if not found and self._endpoint:
@@ -171,7 +171,7 @@ class Access:
             client.meta.events.register("before-send.s3.HeadObject", catch)
             client.head_object(Bucket=bucket, Key="k")
         except Exception as error:  # botocore's are many, ValueError for what is no URL among them
-            raise DataError(f"{self._uri} cannot be downloaded: {_line(error)}") from error
+            raise DataError(f"{self._uri} cannot be reached: {_line(error)}") from error
         return seen[0].removesuffix("k"), client.meta.region_name
 
     def _proxy(self, scheme: str, host: str) -> tuple[str, int, str] | None:
@@ -215,6 +215,13 @@ class Access:
                     session.set_config_variable(variable, self._environ[name])
             self._session_ = session
         return self._session_
+
+
+class _Nothing:
+    """The body of an answer that was never sent, as botocore reads it."""
+
+    def stream(self, **_: object) -> Iterator[bytes]:
+        return iter(())
 
 
 def needs_boto3(uri: str) -> str:

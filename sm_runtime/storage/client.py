@@ -11,7 +11,8 @@ from collections.abc import Callable, Mapping
 
 from sm_runtime.errors import DataError
 from sm_runtime.storage.access import Access, Door
-from sm_runtime.storage.http import Broken, Pool, Response, Stopped
+from sm_runtime.storage.http import Pool, Response
+from sm_runtime.storage.line import Broken, Stopped
 from sm_runtime.storage.signing import UNSIGNED, Keys, authorization, encoded_query, stamp
 
 log = logging.getLogger(__name__)

@@ -7,7 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from types import TracebackType
 
-from sm_runtime.storage.http import Stopped
+from sm_runtime.storage.line import Stopped
 
 _TICK_SECONDS = 0.25
 _WAITING = 1000

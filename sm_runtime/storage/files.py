@@ -67,6 +67,7 @@ class FileOrigin:
         except OSError as error:
             raise _unreadable(blob.uri, error) from error
         try:
+            _check_version(blob, descriptor)
             end = blob.size_bytes if length_bytes is None else offset_bytes + length_bytes
             yield _Body(blob, descriptor, offset_bytes, end, stopped)
         finally:
@@ -122,6 +123,7 @@ def _copy(
         raise _unreadable(blob.uri, error) from error
     part = part_of(path)
     try:
+        _check_version(blob, source)
         os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
         target = new_file(part)
         try:
@@ -194,13 +196,26 @@ def _walk(
             yield _blob(path)
 
 
+def _check_version(blob: Blob, descriptor: int) -> None:
+    """Raise DataError where a file is not the one that was listed."""
+    status = os.fstat(descriptor)
+    if status.st_size < blob.size_bytes:
+        raise _shrank(blob)
+    if blob.etag not in (None, _etag(status)):
+        raise DataError(f"{blob.uri} cannot be read: it has changed meanwhile")
+
+
+def _etag(status: os.stat_result) -> str:
+    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+
+
 def _blob(path: str) -> Blob:
     status = os.stat(path)
     return Blob(
         uri="file://" + quote(os.fsencode(path)),
         key=path,
         size_bytes=status.st_size,
-        etag=f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}",
+        etag=_etag(status),
     )
 
 

@@ -1,52 +1,31 @@
-"""HTTP/1.1 for object storage: kept connections, bodies read straight into given memory.
-
-``http.client`` took 0.25 ms of the interpreter for each small object and a copy of each byte; with
-one lock for all threads that, not the network, was what a download waited for.
-"""
+"""HTTP/1.1 for object storage: answers, and the connections that are kept for the next request."""
 
 from __future__ import annotations
 
-import os
 import socket
 import struct
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
 
-from sm_runtime.frozen import dataclass
+from sm_runtime.storage.line import (
+    TICK_SECONDS,
+    Broken,
+    Connection,
+    Place,
+    Stopped,
+    number,
+    reason,
+)
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     import ssl
 
-_TICK_SECONDS = 0.5  # how often a thread that waits for bytes looks up
 _CONNECT_SECONDS = 10
 _IDLE_SECONDS = 8.0  # servers close what is idle for longer, S3 after some 20 s
-_HEAD_BYTES = 1 << 15
-_MAX_HEAD_BYTES = 1 << 18
 _MAX_TEXT_BYTES = 1 << 24
 _BODILESS = (204, 304)
-
-
-class Broken(Exception):
-    """An exchange broke; it may work if it is tried once more."""
-
-
-class Stopped(Exception):
-    """Whoever waits was asked to stop."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a server listens."""
-
-    host: str
-    port: int
-    url: str
-    """For messages."""
-    tls: bool
-    proxy: tuple[str, int, str] | None = None
-    """Host, port and the value of ``Proxy-Authorization`` of what is asked to connect."""
 
 
 class Response:
@@ -126,106 +105,6 @@ class Response:
         return not self._done
 
 
-class Connection:
-    """One connection; used by one thread at a time."""
-
-    def __init__(self, place: Place, sock: socket.socket, stall_seconds: float) -> None:
-        self._place, self._socket, self._stall_seconds = place, sock, stall_seconds
-        self._buffer = bytearray(_HEAD_BYTES)
-        self._view = memoryview(self._buffer)
-        self._start = self._end = 0
-        self.place = place
-        self.stopped: Callable[[], bool] = lambda: False
-        self.is_used = False
-        self.idle_since = 0.0
-
-    def close(self) -> None:
-        """Close it, whatever its state."""
-        self._socket.close()
-
-    def send(self, data: bytes | memoryview) -> None:
-        """Send all of ``data``."""
-        view, began = memoryview(data), time.monotonic()
-        while view:
-            try:
-                count = self._socket.send(view)
-            except (BlockingIOError, TimeoutError):
-                self._lose_patience(began)
-                continue
-            except OSError as error:
-                raise Broken(_reason(error)) from error
-            view, began = view[count:], time.monotonic()
-
-    def head(self) -> tuple[int, dict[str, str]]:
-        """Read the status and the headers of an answer, names in lower case."""
-        while True:
-            while (end := self._buffer.find(b"\r\n\r\n", self._start, self._end)) < 0:
-                self._fill()
-            text = str(self._view[self._start : end], "latin-1")
-            self._start = end + 4
-            lines = text.split("\r\n")
-            status = number(lines[0][9:12])
-            if not lines[0].startswith("HTTP/1.") or status < 100:
-                raise Broken("an answer that is not HTTP/1.1")
-            if status >= 200:
-                headers = {}
-                for line in lines[1:]:
-                    name, _, value = line.partition(":")
-                    headers[name.lower()] = value.strip()
-                return status, headers
-
-    def readinto(self, view: memoryview) -> int:
-        """Fill the start of ``view`` with what came already, else with what comes next."""
-        if self._start == self._end:
-            return self._receive(view)
-        count = min(len(view), self._end - self._start)
-        view[:count] = self._view[self._start : self._start + count]
-        self._start += count
-        return count
-
-    def readline(self) -> bytes:
-        """Return a line without its end."""
-        while (end := self._buffer.find(b"\n", self._start, self._end)) < 0:
-            self._fill()
-        line = bytes(self._view[self._start : end]).rstrip(b"\r")
-        self._start = end + 1
-        return line
-
-    def _fill(self) -> None:
-        """Receive more of a head or a line."""
-        if self._start == self._end:
-            self._start = self._end = 0
-        elif self._end == len(self._buffer):
-            if self._end - self._start >= _MAX_HEAD_BYTES:
-                raise Broken("headers without an end")
-            rest = bytes(self._view[self._start :])
-            self._buffer = bytearray(max(2 * len(rest), _HEAD_BYTES))
-            self._view = memoryview(self._buffer)
-            self._buffer[: len(rest)] = rest
-            self._start, self._end = 0, len(rest)
-        count = self._receive(self._view[self._end :])
-        if not count:
-            raise Broken("the server closed the connection")
-        self._end += count
-
-    def _receive(self, view: memoryview) -> int:
-        began = 0.0
-        while True:
-            try:
-                return self._socket.recv_into(view)
-            except (BlockingIOError, TimeoutError):
-                began = began or time.monotonic() - _TICK_SECONDS
-                self._lose_patience(began)
-            except OSError as error:
-                raise Broken(_reason(error)) from error
-
-    def _lose_patience(self, began: float) -> None:
-        if self.stopped():
-            raise Stopped
-        if time.monotonic() - began >= self._stall_seconds:
-            raise Broken(f"nothing moved for {self._stall_seconds:g} s")
-
-
 class Pool:
     """The connections that wait for the next request. Used by any thread."""
 
@@ -303,7 +182,7 @@ class Pool:
             plain = socket.create_connection(target, _CONNECT_SECONDS)
         except (OSError, UnicodeError) as error:
             raise Broken(
-                f"Could not connect to the endpoint URL {place.url}: {_reason(error)}"
+                f"Could not connect to the endpoint URL {place.url}: {reason(error)}"
             ) from error
         try:
             plain.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
@@ -313,7 +192,7 @@ class Pool:
                 return Connection(place, self._encrypted(place, plain), self._stall_seconds)
             # Not settimeout: with it each recv costs a poll as well.
             plain.settimeout(None)
-            tick = struct.pack("ll", 0, int(_TICK_SECONDS * 1e6))
+            tick = struct.pack("ll", 0, int(TICK_SECONDS * 1e6))
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
             return Connection(place, plain, self._stall_seconds)
@@ -330,16 +209,16 @@ class Pool:
             sock = self._tls.wrap_socket(plain, server_hostname=place.host)
         except (OSError, ValueError) as error:
             raise Broken(
-                f"Could not connect to the endpoint URL {place.url}: {_reason(error)}"
+                f"Could not connect to the endpoint URL {place.url}: {reason(error)}"
             ) from error
-        sock.settimeout(_TICK_SECONDS)
+        sock.settimeout(TICK_SECONDS)
         return sock
 
     def _tunnel(self, place: Place, plain: socket.socket, stopped: Callable[[], bool]) -> None:
         host, port = place.host, place.port
         known = place.proxy[2] if place.proxy else ""
         known = f"Proxy-Authorization: {known}\r\n" if known else ""
-        plain.settimeout(_TICK_SECONDS)
+        plain.settimeout(TICK_SECONDS)
         line = Connection(place, plain, self._stall_seconds)
         line.stopped = stopped
         line.send(f"CONNECT {host}:{port} HTTP/1.1\r\nHost: {host}:{port}\r\n{known}\r\n".encode())
@@ -347,13 +226,6 @@ class Pool:
         if status != 200:
             raise Broken(f"the proxy answers {status} for {place.url}")
         plain.settimeout(_CONNECT_SECONDS)
-
-
-def number(text: str) -> int:
-    """Return a decimal number of an answer; raises Broken where it is none."""
-    if text.isascii() and text.isdigit():
-        return int(text)
-    raise Broken(f"{text[:40]!r} where a number belongs")
 
 
 def content_range(headers: Mapping[str, str]) -> tuple[int, int] | None:
@@ -368,10 +240,3 @@ def content_range(headers: Mapping[str, str]) -> tuple[int, int] | None:
 
 def _never() -> bool:
     return False
-
-
-def _reason(error: Exception) -> str:
-    code = getattr(error, "errno", None)
-    if isinstance(code, int) and code > 0 and type(error).__module__ == "builtins":
-        return os.strerror(code)
-    return " ".join(str(error).split()) or type(error).__name__

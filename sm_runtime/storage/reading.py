@@ -7,11 +7,14 @@ from collections.abc import Callable
 from types import TracebackType
 
 from sm_runtime.errors import DataError
+from sm_runtime.storage import Blob
 from sm_runtime.storage.client import Attempts, Broken, Client, Refusal
 from sm_runtime.storage.http import Response, content_range
 from sm_runtime.storage.signing import encoded_path
 
 _SKIP_BYTES = 1 << 18
+_VERSIONS = 4096
+"""How many objects are remembered: more than are ever read at once in ranges."""
 
 
 class Version:
@@ -38,6 +41,28 @@ class Version:
                     self.etag = etag
                 if self.etag != etag:
                     raise DataError(f"{self.uri} cannot be downloaded: it has changed meanwhile")
+
+
+class Versions:
+    """What the requests for ranges of one object, each by itself, must agree on.
+
+    The tag of a listing is not asked for in the first of them: not every store has the same one
+    there. An object that was listed anew is another one.
+    """
+
+    def __init__(self) -> None:
+        self._known: dict[tuple[str, int, str | None], Version] = {}
+        self._lock = threading.Lock()
+
+    def of(self, blob: Blob) -> Version:
+        """Return the version of an object that its other ranges have, too."""
+        name = blob.uri, blob.size_bytes, blob.etag
+        with self._lock:
+            version = self._known.pop(name, None) or Version(blob.uri, blob.size_bytes)
+            self._known[name] = version  # the last one, now
+            if len(self._known) > _VERSIONS:
+                del self._known[next(iter(self._known))]
+        return version
 
 
 class Reader:

@@ -13,9 +13,9 @@ from sm_runtime.storage.access import Access, needs_boto3
 from sm_runtime.storage.client import Attempts, Broken, Client, Refusal
 from sm_runtime.storage.crew import Crew
 from sm_runtime.storage.fetching import THREADS, Fetch
-from sm_runtime.storage.http import Stopped
+from sm_runtime.storage.line import Stopped
 from sm_runtime.storage.listing import pages
-from sm_runtime.storage.reading import Reader, Version
+from sm_runtime.storage.reading import Reader, Version, Versions
 from sm_runtime.storage.signing import encoded_path
 
 log = logging.getLogger(__name__)
@@ -30,6 +30,7 @@ class S3Origin:
         self, uri: str, environ: Mapping[str, str], region: str, *, stall_seconds: float = 30
     ) -> None:
         self._client = Client(Access(uri, environ, region), environ, stall_seconds)
+        self._versions = Versions()
 
     def list(self, uri: str, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[Blob]:
         """Yield the objects whose key begins with that of ``uri``; see ``Origin``."""
@@ -63,8 +64,9 @@ class S3Origin:
         stopped: Callable[[], bool] = lambda: False,
     ) -> Iterator[Reader]:
         """Read an object, or a range of it; see ``Origin``."""
-        version = Version(blob.uri, blob.size_bytes)
         end = None if length_bytes is None else offset_bytes + length_bytes
+        is_whole = not offset_bytes and end in (None, blob.size_bytes)
+        version = Version(blob.uri, blob.size_bytes) if is_whole else self._versions.of(blob)
         reader = Reader(
             self._client, bucket_of(blob), blob.key, version, start=offset_bytes, end=end,
             stopped=stopped,

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from sm_runtime.errors import ConfigError, DataError
@@ -13,12 +12,10 @@ from sm_runtime.storage import Blob
 from sm_runtime.storage.access import Access
 from sm_runtime.storage.client import Client
 from sm_runtime.storage.crew import Crew
-from sm_runtime.storage.http import Stopped
+from sm_runtime.storage.line import Stopped
 from sm_runtime.storage.listing import pages
 from sm_runtime.storage.s3 import split
 from sm_runtime.storage.upload import PART_BYTES, THREADS, Bucket, Load, Upload, pieces
-
-_STALL_SECONDS = 30.0
 
 
 class S3Store:
@@ -29,22 +26,27 @@ class S3Store:
     may see files of both until then. Whether a file is executable is lost.
     """
 
-    def __init__(self, bucket: Bucket, prefix: str) -> None:
-        self._bucket, self._prefix = bucket, prefix
+    def __init__(
+        self, bucket: Bucket, prefix: str, stopped: Callable[[], bool] = lambda: False
+    ) -> None:
+        self._bucket, self._prefix, self._stopped = bucket, prefix, stopped
 
     @classmethod
     def at(
         cls, uri: str, parts: Sequence[str], environ: Mapping[str, str], region: str,
-        kms_key: str | None,
+        kms_key: str | None, *, stall_seconds: float = 30,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> S3Store:  # fmt: skip
         """Return the store at an ``s3:`` URI; see ``open_store``."""
         try:
             name, prefix = split(uri)
-            client = Client(Access(uri, environ, region), environ, _STALL_SECONDS)
+            client = Client(Access(uri, environ, region), environ, stall_seconds)
         except DataError as error:
             raise ConfigError(f"OutputDataConfig.S3OutputPath: {error}") from error
         folders = [part for part in (prefix.rstrip("/"), *parts) if part]
-        return cls(Bucket(client, name, kms_key), "".join(f"{folder}/" for folder in folders))
+        return cls(
+            Bucket(client, name, kms_key), "".join(f"{folder}/" for folder in folders), stopped
+        )
 
     def locate(self, key: str) -> str:
         """Return the URI of ``key``."""
@@ -59,7 +61,7 @@ class S3Store:
     @contextlib.contextmanager
     def stream(self, key: str) -> Iterator[Upload]:
         """Write the object ``key``; see ``Store``. Parts are sent while the block goes on."""
-        crew = Crew(THREADS, _never)
+        crew = Crew(THREADS, self._stopped)
         upload = Upload(self._bucket, self._prefix + key, crew)
         with _errors():
             try:
@@ -74,10 +76,10 @@ class S3Store:
         """Write the objects below ``key``; see ``Store``."""
         prefix = f"{self._prefix}{key}/"
         with _errors():
-            with Crew(THREADS, _never) as crew:
+            with Crew(THREADS, self._stopped) as crew:
                 tree = _Tree(self, f"{key}/", crew)
                 yield tree
-            with Crew(THREADS, _never) as crew:
+            with Crew(THREADS, self._stopped) as crew:
                 for blob in self._blobs(prefix):
                     if blob.key[len(prefix) :] not in tree.names:
                         crew.submit(partial(self._bucket.delete, blob.key, crew.is_stopped))
@@ -106,9 +108,9 @@ class S3Store:
             if size_bytes <= PART_BYTES:
                 body = b"".join(pieces(source, size_bytes))
                 if len(body) == size_bytes:
-                    self._bucket.put(whole, body, _never)
+                    self._bucket.put(whole, body, self._stopped)
                 return len(body)
-            crew = Crew(THREADS, _never)
+            crew = Crew(THREADS, self._stopped)
             upload, copied = Upload(self._bucket, whole, crew), 0
             try:
                 with crew:
@@ -130,7 +132,7 @@ class S3Store:
         self._bucket.put(self._prefix + key, body, crew.is_stopped)
 
     def _pages(self, prefix: str) -> Iterator[Sequence[Blob]]:
-        return pages(self._bucket.client, self._bucket.name, prefix, _never)
+        return pages(self._bucket.client, self._bucket.name, prefix, self._stopped)
 
     def _blobs(self, prefix: str) -> Iterator[Blob]:
         for page in self._pages(prefix):
@@ -166,8 +168,4 @@ def _errors() -> Iterator[None]:
     except DataError as error:
         raise OSError(errno.EIO, str(error)) from error
     except Stopped:
-        raise OSError(errno.ECANCELED, os.strerror(errno.ECANCELED)) from None
-
-
-def _never() -> bool:
-    return False
+        raise OSError(errno.ECANCELED, "a stop left no time for it") from None

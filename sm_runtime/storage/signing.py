@@ -34,7 +34,8 @@ def encoded_path(path: str) -> str:
 
 def encoded_query(items: Iterable[tuple[str, str]]) -> str:
     """Return the query in the order and spelling that is signed."""
-    return "&".join(sorted(f"{_encoded(name)}={_encoded(value)}" for name, value in items))
+    pairs = sorted((_encoded(name), _encoded(value)) for name, value in items)
+    return "&".join(f"{name}={value}" for name, value in pairs)
 
 
 def stamp(seconds: float) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import logging
 import os
 import threading
+import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 
@@ -18,6 +19,7 @@ log = logging.getLogger(__name__)
 PART_BYTES = 8 << 20
 _PARTS = 1000  # of the first size; then the size doubles, so that 10,000 suffice for 8 TiB
 _FLYING_BYTES = 64 << 20
+_ABORT_SECONDS = 2.0
 THREADS = 6
 
 
@@ -70,7 +72,9 @@ class Bucket:
 
     def abort(self, key: str, upload: str) -> None:
         """Give up an upload: its parts would be paid for. Not at the price of a long wait."""
-        self._send("DELETE", key, (("uploadId", upload),), limit=2)
+        until = time.monotonic() + _ABORT_SECONDS
+        query = (("uploadId", upload),)
+        self._send("DELETE", key, query, limit=2, stopped=lambda: time.monotonic() > until)
 
     def delete(self, key: str, stopped: Callable[[], bool] = lambda: False) -> None:
         """Remove an object, if it is there."""

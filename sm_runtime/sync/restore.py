@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 
 from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.frozen import dataclass
+from sm_runtime.model import Job
 from sm_runtime.storage import Blob, Origin, open_origin
 from sm_runtime.sync.plan import Folder
 from sm_runtime.sync.snapshot import is_temporary
@@ -25,7 +26,7 @@ class Restored:
 
 
 def restore(
-    folder: Folder, environ: Mapping[str, str], region: str, stopped: Callable[[], bool]
+    folder: Folder, job: Job, environ: Mapping[str, str], stopped: Callable[[], bool]
 ) -> Restored:
     """Fetch the files of ``folder.place`` that are not in the folder.
 
@@ -33,7 +34,7 @@ def restore(
     """
     if _nothing_there(folder):
         return Restored()
-    origin = open_origin(folder.place, environ, region)
+    origin = open_origin(folder.place, environ, job.region, stall_seconds=job.options.stall_seconds)
     try:
         found = _named(folder, origin, stopped)
         wanted = {

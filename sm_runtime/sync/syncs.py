@@ -28,6 +28,7 @@ class Syncs:
         self._job = job
         self._environ = environ
         self._folders = tuple(folders)
+        self._is_ending = False
         self._mirrors = {
             folder: Mirror(folder, store) for folder, store in folders.items() if store is not None
         }
@@ -48,7 +49,7 @@ class Syncs:
             if not folder.restores:
                 continue
             began = time.monotonic()
-            found = restore.restore(folder, self._environ, self._job.region, stopped)
+            found = restore.restore(folder, self._job, self._environ, stopped)
             mirror = self._mirrors.get(folder)
             if mirror:
                 # A host that does not lead leaves to the leader what another host may have written.
@@ -80,34 +81,33 @@ class Syncs:
         for mirror in self._mirrors.values():
             mirror.hurry()
 
-    def finish(
-        self,
-        seconds: float | None = None,
-        *,
-        stopped: Callable[[], bool] = lambda: False,
-        grace_seconds: float = 20.0,
-    ) -> tuple[Saved, ...]:
-        """Send what is left, the script being gone, and end; return what became of each folder.
+    def end(self) -> None:
+        """Send what is left, the script being gone, and end: ``finish`` waits for that."""
+        if not self._is_ending:
+            self._is_ending = True
+            for mirror in self._mirrors.values():
+                mirror.end(float("inf"))
 
-        It takes ``seconds`` at most; with None as long as it gets on, or ``grace_seconds`` where a
-        stop was asked for already, and ``grace_seconds`` at most from a stop meanwhile. What is not
-        there by then is in ``Saved``, as a failure or, for logs, as warnings.
+    def finish(
+        self, seconds: float | None = None, *, until: Callable[[], float] = lambda: float("inf")
+    ) -> tuple[Saved, ...]:
+        """Wait until all is sent; return what became of each folder.
+
+        It takes ``seconds`` at most, and no longer than ``until()`` (monotonic), which is asked now
+        and then: a stop may be asked for meanwhile. Without either it takes as long as it gets on.
+        What is not there by then is in ``Saved``, as a failure or, for logs, as warnings.
         """
-        began = time.monotonic()
-        deadline = float("inf") if seconds is None else began + seconds
+        self.end()
+        last = float("inf") if seconds is None else time.monotonic() + seconds
         mirrors = self._mirrors.values()
-        for mirror in mirrors:
-            mirror.end(deadline)
-        # ``seconds`` are what a stop before has left.
-        shortened = seconds is not None and stopped()
-        for mirror in mirrors:
-            while not mirror.ended and time.monotonic() < deadline:
-                mirror.wait(min(_GLANCE_SECONDS, max(0.0, deadline - time.monotonic())))
-                if not shortened and stopped():
-                    shortened = True
-                    deadline = min(deadline, time.monotonic() + grace_seconds)
-                    for other in mirrors:
-                        other.shorten(deadline)
+        while not all(mirror.ended for mirror in mirrors):
+            deadline = min(last, until())
+            for mirror in mirrors:
+                mirror.shorten(deadline)
+            left = deadline - time.monotonic()
+            if left <= 0:
+                break
+            next(m for m in mirrors if not m.ended).wait(min(_GLANCE_SECONDS, left))
         return tuple(mirror.result() for mirror in mirrors)
 
 
@@ -121,6 +121,7 @@ def _store(job: Job, environ: Mapping[str, str], folder: plan.Folder) -> Store |
             environ=environ,
             region=job.region,
             kms_key=job.output.kms_key if job.output else None,
+            stall_seconds=job.options.stall_seconds,
         )
     except ConfigError as error:
         raise ConfigError(

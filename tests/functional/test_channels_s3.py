@@ -18,12 +18,13 @@ from typing import Any
 import pytest
 
 from sm_runtime import channels
-from sm_runtime.channels import fastfile
+from sm_runtime.channels import fastfile, mountpoint
 from sm_runtime.channels.progress import Progress
 from sm_runtime.errors import DataError
 from sm_runtime.frozen import replace
 from sm_runtime.model import Channel, Cluster, InstanceGroup, Job, Options, Source
 from sm_runtime.paths import Paths
+from sm_runtime.storage.s3 import S3Origin
 from tests.harness import eventually, processes_with
 from tests.mounting import can_mount
 from tests.s3 import CREDENTIALS, Server, serving
@@ -249,6 +250,31 @@ def test_what_is_refused_in_one_channel_keeps_all_from_being_fetched(
     assert place.files() == place.files("bad") == {}
 
 
+def test_what_is_missing_after_a_download_is_named(place: Place, server: Server) -> None:
+    """Whatever took it away, up to ten of the objects are named."""
+    for number in range(30):
+        server.put(f"s3://verified/{number:02}", b"x" * 100)
+    folder = place.root / "input/data/train"
+    fetch = S3Origin.fetch
+
+    def losing(origin: S3Origin, wanted: Any, **how: Any) -> None:
+        fetch(origin, wanted, **how)
+        for name in range(12):
+            (folder / f"{name:02}").unlink()
+        (folder / "12").write_bytes(b"short")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(S3Origin, "fetch", losing)
+        with pytest.raises(DataError) as caught:
+            place.prepare(place.channel("s3://verified/"))
+    text = str(caught.value)
+    assert "channel train: s3://verified/: 13 of 30 objects are not there in full" in text
+    assert text.endswith("'00', '01', '02', '03', '04', '05', '06', '07', '08', '09', ...")
+    assert (folder / channels.UNFINISHED).exists()
+    place.prepare(place.channel("s3://verified/"))
+    assert len(place.files()) == 30
+
+
 def test_what_does_not_fit_is_not_begun(tmp_path: Path) -> None:
     place = Place(tmp_path / "ml", None)
     (tmp_path / "big").mkdir()
@@ -427,14 +453,14 @@ def test_a_fast_file_channel_is_mounted_or_says_what_it_lacks(
         else:
             place.prepare(channel)
             pids = undo.enter_context(channels.mounted(job, environ))
-            assert fastfile.is_mounted(channel.path)
+            assert mountpoint.is_mounted(channel.path)
             wanted = range(10) if distribution == "FullyReplicated" else (1, 4, 7)
             assert place.files() == {str(i): bytes([i]) * i for i in wanted}
             with pytest.raises(OSError, match="Read-only"):
                 os.mkdir(f"{channel.path}/new")
             assert processes_with(str(place.root)) == list(pids)
             undo.pop_all().close()
-    assert not fastfile.is_mounted(channel.path)
+    assert not mountpoint.is_mounted(channel.path)
     assert not os.path.exists(channel.path)
     assert processes_with(str(place.root)) == []
 
@@ -452,7 +478,7 @@ def test_a_mount_ends_although_something_still_reads(place: Place) -> None:
             with channels.mounted(place.job(channel), place.environ):
                 reader = os.open(f"{channel.path}/7", os.O_RDONLY)
                 reading.callback(_close, reader)
-        assert not fastfile.is_mounted(channel.path)
+        assert not mountpoint.is_mounted(channel.path)
     assert not os.path.exists(channel.path)
 
 
@@ -466,7 +492,7 @@ def test_a_mount_that_nobody_serves_any_more_is_replaced(place: Place) -> None:
             eventually(lambda: not os.path.isdir(channel.path), "a dead mount")
             with channels.mounted(job, place.environ):
                 assert len(place.files()) == 10
-    assert not fastfile.is_mounted(channel.path)
+    assert not mountpoint.is_mounted(channel.path)
     assert not os.path.exists(channel.path)
 
 
@@ -484,7 +510,7 @@ def test_a_fast_file_channel_without_objects_is_an_error(place: Place) -> None:
 def test_a_container_that_may_not_mount_says_what_to_allow(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (fastfile.PROGRAM, fastfile.HELPERS[0]):
+    for name in (fastfile.PROGRAM, mountpoint.HELPERS[0]):
         (tmp_path / name).write_text("#!/bin/sh\necho 'mount failed: not permitted' >&2; exit 1\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

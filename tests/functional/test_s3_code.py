@@ -173,7 +173,7 @@ def test_no_server(remote: Base, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["localhost", "http://", "http://a b"])
 def test_an_endpoint_that_is_no_url(remote: Base, tmp_path: Path, url: str) -> None:
-    assert f"{URI} cannot be downloaded: " in refused(remote, tmp_path, S3_ENDPOINT_URL=url)
+    assert f"{URI} cannot be reached: " in refused(remote, tmp_path, S3_ENDPOINT_URL=url)
 
 
 def test_no_credentials(remote: Base, tmp_path: Path) -> None:

@@ -118,3 +118,35 @@ def test_env_shows_secrets_where_they_are_asked_for(base: Base) -> None:
     plant(base)
     result = base.script("").run("env", "--show-secrets", command=RUNTIME)
     assert SECRETS["hyperparameter"] in result.out.decode()
+
+
+KNOWN_BY = {
+    "SM_RUNTIME_CLUSTER_SECRET": "what-the-hosts-know-each-other-by",
+    "SM_RUNTIME_CLUSTER_SECRET_FILE": "/run/secrets/cluster",
+}
+"""A plain job has no use for it, and may be given it all the same."""
+
+
+def test_a_script_does_not_get_what_hosts_know_each_other_by(base: Base) -> None:
+    names = "import os\nprint('given', [n for n in os.environ if 'CLUSTER' in n])"
+    result = base.script(names).run(**KNOWN_BY)
+    assert result.status == 0
+    assert result.out == b"given []\n"
+
+
+def test_a_build_does_not_get_what_hosts_know_each_other_by(base: Base) -> None:
+    base.write("code/requirements.txt", "./package\n")
+    base.write(
+        "code/package/pyproject.toml",
+        '[build-system]\nrequires = []\nbuild-backend = "backend"\nbackend-path = ["."]\n',
+    )
+    seen = base.path("seen")
+    base.write(
+        "code/package/backend.py",
+        f"import os\nopen({str(seen)!r}, 'w').write(' '.join(os.environ))\nraise SystemExit(1)\n",
+    )
+    result = base.script("").run(**KNOWN_BY, PIP_NO_INDEX="1", MINE="1")
+    assert result.status == 1, result.log
+    names = seen.read_text().split()
+    assert "MINE" in names
+    assert not [name for name in names if "CLUSTER" in name]

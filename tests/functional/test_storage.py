@@ -5,11 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -172,58 +168,6 @@ def test_a_folder_that_a_link_puts_into_itself(local: Origin, tmp_path: Path) ->
     (tmp_path / "a/loop").symlink_to(tmp_path)
     with pytest.raises(DataError, match="holds itself: a symbolic link leads back to it"):
         list(local.list(tmp_path.as_uri()))
-
-
-LISTING = """
-import sys
-from sm_runtime.storage import open_origin
-environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "S3_ENDPOINT_URL": sys.argv[1]}
-origin = open_origin("s3://b", environ, "x")
-count = sum(1 for _ in origin.list("s3://b/"))
-with open("/proc/self/status") as file:
-    print(count, *(line.split()[1] for line in file if line.startswith("VmHWM")))
-"""
-
-
-PAGE = "".join(
-    f"<Contents><Key>{'k' * 80}/{number:05d}</Key><Size>10</Size></Contents>"
-    for number in range(1000)
-)
-
-
-class Endless(BaseHTTPRequestHandler):
-    """Lists 300 pages of 1,000 keys."""
-
-    protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-    def do_GET(self) -> None:
-        page = int(self.path.partition("continuation-token=")[2].partition("&")[0] or 0)
-        body = (
-            f"<ListBucketResult><IsTruncated>{str(page < 299).lower()}</IsTruncated>{PAGE}"
-            f"<NextContinuationToken>{page + 1}</NextContinuationToken></ListBucketResult>"
-        ).encode()
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-
-def test_a_listing_needs_no_memory_for_what_was_listed() -> None:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Endless) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            command = (sys.executable, "-c", LISTING, f"http://127.0.0.1:{server.server_port}")
-            out = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True).stdout
-        finally:
-            server.shutdown()
-            thread.join()
-    count, kibibytes = map(int, out.split())
-    assert count == 300_000
-    assert kibibytes < 60 * 1024
 
 
 # --- the request of a job

@@ -182,6 +182,40 @@ def test_credentials_that_expire_are_renewed(server: Server, tmp_path: Path) -> 
     assert (tmp_path / "out").read_bytes() == SMALL["d/00"]
 
 
+def test_credentials_that_expire_in_the_middle_are_renewed(server: Server, tmp_path: Path) -> None:
+    profile = tmp_path / "credentials"
+    secret = CREDENTIALS["AWS_SECRET_ACCESS_KEY"]
+    text = f"[default]\naws_access_key_id = {{}}\naws_secret_access_key = {secret}\n"
+    text += "aws_session_token = {}\n"
+    profile.write_text(text.format(CREDENTIALS["AWS_ACCESS_KEY_ID"], "old"))
+    lock, answered = threading.Lock(), 0
+
+    def plan(request: Request) -> str | None:
+        """The old token is good for 10 objects; by then a new one is there."""
+        nonlocal answered
+        if request.headers.get("x-amz-security-token") != "old" or not request.is_object:
+            return None
+        with lock:
+            answered += 1
+            if answered == 10:
+                profile.write_text(text.format(CREDENTIALS["AWS_ACCESS_KEY_ID"], "new"))
+            return "expired" if answered > 10 else None
+
+    with proxying(server.url, plan) as proxy:
+        environ = {
+            "AWS_SHARED_CREDENTIALS_FILE": str(profile),
+            "AWS_ENDPOINT_URL": proxy.url,
+            "HOME": str(tmp_path),
+            "AWS_EC2_METADATA_DISABLED": "true",
+        }
+        origin = open_origin("s3://b", environ, "eu-west-1")
+        origin.fetch((blob, str(tmp_path / "out" / blob.key)) for blob in blobs("d/"))
+        origin.close()
+        assert proxy.seen("expired")
+        assert proxy.sent_bytes < 1.2 * sum(map(len, SMALL.values()))
+    assert {key: (tmp_path / "out" / key).read_bytes() for key in SMALL} == SMALL
+
+
 # --- what ends it
 
 
@@ -223,6 +257,49 @@ def test_an_object_that_changes_between_its_parts(
 
     assert refused(server, plan, "large", tmp_path / "out") == why
     assert not (tmp_path / "out/large").exists()
+
+
+def read(origin: Origin, blob: Blob, *part: int) -> bytes:
+    """Return an object, or a range of it, read in order as a pipe is fed."""
+    view, found = memoryview(bytearray(1 << 16)), bytearray()
+    with origin.open(blob, *part) as body:
+        while count := body.readinto(view):
+            found += view[:count]
+    return bytes(found)
+
+
+def test_what_is_left_of_an_object_is_asked_for_in_the_same_version_only(server: Server) -> None:
+    """A connection is cut, and the object is another one when it is asked for the rest."""
+    faults = {1: "cut", 2: "changed"}
+    with proxying(server.url, lambda r: faults.get(r.number) if r.is_object else None) as proxy:
+        origin = origin_at(proxy.url)
+        with pytest.raises(DataError, match="s3://b/d/05 cannot be downloaded: it has changed"):
+            read(origin, blobs("d/05")[0])
+        origin.close()
+    first, second = (r.headers for r in proxy.requests)
+    assert "if-match" not in first
+    assert second["if-match"].strip('"') == hashlib.md5(SMALL["d/05"]).hexdigest()
+    assert second["range"] == f"bytes={len(SMALL['d/05']) // 2}-"
+
+
+def test_ranges_that_are_read_one_by_one_are_of_the_same_version(server: Server) -> None:
+    (blob,) = blobs("large")
+    with proxying(server.url, lambda r: "changed" if r.number == 3 else None) as proxy:
+        origin = origin_at(proxy.url)
+        assert read(origin, blob, 0, 1000) == LARGE[:1000]
+        assert read(origin, blob, 1000, 1000) == LARGE[1000:2000]
+        with pytest.raises(DataError, match="s3://b/large cannot be downloaded: it has changed"):
+            read(origin, blob, 2000, 1000)
+        # Who lists it anew takes it for what it is then.
+        listed = Blob(uri=blob.uri, key=blob.key, size_bytes=blob.size_bytes, etag="another")
+        assert read(origin, listed, 2000, 1000) == LARGE[2000:3000]
+        origin.close()
+    assert ["if-match" in request.headers for request in proxy.requests] == [
+        False,
+        True,
+        True,
+        False,
+    ]
 
 
 def test_no_object_costs_the_whole_job_an_endless_time(server: Server, tmp_path: Path) -> None:

@@ -409,7 +409,7 @@ def test_at_the_end_what_cannot_be_sent_is_a_failure_of_the_job(case: Case) -> N
     assert saved.failure.startswith("checkpoints: 1 of 1 files are not in file:///")
     assert saved.failure.endswith("a for one: the store is out of order")
     with pytest.raises(ArtifactError, match="the store is out of order"):
-        artifacts.save(case.job(), synced=(saved,))
+        artifacts.save(case.job(), rest=lambda: (saved,))
 
 
 def test_logs_that_cannot_be_sent_are_a_warning(
@@ -446,7 +446,7 @@ def test_the_end_waits_no_longer_than_it_may(case: Case) -> None:
 
 
 @pytest.mark.parametrize("before", [0, 2], ids=["before", "meanwhile"])
-def test_a_stop_leaves_what_is_still_to_be_sent_the_grace(case: Case, before: int) -> None:
+def test_what_is_not_sent_when_a_stop_has_to_be_over_is_told(case: Case, before: int) -> None:
     store = Faulty(case.remote)
     store.seconds = 2 * PATIENT
     case.local.mkdir(parents=True)
@@ -454,8 +454,9 @@ def test_a_stop_leaves_what_is_still_to_be_sent_the_grace(case: Case, before: in
     syncs = Syncs(case.job(), {}, {folder: store})
     syncs.start()
     fill(case.local, a="1")
-    answers = iter([False] * before)
-    (saved,) = syncs.finish(stopped=lambda: next(answers, True), grace_seconds=0.3)
+    answers = iter([float("inf")] * before)
+    deadline = time.monotonic() + 0.3
+    (saved,) = syncs.finish(until=lambda: next(answers, deadline))
     assert saved.warnings
     store.pause.set()
 

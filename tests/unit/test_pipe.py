@@ -187,11 +187,15 @@ def test_the_parts_of_dmlc_files_are_joined_by_the_magic_number() -> None:
     [
         (tfrecord, tf(b"one")[:-1], "byte 0: the stream ends inside a TFRecord record"),
         (tfrecord, tf(b"one") + b"x", "byte 19: the stream ends inside"),
-        (tfrecord, tf(b"one") + b"x" * 20, "byte 19: the checksum of a TFRecord's length"),
-        (lambda s: tfrecord(s, check_data=True), tf(b"one")[:-1] + b"x", "byte 0: the checksum"),
+        (tfrecord, tf(b"one") + b"x" * 20, "byte 19: CRC check on header failed"),
+        (
+            lambda s: tfrecord(s, check_data=True),
+            tf(b"one")[:-1] + b"x",
+            "byte 0: CRC check on data",
+        ),
         (recordio, rio(b"one", 99)[:-1], "byte 0: the stream ends inside a RecordIO record"),
-        (recordio, rio(b"one", 99) + b"x" * 8, "byte 12: the magic number is 0x78787878"),
-        (recordio, rio(b"abcd", 2)[:12], "byte 12: the last part"),
+        (recordio, rio(b"one", 99) + b"x" * 8, "byte 12: Invalid magic number: 2021161080"),
+        (recordio, rio(b"abcd", 2)[:12], "byte 0: the stream ends inside"),
         (recordio, rio(b"abcd", 2)[12:], "byte 0: part 3 of a record is out of order"),
     ],
 )

