@@ -34,9 +34,6 @@ TELL_SECONDS = 5.0
 """How long a host that has failed tries to tell those that have not come yet."""
 LEAVE_SECONDS = 1.0
 """How long the leader stays for the others to leave first."""
-WORKERS_SECONDS = 2.5
-"""How long the scripts of other hosts may go on when the leader's has ended well."""
-
 _VERSION = re.compile(rb"mpirun \(Open MPI\) (\S+)")
 
 
@@ -64,9 +61,13 @@ class Session:
         self.job = replace(
             job, cluster=replace(job.cluster, network_interface=self._interface.name)
         )
-        versions = (
-            {} if alone or plan.kind != distribution.MPI else {"Open MPI": self._mpi(variables)}
-        )
+        self._problem: LaunchError | None = None
+        versions = {}
+        if plan.kind == distribution.MPI and not alone:
+            try:
+                versions["Open MPI"] = self._mpi(variables)
+            except LaunchError as error:  # the others hear of it
+                self._problem, versions["Open MPI"] = error, ""
         terms = common.Terms(
             cluster=job.cluster,
             hosts=plan.hosts,
@@ -77,7 +78,8 @@ class Session:
             port=job.options.cluster_port,
             wait_seconds=job.options.peer_wait_seconds,
             silence_seconds=job.options.peer_silence_seconds,
-            linger_seconds=_linger(plan),
+            linger_seconds=_linger(plan, job.options.worker_seconds),
+            awaited=plan.hosts[-1:] if plan.evaluator else (),
         )
         self.roles = Roles(self.job, plan, lambda: self.link.going)
         self._preparing = True
@@ -90,6 +92,11 @@ class Session:
         else:
             self.link = Worker(terms, self._heard)
         self.link.start()
+
+    def check(self) -> None:
+        """Raise LaunchError where this host can do nothing for the job: the others can be told."""
+        if self._problem:
+            raise self._problem
 
     def meet(self) -> None:
         """Wait until every host could start; raises AgreedError, or StoppedError's equal."""
@@ -120,7 +127,13 @@ class Session:
     ) -> Failure | None:
         """Run this host's part to the end of the whole; return why the job failed, if it did."""
         host = self.job.cluster.current_host
-        terms = Terms(host=host, limits=limits, mask=self._mask, keep_stacks=keep_stacks)
+        terms = Terms(
+            host=host,
+            limits=limits,
+            mask=self._mask,
+            keep_stacks=keep_stacks,
+            serves=self.plan.stops_with_leader,
+        )
         env = {n: value for n, value in script.env.items() if not n.startswith(SECRET)}
         script = replace(script, env=env)
         if self.plan.kind in (distribution.MPI, distribution.TORCHRUN):
@@ -271,7 +284,7 @@ def _interface(job: Job, plan: Plan) -> Interface:
         return Interface(name="lo", address="127.0.0.1")
 
 
-def _linger(plan: Plan) -> float | None:
-    if plan.kind == distribution.MPI or plan.stops_with_leader:
+def _linger(plan: Plan, worker_seconds: float) -> float | None:
+    if plan.kind == distribution.MPI or plan.layout == "chief":  # whose workers only serve
         return 0.0
-    return WORKERS_SECONDS if plan.waits_for_leader else None
+    return worker_seconds if plan.waits_for_leader else None

@@ -70,7 +70,7 @@ class Door:
         try:
             self.folder = tempfile.mkdtemp(prefix="sm-runtime-", dir=temporary)
         except OSError as error:
-            raise LaunchError(f"MPI needs a folder for temporary files: {error}") from None
+            raise LaunchError(f"no folder for temporary files: {error}") from None
         self.shared = self._shared_memory()
         self._path = os.path.join(self.folder, "door")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)

@@ -33,9 +33,14 @@ SERVICE_SECONDS = 2.0
 """What a service has to end when all scripts have."""
 OUTPUT_SECONDS = 2.0
 """How long the last output of a process may take before its failure is told."""
+QUIET_SECONDS = 0.3
+"""A process that has ended, and whose output is held open by another, has no more to say then."""
+LOOK_SECONDS = 0.01
+"""How often that is looked at."""
 
-KILLED_WEIGHT, FAILED_WEIGHT, SERVICE_WEIGHT = 1, 2, 3
-"""Which of several failures is the reason: what was killed, then what failed, then a service."""
+KILLED_WEIGHT, FAILED_WEIGHT, SERVICE_WEIGHT, HELPER_WEIGHT = 1, 2, 3, 4
+"""Which of several failures is the reason: what was killed, then what failed, then a service, and
+last what only helps a service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -46,6 +51,8 @@ class Terms:
     limits: Limits
     mask: Callable[[str], str]
     keep_stacks: Callable[[bytes], None]
+    serves: bool = False
+    """Whether the script only serves the leader's, so that its end is no loss."""
 
 
 class Ensemble(Play):
@@ -67,6 +74,8 @@ class Ensemble(Play):
         self._scripts: dict[Running, Command] = {}
         self._services: dict[Running, Command] = {}
         self._finished = self._stopping = self._told = False
+        self._ended: dict[Running, tuple[Callable[[], None], float]] = {}
+        """What has ended, and what follows from it when its last output is here, or at a time."""
         self._held: list[tuple[int, int, Failure]] = []
         """Failures after a request to stop, which are told when all scripts have ended."""
         self._closing_at: float | None = None
@@ -89,6 +98,8 @@ class Ensemble(Play):
 
     def seconds(self) -> float | None:
         """Return the seconds until the services are killed."""
+        if self._ended:
+            return LOOK_SECONDS
         if self._closing_at is None or self._live(self._scripts):
             return None
         return max(0.0, self._closing_at - time.monotonic())
@@ -103,6 +114,11 @@ class Ensemble(Play):
     def step(self) -> None:
         """Do what the hosts have agreed on."""
         link = self.link
+        now = time.monotonic()
+        for run, (conclude, until) in list(self._ended.items()):
+            if now >= until or not run.has_output(QUIET_SECONDS):
+                del self._ended[run]
+                conclude()
         while link.inbox:
             self.receive(link.inbox.popleft())
         reason = self._stage.stopped_by or next(
@@ -129,7 +145,7 @@ class Ensemble(Play):
     def check_finished(self) -> None:
         """Say that this host's part is done, once it is."""
         if not self._finished and self._scripts and not self._live(self._scripts):
-            self._finish()
+            self.finish_part()
 
     def rank_of(self, run: Running) -> int | None:
         """Return the rank of a script's process; None where there is none."""
@@ -167,21 +183,39 @@ class Ensemble(Play):
         run.send_group(signal.SIGTERM)  # what it started has no purpose any more
         if run.shell_status() == 0 or run.ended_by_us or self._closing_at is not None:
             return  # its last output has time: what it has left behind may hold the pipe
-        ended = run.finish(OUTPUT_SECONDS)
-        rank = self.rank_of(run)
-        found = failure.of_script(ended, command.cwd, self.terms.host, self.terms.mask)
-        self._fail(replace(found, rank=rank), self._weight(ended))
+
+        def conclude() -> None:
+            ended = run.so_far()
+            found = failure.of_script(ended, command.cwd, self.terms.host, self.terms.mask)
+            self._fail(replace(found, rank=self.rank_of(run)), self._weight(ended))
+
+        self._conclude(run, conclude)
 
     def _service_ended(self, run: Running, command: Command) -> None:
-        ended = run.finish(OUTPUT_SECONDS)
         if self._closing_at is not None or run.ended_by_us:
             return
+
+        def conclude() -> None:
+            self._fail(self.reason(run, command), self.service_weight(command))
+
+        self._conclude(run, conclude)
+
+    def _conclude(self, run: Running, conclude: Callable[[], None]) -> None:
+        """Draw a conclusion from an end when all of the output is here; wait for nothing now."""
+        self._ended[run] = (conclude, time.monotonic() + OUTPUT_SECONDS)
+
+    def reason(self, run: Running, command: Command) -> Failure:
+        """Return why a service that has ended is the end of the job."""
+        ended = run.so_far()
         found = failure.of_script(ended, command.cwd, self.terms.host, self.terms.mask)
-        message = found.message.replace("the script", f"the {command.name}", 1)
-        self._fail(
-            replace(found, name="LaunchError", message=message, status=ended.status or 1),
-            SERVICE_WEIGHT,
-        )
+        whole = f"the {command.name}: {found.message}"
+        if "the script" in found.message:
+            whole = found.message.replace("the script", f"the {command.name}", 1)
+        return replace(found, name="LaunchError", message=whole, status=ended.status or 1)
+
+    def service_weight(self, command: Command) -> int:
+        """Return what the failure of a service weighs."""
+        return SERVICE_WEIGHT
 
     def _weight(self, ended: Ended) -> int:
         return KILLED_WEIGHT if ended.signal and not ended.stopped_by else FAILED_WEIGHT
@@ -195,13 +229,16 @@ class Ensemble(Play):
             self._finished = True
             self.link.failed(found, weight)
 
-    def _finish(self) -> None:
+    def finish_part(self) -> None:
+        """Say that this host's part is done, unless it is still to be told why it failed."""
+        if self._ended:
+            return
         self._finished = True
         if self._held:
             weight, _, found = min(self._held, key=lambda held: held[:2])
             self.link.failed(found, weight)
         else:
-            self.link.finished()
+            self.link.finished(began=self.started)
 
     def _stop(self, reason: str) -> None:
         """Ask this host's scripts to stop: what reached another host reaches them, too."""
@@ -217,6 +254,9 @@ class Ensemble(Play):
         if found and live:
             names = ", ".join(run.name for run in live)
             log.error("ending %s: the job has failed on %s", names, found.host)
+        elif live and not self.terms.serves:
+            names = ", ".join(run.name for run in live)
+            log.warning("ending %s: the script of %s is done", names, self.link.terms.leader)
         for run in live:
             run.end(ABORT_SECONDS)
 

@@ -9,8 +9,9 @@ import shlex
 from collections.abc import Iterable, Mapping
 
 from sm_runtime.door import Caller, Door
-from sm_runtime.ensemble import SERVICE_WEIGHT, Terms
+from sm_runtime.ensemble import HELPER_WEIGHT, SERVICE_WEIGHT, Terms
 from sm_runtime.failure import Failure
+from sm_runtime.frozen import replace
 from sm_runtime.link.common import Link
 from sm_runtime.model import Command
 from sm_runtime.ranks import RankEnsemble
@@ -26,6 +27,8 @@ DAEMON = "orted"
 """Open MPI's daemon, the only program that the leader may have another host start."""
 
 _ABORTED = re.compile(rb"MPI_ABORT was invoked on rank (\d+) .*?errorcode (-?\d+)", re.DOTALL)
+_IMPROPER = re.compile(rb"process rank (\d+) with PID \d+ on\s+node \S+ exiting improperly")
+_PARAGRAPH = re.compile(rb"^-{20,}\n(.+?)(?:\n\s*\n|\n-{20,}$)", re.DOTALL | re.MULTILINE)
 
 
 class MpiEnsemble(RankEnsemble):
@@ -50,7 +53,11 @@ class MpiEnsemble(RankEnsemble):
         super().__init__(link, terms, door=door, script=script, launcher=launcher)
         self._expected = expected
         self._count = 0
+        self._began = False
+        """Whether a rank of any host has begun, as far as this host knows."""
         self._agents: dict[int, Caller] = {}
+        self._asked: list[str] = []
+        """The hosts on which the leader has had daemons started."""
         self._daemons: dict[Running, int] = {}
 
     def files(self) -> Iterable[int]:
@@ -75,6 +82,21 @@ class MpiEnsemble(RankEnsemble):
             self._launch(message["id"], message["words"])
         elif message.get("do") == "exited":
             self._answer(message["id"], message["status"])
+        elif message.get("do") == "began":
+            self._began = True
+
+    def is_wired_up(self) -> bool:
+        """Whether ranks have begun: those of all hosts do so together."""
+        return self._began or super().is_wired_up()
+
+    def missing(self) -> str:
+        """Return, in words, what is waited for while no rank has begun."""
+        return f"Open MPI's daemons on {', '.join(self._asked)}" if self._asked else "mpirun"
+
+    def _begin_rank(self, caller: Caller, cpus: bytes, variables: list[bytes]) -> None:
+        if not self._ranks and self._launcher is None:
+            self.link.send(self.link.terms.leader, {"do": "began"})
+        super()._begin_rank(caller, cpus, variables)
 
     def release(self) -> None:
         """Let the ranks' stand-ins and the agents end."""
@@ -91,8 +113,12 @@ class MpiEnsemble(RankEnsemble):
         identity = self._count
         self._agents[identity] = caller
         host, *rest = (os.fsdecode(word) for word in words[1:])
+        self._asked.append(host)
         if host == self.terms.host:  # its own name does not resolve to it
             self._launch(identity, rest)
+        elif host not in self.link.terms.hosts:
+            log.error("mpirun asks for a daemon on %r, which is no host of the job", host)
+            self._answer(identity, 1)
         else:
             self.link.send(host, {"do": "launch", "id": identity, "words": rest})
 
@@ -108,28 +134,47 @@ class MpiEnsemble(RankEnsemble):
         self._daemons[run] = identity
 
     def _service_ended(self, run: Running, command: Command) -> None:
-        assert run.status is not None
         if run in self._daemons:
             self._exited(self._daemons[run], run.shell_status())
-        if run.status and self._closing_at is None and command is self._launcher:
-            ended = run.finish(1.0)
-            if aborted := _ABORTED.search(ended.tail):
-                rank, status = int(aborted[1]), int(aborted[2]) & 0xFF
-                message = f"called MPI_Abort with error code {int(aborted[2])}"
-                host = self._host_of(rank)
-                self._fail(
-                    Failure(
-                        name="MPIAbort",
-                        message=message,
-                        phase="train",
-                        status=status or 1,
-                        rank=rank,
-                        host=host,
-                    ),
-                    SERVICE_WEIGHT,
-                )
-                return
         super()._service_ended(run, command)
+
+    def doubt(self, run: Running) -> Failure | None:
+        """Return what mpirun has done to ranks: MPI_Abort with an error code of 0 ends it well."""
+        aborted = _ABORTED.search(run.so_far().tail)
+        return self._abort(aborted) if aborted else super().doubt(run)
+
+    def service_weight(self, command: Command) -> int:
+        """Return what the failure of a service weighs: mpirun knows more than a daemon."""
+        return SERVICE_WEIGHT if command is self._launcher else HELPER_WEIGHT
+
+    def reason(self, run: Running, command: Command) -> Failure:
+        """Return why Open MPI has ended: it says so itself, in a paragraph of its own."""
+        found = super().reason(run, command)
+        if command is not self._launcher:
+            more = "" if self._ranks else ": it needs any TCP port of the leader"
+            return replace(found, message=found.message + more)
+        tail = run.so_far().tail
+        if aborted := _ABORTED.search(tail):
+            return self._abort(aborted)
+        if improper := _IMPROPER.search(tail):
+            rank = int(improper[1])
+            message = "ended without MPI_Finalize, though the others are not done"
+            return replace(found, message=message, rank=rank, host=self._host_of(rank))
+        if said := _PARAGRAPH.search(tail):
+            text = " ".join(said[1].decode("utf-8", "replace").split())
+            return replace(found, message=self.terms.mask(f"mpirun: {text}"))
+        return found
+
+    def _abort(self, said: re.Match[bytes]) -> Failure:
+        rank, code = int(said[1]), int(said[2])
+        return Failure(
+            name="MPIAbort",
+            message=f"called MPI_Abort with error code {code}",
+            phase="train",
+            status=code & 0xFF or 1,
+            rank=rank,
+            host=self._host_of(rank),
+        )
 
     def _host_of(self, rank: int) -> str:
         """Return the host of a rank: ranks fill the hosts one by one, unless options say else."""

@@ -8,16 +8,20 @@ and its end is known first hand: no launcher's timeout comes between a rank's en
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable
 
 from sm_runtime.door import Caller, Door
-from sm_runtime.ensemble import Ensemble, Terms
+from sm_runtime.ensemble import SERVICE_WEIGHT, Ensemble, Terms
+from sm_runtime.failure import Failure
 from sm_runtime.frozen import replace
-from sm_runtime.link.common import Link
+from sm_runtime.link.common import Link, Notice
 from sm_runtime.model import Command
 from sm_runtime.relay import Relay
 from sm_runtime.running import Running
+
+log = logging.getLogger(__name__)
 
 
 class RankEnsemble(Ensemble):
@@ -41,6 +45,9 @@ class RankEnsemble(Ensemble):
         self._ranks: dict[Running, tuple[int, Caller | None]] = {}
         self._wired = False
         """Whether the launcher's part has ended well."""
+        self._cut: tuple[int, ...] = ()
+        """The ranks whose stand-ins have gone while they ran."""
+        self._notice = Notice()
 
     def files(self) -> Iterable[int]:
         """Return the door, and whoever stands there."""
@@ -58,9 +65,43 @@ class RankEnsemble(Ensemble):
             if holder is not None and holder.is_gone():
                 self._ranks[run] = (rank, None)
                 if run.status is None:  # the launcher ends the job, for a reason it will give
+                    self._cut += (rank,)
                     run.end(1.0)
         self._leaving = [caller for caller in self._leaving if not caller.is_gone()]
         super().step()
+        if self._launcher and not (self.is_wired_up() or self._wired or self._finished):
+            self._look_at_launch()
+
+    def seconds(self) -> float | None:
+        """Return the seconds until something is due."""
+        found = super().seconds()
+        if found is None and self._launcher and not self.is_wired_up():
+            return 1.0
+        return found
+
+    def is_wired_up(self) -> bool:
+        """Whether the launcher has done what it is for: ranks have begun."""
+        return bool(self._ranks)
+
+    def missing(self) -> str:
+        """Return, in words, what is waited for while no rank has begun."""
+        return f"torchrun to bring {', '.join(self.link.terms.hosts)} together"
+
+    def _look_at_launch(self) -> None:
+        """Say what is waited for, and give up when that has taken too long."""
+        notice, limits = self._notice, self.terms.limits
+        wait = self.link.terms.wait_seconds
+        if limits.max_seconds is not None and notice.seconds >= limits.max_seconds:
+            if not self._stopping:
+                self._stage.ask(f"MaxRuntimeInSeconds ({limits.max_seconds:g} s)")
+        elif notice.seconds >= wait and not self._stopping:
+            text = f"no rank has begun in {wait:g} s of waiting for {self.missing()}"
+            found = Failure(
+                name="LaunchError", message=text, phase="launch", status=1, host=self.terms.host
+            )
+            self._fail(found, SERVICE_WEIGHT)
+        elif notice.due():
+            log.info("waiting for %s (%.0f s / %g s)", self.missing(), notice.seconds, wait)
 
     def over(self) -> bool:
         """Whether all has ended, those at the door included."""
@@ -82,7 +123,7 @@ class RankEnsemble(Ensemble):
             return
         # After a request to stop the others' ranks keep the launcher from ending.
         if self._stopping or self.has_launched():
-            self._finish()
+            self.finish_part()
 
     def has_launched(self) -> bool:
         """Whether no rank of this host is still to come."""
@@ -125,6 +166,7 @@ class RankEnsemble(Ensemble):
     def _begin_rank(self, caller: Caller, cpus: bytes, variables: list[bytes]) -> None:
         """Start the script with the environment that the launcher gave to the rank's stand-in."""
         env = dict(os.fsdecode(pair).partition("=")[::2] for pair in variables)
+        env["PWD"] = self._script.cwd
         env.pop("TMPDIR", None)  # the launcher's, not the script's
         if "TMPDIR" in self._script.env:
             env["TMPDIR"] = self._script.env["TMPDIR"]
@@ -144,10 +186,32 @@ class RankEnsemble(Ensemble):
             os.sched_setaffinity(run.pid, affinity)
 
     def _service_ended(self, run: Running, command: Command) -> None:
-        if run.status == 0:
-            self._wired = True
-        else:
+        if run.status:
             super()._service_ended(run, command)
+        elif command is self._launcher:
+            self._conclude(run, lambda: self._launched(run))
+        else:
+            self._wired = True
+
+    def _launched(self, run: Running) -> None:
+        """Believe a launcher that its part has ended well, or not."""
+        self._wired = True
+        done = self._stopping or self._held or self._finished or self._closing_at is not None
+        if not done and (found := self.doubt(run)):
+            self._fail(found, SERVICE_WEIGHT)
+
+    def doubt(self, run: Running) -> Failure | None:
+        """Return what a launcher that ended well has done to ranks, if it has."""
+        if not self._cut:
+            return None
+        return Failure(
+            name="LaunchError",
+            message=f"{run.name} ended the rank, for a reason that it does not give",
+            phase="train",
+            status=1,
+            rank=self._cut[0],
+            host=self.terms.host,
+        )
 
     def _let_go(self, caller: Caller, status: int) -> None:
         caller.answer(status)

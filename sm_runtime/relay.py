@@ -153,6 +153,11 @@ class Relay:
             if waited >= stall_seconds or (waited and not self._writing):
                 return not self._writing
 
+    def is_busy(self, quiet_seconds: float) -> bool:
+        """Whether more may come from a script that is gone: not when all is quiet for so long."""
+        quiet = time.monotonic() - self.last_output >= quiet_seconds
+        return self._thread.is_alive() and (self._writing or not quiet)
+
     @property
     def tail(self) -> bytes:
         """The last bytes of the stream, ``TAIL_BYTES`` at most."""

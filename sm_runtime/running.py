@@ -130,6 +130,14 @@ class Running:
         for relay in set(self._relays):
             if not relay.finish(stall_seconds):
                 log.warning("the end of the output is lost: nobody reads it")
+        return self.so_far()
+
+    def has_output(self, quiet_seconds: float) -> bool:
+        """Whether output may still come: not where what holds the pipe is quiet for so long."""
+        return any(relay.is_busy(quiet_seconds) for relay in self._relays)
+
+    def so_far(self) -> Ended:
+        """Say how the process ended, with the output that is here."""
         self.collect_stacks()
         assert self.status is not None
         return Ended(

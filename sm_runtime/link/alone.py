@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from sm_runtime.failure import Failure
-from sm_runtime.link.common import Link, Terms
+from sm_runtime.link.common import Link, Terms, never_began
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
@@ -34,7 +34,10 @@ class Alone(Link):
         if kind == "ready":
             self.going = {"ports": {self.terms.current: message["ports"]}, "interfaces": {}}
         elif kind == "finished" and self.failure is None:
-            self.over = True
+            if self.stop and not message["began"]:
+                self.failure = never_began(self.stop, self.terms.current)
+            else:
+                self.over = True
         elif kind == "failed":
             self.failure = self.failure or Failure.from_dict(message["failure"])
         elif kind == "stopped":

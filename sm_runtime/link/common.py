@@ -53,6 +53,8 @@ class Terms:
     """A host that says nothing for so long is lost."""
     linger_seconds: float | None = None
     """When the leader's part is done: how long the others' may go on; None: to their end."""
+    awaited: tuple[str, ...] = ()
+    """The hosts whose part may always go on to its end."""
 
     @property
     def current(self) -> str:
@@ -123,9 +125,9 @@ class Link:
         message = {"type": "ready", "ports": dict(ports), "interface": interface}
         self._order(lambda: self._tell(message))
 
-    def finished(self) -> None:
-        """Say that this host's part ended well."""
-        self._order(lambda: self._tell({"type": "finished"}))
+    def finished(self, *, began: bool = True) -> None:
+        """Say that this host's part ended well, and whether a script ever ``began`` here."""
+        self._order(lambda: self._tell({"type": "finished", "began": began}))
 
     def failed(self, failure: Failure, weight: int = 2) -> None:
         """Say that this host's part failed; of several reasons the one of least weight counts."""
@@ -223,6 +225,17 @@ class Link:
 
     def _pass_on(self, host: str, message: dict[str, Json]) -> None:
         raise NotImplementedError
+
+
+def never_began(reason: str, host: str) -> Failure:
+    """Return the failure that a stop is where no host's script had begun."""
+    return Failure(
+        name="StoppedError",
+        message=f"stopped by {reason} before the script started",
+        phase="launch",
+        status=143,
+        host=host,
+    )
 
 
 class Notice:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 from sm_runtime.failure import Failure
 from sm_runtime.link import network
-from sm_runtime.link.common import LOST_WEIGHT, Link, Notice, Terms
+from sm_runtime.link.common import LOST_WEIGHT, Link, Notice, Terms, never_began
 from sm_runtime.link.gate import Gate
 from sm_runtime.link.secure import PeerError
 from sm_runtime.link.wire import Wire
@@ -34,6 +34,9 @@ class Leader(Link):
         self._ports: dict[str, dict[str, int]] = {}
         self._interfaces: dict[str, str] = {}
         self._finished: set[str] = set()
+        self._began: set[str] = set()
+        """Where a script has run."""
+        self._stopped_on = ""
         self._done: set[str] = set()
         self._gone: set[str] = set()
         self._reasons: list[tuple[int, int, Failure]] = []
@@ -76,7 +79,7 @@ class Leader(Link):
             if self._settled_at is not None and not self._stopping():
                 due.append(self._settled_at)
             lingers = not self.over and not self._reasons and not self.stop
-            if self._linger_until is not None and lingers:
+            if lingers and self._linger_until and self._linger_until > time.monotonic():
                 due.append(self._linger_until)
         return min(due) - time.monotonic()
 
@@ -116,7 +119,7 @@ class Leader(Link):
             other = theirs.get("versions", {}).get(name)
             if other != version:
                 leader = self.terms.leader
-                text = f"{name} is {version} on {leader} and {other or 'missing'} on {host}"
+                text = f"{name} is {version or 'missing'} on {leader} and {other or 'missing'} on {host}"
                 self._blame(_different(host, text), LOST_WEIGHT)
         if own["kind"] != theirs.get("kind"):
             text = f"{self.terms.leader} runs {own['kind']} and {host} {theirs.get('kind')}"
@@ -195,11 +198,13 @@ class Leader(Link):
             self._interfaces[host] = str(message.get("interface", ""))
         elif kind == "finished":
             self._finished.add(host)
+            if message["began"]:
+                self._began.add(host)
         elif kind == "failed":
             self._blame(Failure.from_dict(message["failure"]), int(message["weight"]))
             self._finished.add(host)
         elif kind == "stopped" and self.stop is None:
-            reason = str(message["reason"])
+            reason, self._stopped_on = str(message["reason"]), host
             # Not said back to who said it first.
             self.stop = reason if host == self.terms.current else f"{reason} on {host}"
             shown = self.stop if host != self.terms.current else f"{reason} on {host}"
@@ -229,6 +234,9 @@ class Leader(Link):
             self.going = {"type": "go", "ports": self._ports, "interfaces": self._interfaces}
             self._broadcast(self.going)
             self._changed()
+        if self.stop and not self._reasons and self._all_finished() and not self._began:
+            reason = self.stop.removesuffix(f" on {self._stopped_on}")
+            self._blame(never_began(reason, self._stopped_on), LOST_WEIGHT)
         if self._reasons and self.failure is None and self._settled():
             failure = min(self._reasons, key=lambda reason: reason[:2])[2]
             self._broadcast({"type": "abort", "failure": failure.as_dict()})
@@ -264,7 +272,8 @@ class Leader(Link):
             return False  # after a request to stop each host has its grace
         if self._linger_until is None:
             self._linger_until = time.monotonic() + self.terms.linger_seconds
-        return time.monotonic() >= self._linger_until
+        late = time.monotonic() >= self._linger_until
+        return late and all(host in self._finished for host in self.terms.awaited)
 
     def _broadcast(self, message: dict[str, Json]) -> None:
         for host in list(self._peers):

@@ -139,6 +139,16 @@ def test_the_others_may_linger_when_the_leader_has_finished(hosts: Hosts, second
     hosts.all(lambda link: link.over, "all are over")
 
 
+def test_a_host_that_is_awaited_is_not_hastened(hosts: Hosts) -> None:
+    one, two, three = hosts.start(linger_seconds=0.0, awaited=(THREE,))
+    one.finished()
+    threading.Event().wait(0.5)
+    assert not any(link.over for link in (one, two, three))
+    assert busy_seconds(0.5) < 0.25
+    three.finished()
+    hosts.all(lambda link: link.over, "all are over, the second as well")
+
+
 def test_a_host_that_comes_late_learns_what_has_happened(hosts: Hosts) -> None:
     for host in HOSTS[:2]:
         hosts.add(terms(host)).ready({})
@@ -357,6 +367,25 @@ def test_after_a_request_to_stop_nobodys_end_is_hastened(hosts: Hosts) -> None:
     three.finished()
     assert hosts.failure().status == 143
     hosts.leave()
+
+
+def test_a_stop_before_any_script_began_is_no_success(hosts: Hosts) -> None:
+    links = hosts.start()
+    links[1].stopped("SIGTERM")
+    for link in links:
+        link.finished(began=False)
+    failure = hosts.failure()
+    assert (failure.name, failure.status, failure.host) == ("StoppedError", 143, TWO)
+    assert failure.message == "stopped by SIGTERM before the script started"
+
+
+def test_a_stop_that_one_script_has_seen_is_its_hosts_success(hosts: Hosts) -> None:
+    links = hosts.start()
+    links[1].stopped("SIGTERM")
+    for link in links:
+        link.finished(began=link is links[2])
+    hosts.all(lambda link: link.over, "all are over")
+    assert not any(link.failure for link in links)
 
 
 def test_after_a_request_to_stop_hosts_that_end_well_make_a_job_that_did(hosts: Hosts) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import sys
@@ -117,6 +118,83 @@ def test_a_torchrun_that_cannot_start_is_named(cluster: Cluster, tmp_path: Path)
     assert set(statuses(results)) == {1}, logs(results)
     assert "the torchrun ended with exit code 1" in cluster.bases[0].failure()
     assert b"no!" in b"".join(result.err for result in results)
+
+
+HANGS = "import signal\nsignal.pause()\n"
+ENDS_RANKS = """
+import subprocess, sys, time
+words = sys.argv[sys.argv.index("--no_python") + 1:]
+import os
+rank = subprocess.Popen(words, env={**os.environ, "RANK": "7", "LOCAL_RANK": "0", "WORLD_SIZE": "8",
+    "MASTER_ADDR": "x"})
+while not os.path.exists(os.path.join(os.environ["SM_OUTPUT_DATA_DIR"], "7")):
+    time.sleep(0.05)
+rank.kill()
+"""
+
+
+def launcher(cluster: Cluster, tmp_path: Path, text: str) -> Cluster:
+    (tmp_path / "bin" / "torchrun").write_text(f"#!{sys.executable}\n{text}")
+    return cluster
+
+
+@pytest.mark.parametrize("at", [0, 1])
+def test_a_stop_while_torchrun_starts_is_no_success(
+    cluster: Cluster, tmp_path: Path, at: int
+) -> None:
+    launcher(cluster, tmp_path, HANGS).script(SCRIPT).start()
+    for running in cluster.running.values():
+        eventually(lambda r=running: b"torchrun:" in r.err, "torchrun is started", 60)
+    cluster.running[at].send(signal.SIGTERM)
+    results = cluster.wait()
+    assert set(statuses(results)) == {143}, logs(results)
+    found = cluster.failures()
+    assert found["host"] == cluster.hosts[at].name
+    assert found["message"] == "stopped by SIGTERM before the script started"
+    assert not any(base.path("output/success").exists() for base in cluster.bases)
+
+
+def test_a_launch_that_takes_too_long_is_told_of_and_fails(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    launcher(cluster, tmp_path, HANGS).script(SCRIPT)
+    results = cluster.start(SM_RUNTIME_PEER_WAIT_SECONDS="11").wait()
+    assert set(statuses(results)) == {1}, logs(results)
+    assert "no rank has begun in 11 s" in cluster.failures()["message"]
+    assert "waiting for torchrun" in results[0].log
+
+
+def test_the_time_limit_counts_while_ranks_are_launched(cluster: Cluster, tmp_path: Path) -> None:
+    launcher(cluster, tmp_path, HANGS).script(SCRIPT)
+    request = {"StoppingCondition": {"MaxRuntimeInSeconds": 2}}
+    results = cluster.start(SM_RUNTIME_JOB=json.dumps(request)).wait()
+    assert set(statuses(results)) == {143}, logs(results)
+    assert "stopped by MaxRuntimeInSeconds (2 s)" in cluster.failures()["message"]
+
+
+def test_a_launcher_that_ends_ranks_and_ends_well_has_failed(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    cluster.bases[0].path("input/config/resourceconfig.json").unlink()
+    base = launcher(cluster, tmp_path, ENDS_RANKS).script(SCRIPT).bases[0]
+    result = base.run()
+    assert result.status == 1, result.log
+    found = base.failure_json()
+    assert found["rank"] == 7
+    assert found["message"] == "torchrun ended the rank, for a reason that it does not give"
+
+
+def test_ranks_that_fail_with_their_output_held_open_delay_nobody(cluster: Cluster) -> None:
+    text = """
+import os, subprocess, sys
+subprocess.Popen(["sleep", "100"], start_new_session=True)
+raise KeyError(os.environ["RANK"])
+"""
+    results = cluster.script(text).start().wait()
+    assert set(statuses(results)) == {1}, logs(results)
+    found = cluster.failures()
+    assert (found["class"], found["message"]) == ("KeyError", f"'{found['rank']}'")
+    assert found["last_lines"][-1] == f"KeyError: '{found['rank']}'"
 
 
 def _rank_3(cluster: Cluster) -> int:
