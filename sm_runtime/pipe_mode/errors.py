@@ -3,14 +3,21 @@
 from __future__ import annotations
 
 
-class PipeModeDatasetException(Exception):
-    """A channel cannot be read in Pipe mode, or an argument says something impossible."""
+class PipeError(Exception):
+    """A channel cannot be read in Pipe mode: ``str()`` says why."""
 
 
-class BrokenRecord(Exception):
-    """The bytes of an epoch are no records; ``offset_bytes`` counts from the epoch's start."""
+class PipeModeDatasetException(PipeError):
+    """The same, or an argument says something impossible, told by ``PipeModeDataset``'s rules."""
+
+
+class CorruptedError(Exception):
+    """The bytes are no records; ``offset_bytes`` counts from the start of what was read."""
 
     def __init__(self, reason: str, offset_bytes: int) -> None:
         self.reason = reason
         self.offset_bytes = offset_bytes
-        super().__init__(f"{reason} (byte {offset_bytes} of the epoch)")
+        super().__init__(f"byte {offset_bytes}: {reason}")
+
+
+BrokenRecord = CorruptedError

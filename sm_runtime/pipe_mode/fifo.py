@@ -26,6 +26,7 @@ class Fifo:
         self.path = path
         self._file = -1
         self._first = b""
+        self._stopped = False
         self._stop = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
         self._poll = select.poll()
         self._poll.register(self._stop, select.POLLIN)
@@ -77,18 +78,24 @@ class Fifo:
 
         None: nothing came within ``seconds``. Raises Stopped and OSError.
         """
+        if self._stopped:
+            raise Stopped
         if self._first:
             buffer[:1], self._first = self._first, b""
             return 1
-        if not self.wait(seconds):
-            return None
+        try:
+            return os.readv(self._file, [buffer])
+        except BlockingIOError:
+            if not self.wait(seconds):
+                return None
         try:
             return os.readv(self._file, [buffer])
         except BlockingIOError:
             return None
 
     def stop(self) -> None:
-        """Make whoever waits in another thread raise Stopped."""
+        """Make whoever reads in another thread raise Stopped."""
+        self._stopped = True
         os.eventfd_write(self._stop, 1)
 
     def close(self) -> None:

@@ -1,157 +1,198 @@
 """Where records begin and end in a buffer, for each of the three formats.
 
-RecordIO: ``0xced7230a``, a length with a flag in its upper 3 bits (1, 2 and 3: first, middle and
-last part of a record), the payload, padding to 4 bytes; all little endian (dmlc-core,
-``recordio.h``). TFRecord: length (8 bytes), masked CRC-32C of it, data, masked CRC-32C of the data
-(TensorFlow guide, "TFRecord"). TextLine: up to ``\\n``, which is dropped; ``\\r`` stays.
+RecordIO: ``0xced7230a``, a word with the length in its lower 29 bits and a flag in its upper 3
+(0: a whole record; 1, 2 and 3: its first, middle and last part), the payload, padding to 4 bytes;
+all little endian (dmlc-core, ``recordio.h``). TFRecord: length (8 bytes), masked CRC-32C of it,
+data, masked CRC-32C of the data (TensorFlow guide, "TFRecord"). TextLine: up to ``\\n``, which is
+dropped; ``\\r`` stays.
 """
 
 from __future__ import annotations
 
 import struct
-from collections.abc import Callable
+from array import array
 
-from sm_runtime.frozen import dataclass
-from sm_runtime.pipe_mode.errors import BrokenRecord
+from sm_runtime.pipe_mode.crc import masked_crc32c
+from sm_runtime.pipe_mode.errors import CorruptedError
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from typing import Protocol, TypeVar
+
+    Data = TypeVar("Data", bytes, memoryview)
+    Ends = array[int]
+    """The offset behind each record that is complete."""
+
+    class Framing(Protocol):
+        """How one format is cut into records, from the start of a stream on."""
+
+        name: str
+
+        def scan(self, data: memoryview, start: int, ends: Ends) -> int:
+            """Append the ends of the records from ``start`` on.
+
+            Returns how many bytes the record behind them has, 0 where that is unknown. Raises
+            CorruptedError, whose offset is one of ``data``; the records before it are in ``ends``.
+            """
+
+        def cut(self, data: bytes, start: int, ends: Ends) -> list[bytes]:
+            """Return the payloads of the records from ``start`` on, as slices of ``data``."""
+
 
 MAGIC = 0xCED7230A
-HEADER = struct.Struct("<Q").unpack_from
-WORDS = struct.Struct("<II").unpack_from
-WORD = struct.Struct("<I").unpack_from
-
-Ends = list[int]
-"""The offset behind each record that is complete."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Framing:
-    """How one format is cut into records."""
-
-    scan: Callable[[memoryview, int, Ends], int]
-    """Appends the ends of the records from an offset on; returns the bytes that the record behind
-    them needs from its start, as far as is known (0: unknown). Raises BrokenRecord."""
-    cut: Callable[[memoryview, int, Ends], list[bytes]]
-    """Returns the payloads of the records from an offset on, whose ends are given."""
+_WORDS = struct.Struct("<II").unpack_from
+_HEAD = struct.Struct("<QI").unpack_from
+_RUN = 32
+_RUN_BYTES = 2**20
+_KNOWN = 4096
 
 
-def scan_tfrecord(data: memoryview, start: int, ends: Ends) -> int:
-    """Find TFRecords by their lengths; a length that leads astray is checked by its CRC."""
-    size, add = len(data), ends.append
-    first = start
-    while start + 12 <= size:
-        end: int = start + HEADER(data, start)[0] + 16
-        if end > size:
-            # Nobody waits for a record whose length is wrong: one of these headers says so.
-            _check_headers(data, first, start, ends)
-            return end - start
-        start = end
-        add(end)
-    return 0
+class TFRecords:
+    """TFRecords: the CRCs of lengths are checked, and with ``check_data`` those of the data."""
+
+    name = "TFRecord"
+
+    def __init__(self, *, check_data: bool = False) -> None:
+        self._check_data = check_data
+        self._sums: dict[int, int] = {}
+        self._run_length = -1
+        self._run = struct.Struct("")
+        self._same: tuple[int, ...] = ()
+
+    def scan(self, data: memoryview, start: int, ends: Ends) -> int:
+        """Find TFRecords by their lengths; see ``Framing.scan``."""
+        size, add, known = len(data), ends.append, self._sums.get
+        before, alike = -1, 0
+        while size - start >= 12:
+            length, checksum = _HEAD(data, start)
+            if known(length) != checksum:
+                self._check(length, checksum, start)
+            end: int = start + length + 16
+            if end > size:
+                return end - start
+            if self._check_data and not _is_sound(data[start + 12 : end]):
+                raise CorruptedError("CRC check on data failed.", start)
+            add(end)
+            start = end
+            alike = alike + 1 if length == before else 0
+            before = length
+            if alike == 4:
+                start = self._skip_alike(data, start, length, checksum, ends)
+                alike = 0
+        return 0
+
+    def _check(self, length: int, checksum: int, start: int) -> None:
+        """Compare the checksum of a length, and remember it: most records are of a few lengths."""
+        if masked_crc32c(length.to_bytes(8, "little")) != checksum:
+            raise CorruptedError("CRC check on header failed.", start)
+        if len(self._sums) >= _KNOWN:
+            self._sums.clear()
+        self._sums[length] = checksum
+
+    def _skip_alike(
+        self, data: memoryview, start: int, length: int, checksum: int, ends: Ends
+    ) -> int:
+        """Find records of one length many at a time, as long as they are; return where they end."""
+        step = length + 16
+        whole = _RUN * step
+        if whole > _RUN_BYTES or self._check_data:
+            return start
+        if self._run_length != length:
+            self._run = struct.Struct("<" + f"QI{length + 4}x" * _RUN)
+            self._run_length, self._same = length, (length, checksum) * _RUN
+        unpack, same, size = self._run.unpack_from, self._same, len(data)
+        while size - start >= whole and unpack(data, start) == same:
+            ends.extend(range(start + step, start + whole + 1, step))
+            start += whole
+        return start
+
+    def cut(self, data: Data, start: int, ends: Ends) -> list[Data]:
+        """Return the data of the records; see ``Framing.cut``."""
+        begins = (start, *ends)
+        return [data[a + 12 : b - 4] for a, b in zip(begins, ends, strict=False)]
 
 
-def _check_headers(data: memoryview, first: int, last: int, ends: Ends) -> None:
-    if _header_is_good(data, last):
-        return
-    good = first
-    kept = len(ends) - sum(1 for end in ends if end > first)
-    for count, start in enumerate((first, *ends[kept:])):
-        if not _header_is_good(data, start):
-            del ends[kept + count :]
-            good = start
-            break
-    raise BrokenRecord("CRC check on header failed.", good)
+def _is_sound(data: memoryview) -> bool:
+    return masked_crc32c(data[:-4]).to_bytes(4, "little") == data[-4:]
 
 
-def _header_is_good(data: memoryview, start: int) -> bool:
-    stored: int = WORD(data, start + 8)[0]
-    return masked_crc32c(data[start : start + 8]) == stored
+class RecordIO:
+    """RecordIO: the parts of one record are put together with ``join`` between them."""
+
+    name = "RecordIO"
+
+    def __init__(self, join: bytes = b"") -> None:
+        self._join = join
+
+    def scan(self, data: memoryview, start: int, ends: Ends) -> int:
+        """Find records, those of several parts as well; see ``Framing.scan``."""
+        size, inside = len(data), False
+        at: int = start
+        while at + 8 <= size:
+            magic, word = _WORDS(data, at)
+            if magic != MAGIC:
+                raise CorruptedError(f"Invalid magic number: {magic}.", at)
+            flag, length = word >> 29, word & 0x1FFFFFFF
+            if flag > 3 or (flag in (2, 3)) != inside:
+                raise CorruptedError(f"part {flag} of a record is out of order.", at)
+            at += 8 + (length + 3 & ~3)
+            if at > size:
+                return at - start
+            inside = flag in (1, 2)
+            if not inside:
+                start = at
+                ends.append(at)
+        if inside:
+            return at + 8 - start
+        head = bytes(data[at : at + 4])
+        if head != MAGIC.to_bytes(4, "little")[: len(head)]:
+            raise CorruptedError("Invalid magic number, or a record's start is cut off.", at)
+        return 8
+
+    def cut(self, data: Data, start: int, ends: Ends) -> list[Data]:
+        """Return the payloads; see ``Framing.cut``. One of several parts is a copy."""
+        records = []
+        for end in ends:
+            word = _WORDS(data, start)[1]
+            if word >> 29 == 0:
+                records.append(data[start + 8 : start + 8 + word])
+            else:
+                records.append(type(data)(self._joined(data, start, end)))
+            start = end
+        return records
+
+    def _joined(self, data: bytes | memoryview, start: int, end: int) -> bytes:
+        parts = []
+        while start < end:
+            length = _WORDS(data, start)[1] & 0x1FFFFFFF
+            parts.append(data[start + 8 : start + 8 + length])
+            start += 8 + (length + 3 & ~3)
+        return self._join.join(parts)
 
 
-def cut_tfrecord(data: memoryview, start: int, ends: Ends) -> list[bytes]:
-    """Return the data of the records; the CRC of the data is not looked at."""
-    whole = bytes(data[start : ends[-1]])
-    records, begin = [], 0
-    for end in ends:
-        stop = end - start
-        records.append(whole[begin + 12 : stop - 4])
-        begin = stop
-    return records
+class Lines:
+    r"""Lines, without their ``\n``; the last one may lack it."""
+
+    name = "TextLine"
+
+    def __init__(self) -> None:
+        self._start, self._looked = -1, 0
+
+    def scan(self, data: memoryview, start: int, ends: Ends) -> int:
+        """Find the end of the last line: which there are is found when they are cut."""
+        # A line that is long comes in many pieces: each is looked at once.
+        begin = self._looked if start == self._start else start
+        last = bytes(data[begin:]).rfind(b"\n")
+        if last >= 0:
+            ends.append(begin + last + 1)
+        self._start, self._looked = (start, len(data)) if last < 0 else (-1, 0)
+        return 0
+
+    def cut(self, data: Data, start: int, ends: Ends) -> list[bytes]:
+        r"""Return the lines; see ``Framing.cut``. They are copies."""
+        return bytes(data[start : ends[-1] - 1]).split(b"\n")
 
 
-def scan_recordio(data: memoryview, start: int, ends: Ends) -> int:
-    """Find RecordIO records, those of several parts as well."""
-    size, at = len(data), start
-    while at + 8 <= size:
-        magic, word = WORDS(data, at)
-        if magic != MAGIC:
-            raise BrokenRecord(f"Invalid magic number: {magic}.", at)
-        length: int = word & 0x1FFFFFFF
-        at += 8 + (length + 3 & ~3)
-        if at > size:
-            return at - start
-        if word >> 29 in (0, 3):
-            start = at
-            ends.append(at)
-    if at == start and size > at and bytes(data[at : at + 4]) != b"\x0a\x23\xd7\xce"[: size - at]:
-        raise BrokenRecord("Invalid magic number, or a record's start is cut off.", at)
-    return at + 8 - start
-
-
-def cut_recordio(data: memoryview, start: int, ends: Ends) -> list[bytes]:
-    """Return the payloads; the parts of one record are put together as they are."""
-    whole = bytes(data[start : ends[-1]])
-    records, at = [], 0
-    for end in ends:
-        word = WORDS(whole, at)[1]
-        if word >> 29 == 0:
-            records.append(whole[at + 8 : at + 8 + word])
-        else:
-            parts = []
-            while at < end - start:
-                length = WORDS(whole, at)[1] & 0x1FFFFFFF
-                parts.append(whole[at + 8 : at + 8 + length])
-                at += 8 + (length + 3 & ~3)
-            records.append(b"".join(parts))
-        at = end - start
-    return records
-
-
-def scan_text(data: memoryview, start: int, ends: Ends) -> int:
-    """Find the last end of a line: which lines there are is found when they are cut."""
-    last = bytes(data[start:]).rfind(b"\n")
-    if last >= 0:
-        ends.append(start + last + 1)
-    return 0
-
-
-def cut_text(data: memoryview, start: int, ends: Ends) -> list[bytes]:
-    """Return the lines without their ``\\n``."""
-    return bytes(data[start : ends[-1] - 1]).split(b"\n")
-
-
-FRAMINGS = {
-    "RecordIO": Framing(scan=scan_recordio, cut=cut_recordio),
-    "TFRecord": Framing(scan=scan_tfrecord, cut=cut_tfrecord),
-    "TextLine": Framing(scan=scan_text, cut=cut_text),
-}
-
-
-def _crc32c_table() -> tuple[int, ...]:
-    table = []
-    for byte in range(256):
-        for _ in range(8):
-            byte = byte >> 1 ^ (0x82F63B78 if byte & 1 else 0)
-        table.append(byte)
-    return tuple(table)
-
-
-CRC32C = _crc32c_table()
-
-
-def masked_crc32c(data: bytes | memoryview) -> int:
-    """Return the CRC-32C (Castagnoli) of ``data``, masked as TFRecords hold it."""
-    crc, table = 0xFFFFFFFF, CRC32C
-    for byte in data:
-        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
-    crc ^= 0xFFFFFFFF
-    return (crc >> 15 | crc << 17) + 0xA282EAD8 & 0xFFFFFFFF
+def framing(record_format: str) -> Framing:
+    """Return the framing of ``RecordIO``, ``TFRecord`` or ``TextLine``."""
+    return {kind.name: kind for kind in (RecordIO, TFRecords, Lines)}[record_format]()

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
+from sm_runtime.pipe_mode.cutting import records
+from sm_runtime.pipe_mode.epochs import take_epoch
 from sm_runtime.pipe_mode.errors import PipeModeDatasetException
+from sm_runtime.pipe_mode.fifo import Fifo
+from sm_runtime.pipe_mode.framing import framing
 from sm_runtime.pipe_mode.settings import FORMATS, Settings, check_channel
-from sm_runtime.pipe_mode.stream import Stream
 
 
 def read_records(
@@ -23,7 +27,7 @@ def read_records(
     The arguments and the state are those of ``PipeModeDataset``: both can be used in turns. The
     epoch is taken with the first record; to close the iterator early ends it. Of TFRecords the
     CRCs of the data are not checked. Raises PipeModeDatasetException and FileNotFoundError at
-    once; with the records come BrokenRecord, TimeoutError, ValueError and OSError.
+    once; with the records come CorruptedError, TimeoutError, ValueError and OSError.
     """
     if record_format not in FORMATS:
         raise PipeModeDatasetException(f"Invalid record format: {record_format}")
@@ -40,6 +44,10 @@ def read_records(
 
 
 def _records(settings: Settings) -> Iterator[bytes]:
-    with Stream(settings) as stream:
-        for segment in stream.segments():
-            yield from segment.records()
+    epoch = take_epoch(settings.state_dir, settings.channel)
+    fifo = Fifo(os.path.join(settings.pipe_dir, f"{settings.channel}_{epoch}"))
+    try:
+        fifo.open(settings.timeout_seconds)
+        yield from records(fifo, framing(settings.record_format))
+    finally:
+        fifo.close()

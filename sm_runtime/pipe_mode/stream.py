@@ -11,21 +11,23 @@ import mmap
 import os
 import threading
 import time
-from collections.abc import Iterator
+from array import array
 from queue import SimpleQueue
 
 from sm_runtime.pipe_mode.epochs import take_epoch
-from sm_runtime.pipe_mode.errors import BrokenRecord
+from sm_runtime.pipe_mode.errors import CorruptedError
 from sm_runtime.pipe_mode.fifo import Fifo, Stopped
-from sm_runtime.pipe_mode.framing import FRAMINGS, Ends
+from sm_runtime.pipe_mode.framing import framing
 from sm_runtime.pipe_mode.settings import Settings
 
 BUFFER_BYTES = 2 * 2**20
 """Grows where one record is larger."""
 BUFFERS = 3
-ENOUGH_BYTES = 2**19
+ENOUGH_BYTES = 2**20
 """A reader that waits gets so much, and less where nothing more comes for GATHER_SECONDS."""
 GATHER_SECONDS = 0.002
+LEAD_BYTES = 16
+"""Room before the first record, and behind the last, for whoever hands the segment on."""
 
 
 class Buffer:
@@ -37,20 +39,24 @@ class Buffer:
         os.ftruncate(self.file, size_bytes)
         self.view = memoryview(mmap.mmap(self.file, size_bytes))
 
+    @property
+    def path(self) -> str:
+        """A path at which other code of this process finds the file."""
+        return f"/proc/self/fd/{self.file}"
+
     def __del__(self) -> None:
         os.close(self.file)
 
 
 class Segment:
-    """Whole records: ``data[:ends[-1]]``."""
+    """Whole records: ``view[LEAD_BYTES : ends[-1]]``."""
 
-    def __init__(self, record_format: str, buffer: Buffer, offset_bytes: int) -> None:
-        self.framing = FRAMINGS[record_format]
+    def __init__(self, buffer: Buffer, offset_bytes: int) -> None:
         self.buffer = buffer
         self.offset_bytes = offset_bytes
-        """Where in the epoch its first byte was."""
-        self.ends: Ends = []
-        self.size_bytes = 0
+        """Where in the epoch the first byte of ``view`` would be."""
+        self.ends: array[int] = array("q")
+        self.size_bytes = LEAD_BYTES
         """With the beginning of the next record, which belongs to the next segment."""
         self.read_ns = 0
         self.problem: Exception | None = None
@@ -58,28 +64,36 @@ class Segment:
         self.last = False
 
     @property
-    def data(self) -> memoryview:
-        """The bytes of its records."""
-        return self.buffer.view[: self.ends[-1]]
+    def view(self) -> memoryview:
+        """The memory; it may be written to."""
+        return self.buffer.view
 
-    def records(self) -> list[bytes]:
-        """Return the payloads of the records."""
-        return self.framing.cut(self.data, 0, self.ends)
+    @property
+    def end(self) -> int:
+        """Where the last record ends."""
+        return self.ends[-1] if self.ends else LEAD_BYTES
 
+    @property
     def path(self) -> str:
-        """Return a path at which other code of this process finds ``data``, and bytes behind it."""
-        return f"/proc/self/fd/{self.buffer.file}"
+        """A path at which other code of this process finds the memory as a file."""
+        return self.buffer.path
+
+    def make_room(self, size_bytes: int) -> None:
+        """See that the buffer holds ``size_bytes``, or replace it by a larger one."""
+        old, size_bytes = self.buffer, size_bytes + LEAD_BYTES
+        if size_bytes <= old.size_bytes:
+            return
+        self.buffer = Buffer(max(size_bytes, 2 * old.size_bytes))
+        self.view[: self.size_bytes] = old.view[: self.size_bytes]
 
     def released(self) -> Buffer:
         """Return the buffer, for use by another segment."""
         buffer = self.buffer
-        if buffer.size_bytes > BUFFER_BYTES:
-            return Buffer(BUFFER_BYTES)
-        return buffer
+        return buffer if buffer.size_bytes <= BUFFER_BYTES else Buffer(BUFFER_BYTES)
 
 
 class Stream:
-    """One epoch of a channel: iterate over it once, then close it."""
+    """One epoch of a channel: take its segments, then close it."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -87,44 +101,49 @@ class Stream:
         self.path = os.path.join(settings.pipe_dir, f"{settings.channel}_{self.epoch}")
         self.read_ns = 0
         self.read_bytes = 0
+        self.framing = framing(settings.record_format)
         self._fifo = Fifo(self.path)
         self._full: SimpleQueue[Segment] = SimpleQueue()
         self._free: SimpleQueue[Buffer | None] = SimpleQueue()
+        self._taken: Segment | None = None
         self._thread = threading.Thread(target=self._read_all, name=self.path, daemon=True)
 
     def __enter__(self) -> Stream:
+        for _ in range(BUFFERS):
+            self._free.put(Buffer(BUFFER_BYTES))
+        self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._fifo.stop()
         self._free.put(None)
-        if self._thread.ident is not None:
-            self._thread.join()
+        self._thread.join()
         self._fifo.close()
 
-    def segments(self) -> Iterator[Segment]:
-        """Yield the segments; each is valid until the next one is asked for.
+    def take(self, seconds: float | None = None) -> Segment | None:
+        """Return the next segment, or None at the end; it is valid until the next one is asked for.
 
-        Raises BrokenRecord at the place where the bytes are no records, TimeoutError where no
-        writer came, ValueError where there is no FIFO, and OSError.
+        Raises ``queue.Empty`` where there is none after ``seconds``, CorruptedError at the place
+        where the bytes are no records, TimeoutError where no writer came, ValueError where there
+        is no FIFO, and OSError.
         """
-        for _ in range(BUFFERS):
-            self._free.put(Buffer(BUFFER_BYTES))
-        self._thread.start()
-        while True:
-            segment = self._full.get()
-            if segment.ends:
-                yield segment
-            if segment.problem:
-                raise segment.problem
-            if segment.last:
-                return
-            self._free.put(segment.released())
+        before = self._taken
+        if before and not (before.problem or before.last):
+            self._taken = None
+            self._free.put(before.released())
+            before = None
+        if before is None:
+            before = self._taken = self._full.get(timeout=seconds)
+            if before.ends:
+                return before
+        if before.problem:
+            raise before.problem
+        return None if before.last else self.take(seconds)
 
     def _read_all(self) -> None:
-        carried, offset, opened = b"", 0, False
+        carried, offset, opened = b"", -LEAD_BYTES, False
         while (buffer := self._free.get()) is not None:
-            segment = Segment(self._settings.record_format, buffer, offset)
+            segment = Segment(buffer, offset)
             try:
                 if not opened:
                     self._fifo.open(self._settings.timeout_seconds)
@@ -134,24 +153,24 @@ class Stream:
                 return
             except Exception as error:  # it is raised where the records are asked for
                 segment.problem = error
-            end = segment.ends[-1] if segment.ends else 0
-            carried = bytes(segment.buffer.view[end : segment.size_bytes])
-            offset += end
+            carried = bytes(segment.view[segment.end : segment.size_bytes])
+            offset += segment.end - LEAD_BYTES
+            ended = segment.last or segment.problem is not None
             self._full.put(segment)
-            if segment.problem or segment.last:
+            if ended:
                 return
 
     def _fill(self, segment: Segment, carried: bytes) -> None:
-        need = len(carried) + 1
-        _make_room(segment, need)
-        segment.buffer.view[: len(carried)] = carried
-        segment.size_bytes = len(carried)
+        segment.make_room(LEAD_BYTES + len(carried) + 1)
+        segment.view[LEAD_BYTES : LEAD_BYTES + len(carried)] = carried
+        segment.size_bytes += len(carried)
+        need = self._scan(segment) if carried else 0
         while not (segment.last or self._is_enough(segment)):
-            start = segment.ends[-1] if segment.ends else 0
-            _make_room(segment, max(start + need, segment.size_bytes + 1))
+            segment.make_room(max(segment.end + need, segment.size_bytes + 1))
             began = time.perf_counter_ns()
             seconds = GATHER_SECONDS if segment.ends else None
-            got = self._fifo.readinto(segment.buffer.view[segment.size_bytes :], seconds)
+            room = segment.view[segment.size_bytes : -LEAD_BYTES]
+            got = self._fifo.readinto(room, seconds)
             spent = time.perf_counter_ns() - began
             segment.read_ns += spent
             self.read_ns += spent
@@ -162,7 +181,8 @@ class Stream:
             self.read_bytes += got
             segment.size_bytes += got
             segment.last = not got
-            need = self._scan(segment, start)
+            if got:
+                need = self._scan(segment)
         if segment.last:
             self._finish(segment)
 
@@ -172,33 +192,23 @@ class Stream:
         wanted = ENOUGH_BYTES if self._full.empty() else segment.buffer.size_bytes * 3 // 4
         return segment.size_bytes >= wanted
 
-    def _scan(self, segment: Segment, start: int) -> int:
+    def _scan(self, segment: Segment) -> int:
         try:
-            data = segment.buffer.view[: segment.size_bytes]
-            return segment.framing.scan(data, start, segment.ends)
-        except BrokenRecord as error:
+            data = segment.view[: segment.size_bytes]
+            return self.framing.scan(data, segment.end, segment.ends)
+        except CorruptedError as error:
             at = segment.offset_bytes + error.offset_bytes
-            raise BrokenRecord(error.reason, at) from None
+            raise CorruptedError(error.reason, at) from None
 
     def _finish(self, segment: Segment) -> None:
-        start = segment.ends[-1] if segment.ends else 0
-        left = segment.size_bytes - start
+        left = segment.size_bytes - segment.end
         if left and self._settings.record_format == "TextLine":
-            _make_room(segment, segment.size_bytes + 1)
-            segment.buffer.view[segment.size_bytes] = ord("\n")
+            segment.make_room(segment.size_bytes + 1)
+            segment.view[segment.size_bytes] = ord("\n")
             segment.size_bytes += 1
             segment.ends.append(segment.size_bytes)
         elif left:
-            at = segment.offset_bytes + start
-            raise BrokenRecord(
+            at = segment.offset_bytes + segment.end
+            raise CorruptedError(
                 f"Truncated record: the epoch ends {left} bytes after its start.", at
             )
-
-
-def _make_room(segment: Segment, size_bytes: int) -> None:
-    """See that the buffer holds ``size_bytes``: one that does not is replaced by a larger one."""
-    old = segment.buffer
-    if size_bytes <= old.size_bytes:
-        return
-    segment.buffer = Buffer(max(size_bytes, 2 * old.size_bytes))
-    segment.buffer.view[: segment.size_bytes] = old.view[: segment.size_bytes]

@@ -174,6 +174,25 @@ def test_an_iterator_that_is_dropped_closes_its_fifo(
     eventually(lambda: pipes.closed_early == ["train_0"], "the FIFO's end", 60)
 
 
+@pytest.mark.parametrize("size", [10, 100_000])
+def test_an_iterator_is_dropped_while_nothing_comes(
+    dataset: Any, pipes: Pipes, tfrecords: Any, size: int
+) -> None:
+    more = threading.Event()
+    pipes.feed("train", tfrecords([b"x" * size]), (more, b"more"))
+    records = dataset("TFRecord").as_numpy_iterator()
+    assert len(next(records)) == size
+    del records
+    eventually(lambda: not of_channels(), "the end of the thread", 60)
+    more.set()
+    pipes.join()
+    assert pipes.closed_early == ["train_0"]
+
+
+def of_channels() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if "train_" in thread.name]
+
+
 def test_no_thread_and_no_file_is_left(dataset: Any, pipes: Pipes) -> None:
     pipes.feed("train", *[numbered(100)] * 12)
     lines = dataset("TextLine")
@@ -184,7 +203,7 @@ def test_no_thread_and_no_file_is_left(dataset: Any, pipes: Pipes) -> None:
     values(lines)
     pipes.join()
     eventually(lambda: len(os.listdir("/proc/self/fd")) <= before, "closed files", 60)
-    assert not [thread for thread in threading.enumerate() if "train_" in thread.name]
+    assert not of_channels()
 
 
 @pytest.mark.parametrize(
@@ -217,7 +236,7 @@ def fails(tf: Any, dataset: Any, good: int, problem: str) -> None:
     [
         (38 + 3, 0, 2, r"CRC check on header failed\. Channel train, epoch 0, byte 38"),
         (38 + 3, 1, 2, r"CRC check on header failed\. Channel train, epoch 0, byte 38"),
-        (38 + 13, 0, 2, "corrupted record"),
+        (38 + 13, 0, 2, r"CRC check on data failed\. Channel train, epoch 0, byte 38"),
         (None, 0, 4, r"Truncated.*byte 76"),
     ],
     ids=["header", "header, skipping", "data", "truncated"],
@@ -233,6 +252,28 @@ def test_a_broken_tfrecord_is_an_error(
         data[position] ^= 1
     pipes.feed("train", bytes(data))
     fails(tf, dataset("TFRecord", max_corrupted_records_to_skip=skip), good, problem)
+
+
+def test_a_large_tfrecord_that_is_broken_is_an_error(
+    tf: Any, dataset: Any, pipes: Pipes, tfrecords: Any
+) -> None:
+    data = bytearray(tfrecords([b"x" * 100_000] * 5))
+    data[200_100] ^= 1
+    pipes.feed("train", bytes(data), bytes(data[:-1]))
+    fails(tf, dataset("TFRecord"), 2, "corrupted record")
+    fails(tf, dataset("TFRecord", max_corrupted_records_to_skip=1), 3, "Truncated.*byte 400064")
+
+
+def test_tfrecords_of_any_lengths_arrive_whole(dataset: Any, pipes: Pipes, tfrecords: Any) -> None:
+    source = random.Random(2)
+    alike = [source.randbytes(100) for _ in range(50_000)]
+    mixed = [source.randbytes(source.randrange(200)) for _ in range(50_000)]
+    large = [source.randbytes(200_000) for _ in range(30)]
+    epochs = [[*alike, *large, *mixed], [*large, *mixed, *alike], []]
+    pipes.feed("train", *map(tfrecords, epochs))
+    made = dataset("TFRecord")
+    for records in epochs:
+        assert values(made) == records
 
 
 def test_corrupted_records_in_a_row_are_skipped_up_to_the_limit(

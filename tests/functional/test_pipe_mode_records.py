@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
+from sm_runtime.pipe_mode.crc import masked_crc32c
 from sm_runtime.pipe_mode.epochs import take_epoch
-from sm_runtime.pipe_mode.errors import BrokenRecord, PipeModeDatasetException
-from sm_runtime.pipe_mode.framing import masked_crc32c
+from sm_runtime.pipe_mode.errors import CorruptedError, PipeModeDatasetException
 from sm_runtime.pipe_mode.records import read_records
+from sm_runtime.records import tfrecord as read_tfrecords
 from tests.functional.pipes import RECORDIO, Pipes, numbered
 from tests.harness import eventually
 
@@ -61,9 +63,23 @@ def test_broken_input_names_its_byte(pipes: Pipes) -> None:
     pipes.feed("train", tfrecord(b"abc") + tfrecord(b"abc")[:-1])
     records = read_records("train", "TFRecord", **pipes.folders)
     assert next(records) == b"abc"
-    with pytest.raises(BrokenRecord, match="Truncated") as caught:
+    with pytest.raises(CorruptedError, match="ends inside a TFRecord") as caught:
         next(records)
     assert caught.value.offset_bytes == 19
+
+
+@pytest.mark.parametrize("bad", [0, 3, 4, 69, 70, 98, 99])
+def test_a_wrong_header_is_found_wherever_it_is(bad: int) -> None:
+    for records in ([b"alike"] * 100, [b"x" * (number % 7) for number in range(100)]):
+        encoded = [*map(tfrecord, records)]
+        at = sum(map(len, encoded[:bad]))
+        data = bytearray(b"".join(encoded))
+        assert list(read_tfrecords(io.BytesIO(data))) == records
+        data[at + 9] ^= 1
+        found = read_tfrecords(io.BytesIO(data))
+        assert [next(found) for _ in range(bad)] == records[:bad]
+        with pytest.raises(CorruptedError, match=f"byte {at}: CRC check on header failed"):
+            next(found)
 
 
 def test_wrong_arguments_are_refused_at_once(pipes: Pipes) -> None:
