@@ -41,7 +41,6 @@ class Inputs:
         self._supervisor, self._timeline, self._fail = supervisor, timeline, fail
         self._syncs: Syncs | None = sync.open_syncs(job, variables)
         self._placed = False
-        self._signalled_at: float | None = None
         self._error: BaseException | None = None
         self._opened = ExitStack()
 
@@ -97,8 +96,6 @@ class Inputs:
 
     def _hurry(self) -> None:
         """A signal asks for a stop while the script runs."""
-        if self._signalled_at is None:
-            self._signalled_at = time.monotonic()
         if self._syncs is not None:
             self._syncs.hurry()
 
@@ -107,11 +104,8 @@ class Inputs:
 
         Only a signal is followed by another one that kills: what asks for a stop here can wait.
         """
-        if self._signalled_at is None:
-            if not (self._supervisor.stopped_by or "").startswith("SIG"):
-                return float("inf")
-            self._signalled_at = time.monotonic()
-        return self._signalled_at + self._job.stop_seconds
+        signalled_at = self._supervisor.signalled_at
+        return float("inf") if signalled_at is None else signalled_at + self._job.stop_seconds
 
     def _place(self) -> None:
         """Fetch the channels and what was synced by an earlier attempt."""

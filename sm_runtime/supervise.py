@@ -45,6 +45,8 @@ class Supervisor:
 
     def __init__(self, out: Sink | None, err: Sink | None) -> None:
         self.stopped_by: str | None = None
+        self.signalled_at: float | None = None
+        """When a signal first asked for a stop, monotonic: whoever sent it may kill us later."""
         self.out, self.err = out, err
         self._undo = ExitStack()
         self._wakeup = self._waker = -1
@@ -77,7 +79,11 @@ class Supervisor:
 
     def _note(self, number: int, _frame: FrameType | None) -> None:
         """Remember a stop at once, also between two processes, where no loop reads the fd."""
-        if number in STOPPING and self.stopped_by is None:
+        if number not in STOPPING:
+            return
+        if self.signalled_at is None:
+            self.signalled_at = time.monotonic()
+        if self.stopped_by is None:
             self.stopped_by = signal.Signals(number).name
 
     def ask(self, reason: str) -> None:

@@ -22,7 +22,9 @@ log = logging.getLogger(__name__)
 
 THREADS = 16
 PART_BYTES = 8 << 20
-_BUFFER_BYTES = 1 << 20
+_BUFFER_BYTES = 1 << 18
+WRITERS = 2
+"""How many threads write into one file at once: with more they wait for each other in the kernel."""
 _LONGEST_NAME = 255
 _SUFFIX = ".sm-runtime.part"
 
@@ -122,7 +124,8 @@ class Fetch:
         view, begun = self._buffer(), body.position
         at = begun
         while count := body.readinto(view):
-            _write_at(file.descriptor, view[:count], at)
+            with file.writing:
+                _write_at(file.descriptor, view[:count], at)
             at += count
             self._progress(count)
         file.filled(at - begun)
@@ -173,6 +176,7 @@ class _LargeFile:
         self._part = part_of(path)
         self._missing = blob.size_bytes
         self._lock = threading.Lock()
+        self.writing = threading.Semaphore(WRITERS)
         self.descriptor = new_file(self._part)
 
     def parts(self, version: Version, bucket: str) -> Iterator[Callable[[], None]]:
