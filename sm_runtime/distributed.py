@@ -8,6 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 
+from sm_runtime import environ
 from sm_runtime.ensemble import Ensemble, Terms
 from sm_runtime.errors import ConfigError, JobError, LaunchError
 from sm_runtime.failure import Failure
@@ -27,7 +28,7 @@ from sm_runtime.supervise import Supervisor
 
 log = logging.getLogger(__name__)
 
-SECRET = "SM_RUNTIME_CLUSTER_SECRET"
+SECRET, SECRET_FILE = environ.CLUSTER_SECRET
 SECRET_BYTES = 16
 """The least length of a secret: what is shorter can be guessed."""
 TELL_SECONDS = 5.0
@@ -134,8 +135,6 @@ class Session:
             keep_stacks=keep_stacks,
             serves=self.plan.stops_with_leader,
         )
-        env = {n: value for n, value in script.env.items() if not n.startswith(SECRET)}
-        script = replace(script, env=env)
         if self.plan.kind in (distribution.MPI, distribution.TORCHRUN):
             return self._perform_ranks(script, terms)
         scripts = self.roles.commands(script, distribution.SCRIPT)
@@ -236,7 +235,9 @@ class Session:
         path = shutil.which("mpirun", path=variables.get("PATH"))
         if path is None:
             raise LaunchError("sagemaker_mpi_enabled: Open MPI's mpirun is not on PATH")
-        command = Command(argv=(path, "--version"), cwd="/", env=dict(variables), name="mpirun")
+        command = Command(
+            argv=(path, "--version"), cwd="/", env=environ.public(variables), name="mpirun"
+        )
         ended = self._supervisor.capture(command, Limits(grace_seconds=1.0, max_seconds=30.0))
         found = _VERSION.search(ended.tail)
         if not found:
@@ -256,10 +257,10 @@ def join(
 
 def secret(variables: Mapping[str, str]) -> bytes:
     """Return the secret of the cluster, empty where there is none; raises ConfigError."""
-    text, path = variables.get(SECRET, ""), variables.get(f"{SECRET}_FILE", "")
+    text, path = variables.get(SECRET, ""), variables.get(SECRET_FILE, "")
     name = SECRET
     if path and not text:
-        name = f"{SECRET}_FILE"
+        name = SECRET_FILE
         try:
             with open(path, encoding="utf-8", errors="surrogateescape") as file:
                 text = file.read(65536).strip()

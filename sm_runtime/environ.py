@@ -16,6 +16,9 @@ from sm_runtime.secrecy import is_secret, secret_name, url_passwords
 LONGEST = 131071
 """The most bytes of one argument or of one ``NAME=value``: Linux's MAX_ARG_STRLEN less its NUL."""
 
+CLUSTER_SECRET = ("SM_RUNTIME_CLUSTER_SECRET", "SM_RUNTIME_CLUSTER_SECRET_FILE")
+"""What the hosts of a job know each other by: for the runtime alone."""
+
 _NOT_SHELL = re.compile(r"[^A-Z0-9_]")
 
 
@@ -110,14 +113,20 @@ def twins(
     return found, tuple(warnings)
 
 
+def public(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that processes other than the runtime may have."""
+    return {name: value for name, value in environ.items() if name not in CLUSTER_SECRET}
+
+
 def process_environment(
     job: Job, hardware: Hardware, environ: Mapping[str, str], search_path: tuple[str, ...]
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Return the whole environment of the script, and warnings about it.
 
-    ``environ`` is what it inherits; ``search_path`` goes to the front of ``PYTHONPATH``.
+    ``environ`` is what it inherits, less what is for the runtime alone; ``search_path`` goes to the
+    front of ``PYTHONPATH``.
     """
-    found = {**environ, **job.environment}
+    found = public({**environ, **job.environment})
     exported = variables(job, hardware)
     sources, warnings = _sources(job)
     legal, more = twins(exported, sources)

@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from sm_runtime.environ import public
 from sm_runtime.errors import InstallError
 from sm_runtime.frozen import dataclass, field
 from sm_runtime.model import Job
@@ -48,7 +49,7 @@ class Pip:
     ) -> None:
         from sm_runtime import index
 
-        self.environ = environ
+        self.environ = environ = public(environ)
         self._job = job
         self._folder = code.directory
         self._python = python

@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import logging
 import os
+import re
 import select
 import threading
 import time
@@ -25,6 +26,11 @@ IDLE_SECONDS = 1.0
 """How often the end of a stream is looked for."""
 LOG_WAIT_SECONDS = 1.0
 """How long a log line waits for a stalled sink before it is dropped."""
+PART_SECONDS = 1.0
+"""How long the end of a line that has a prefix is waited for."""
+
+_END = re.compile(rb"(?:\r\n|\r(?!\n)|\n)(?=.)", re.DOTALL)
+"""The end of a line that another one follows; the carriage return of a progress bar is one, too."""
 
 
 class Sink:
@@ -38,6 +44,8 @@ class Sink:
         self.fd = fd
         self._lock = threading.Lock()
         self._at_line_start = True
+        self._owner: object = None
+        """Whose line, of those that have a prefix, is unfinished."""
         self.dropped_lines = 0
         self.lost_bytes = 0
         self.moved_bytes = 0
@@ -45,7 +53,26 @@ class Sink:
     def write(self, data: bytes | memoryview) -> None:
         """Write all of ``data``, however long that takes; a sink that is gone swallows it."""
         with self._lock:
+            self._break(None)
             self._write(data)
+
+    def write_lines(self, lines: bytes, prefix: int, owner: object, *, fresh: bool) -> None:
+        """Write ``owner``'s lines, each of which has a prefix of so many bytes.
+
+        The last may be unfinished: its rest follows without a prefix, unless another's output has
+        come between, which begins a line; ``fresh`` says that the first is no such rest.
+        """
+        with self._lock:
+            self._break(owner)
+            follows = not fresh and not self._at_line_start
+            self._write(memoryview(lines)[prefix:] if follows else lines)
+            self._owner = owner
+
+    def end_line(self, owner: object) -> None:
+        """End the line that ``owner`` has left unfinished, and nobody else has ended."""
+        with self._lock:
+            if self._owner is owner:
+                self._break(None)
 
     def write_line(self, line: bytes) -> None:
         """Write a whole line of our own, or drop it when the sink is stalled."""
@@ -57,6 +84,7 @@ class Sink:
                 self.dropped_lines += 1
                 return
             self._write((b"" if self._at_line_start else b"\n") + line + b"\n")
+            self._owner = None
         finally:
             self._lock.release()
 
@@ -66,6 +94,12 @@ class Sink:
         return " and ".join(
             filter(None, (f"{self.lost_bytes} bytes" * bool(self.lost_bytes), lines))
         )
+
+    def _break(self, owner: object) -> None:
+        """End an unfinished line that is not ``owner``'s, where one of the two has a prefix."""
+        if self._owner is not owner:
+            self._write(b"" if self._at_line_start else b"\n")
+            self._owner = None
 
     def _writable(self, seconds: float) -> bool:
         poll = select.poll()
@@ -112,8 +146,13 @@ class Relay:
     """A thread that carries one stream until its end, keeping the last ``TAIL_BYTES``."""
 
     def __init__(self, sink: Sink | None, name: str, prefix: bytes | None = None) -> None:
-        """With a ``prefix``, be it empty, each line is passed on whole and begins with it."""
+        """With a ``prefix``, be it empty, each line begins with it and is passed on whole.
+
+        But for one that is longer than ``PIPE_BYTES``, or takes more than ``PART_SECONDS``.
+        """
         self._prefix = prefix
+        self._last = b"\n"
+        """The last byte that was passed on."""
         self._source, self.writer = os.pipe()
         try:
             fcntl.fcntl(self._source, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
@@ -174,42 +213,75 @@ class Relay:
         view = memoryview(buffer)
         poll = select.poll()
         poll.register(self._source, select.POLLIN)
-        held = 0  # the beginning of a line whose end is still in the pipe
+        held, since = 0, 0.0  # the beginning of a line whose end has not come, and when it came
         try:
             while count := os.readv(self._source, [view[held:]]):
                 self.last_output = time.monotonic()
                 self._keep(view[held : held + count])
                 end = held + count
-                # A full buffer is cut at the end of a line; what there is now is passed on at once.
-                full = end == PIPE_BYTES
-                cut = buffer.rfind(b"\n", 0, end) + 1 if full or self._prefix is not None else end
-                if full:
-                    cut = cut or end
+                cut = self._cut(buffer, end)
                 self._pass_on(view[:cut])
                 held = end - cut
                 view[:held] = view[cut:end]
-                if held and self._prefix is None and not poll.poll(0):  # no more is coming for now
+                if cut or held == count:  # not counted: how long our reader let us wait
+                    since = time.monotonic()
+                if held and not poll.poll(self._patience(since)):
                     self._pass_on(view[:held])
                     held = 0
             self._pass_on(view[:held])
+            if self._sink and self._prefix is not None:
+                self._sink.end_line(self)
         except OSError:
             log.exception("the relay of the script's output failed")
         finally:
             os.close(self._source)
 
-    def _pass_on(self, data: memoryview) -> None:
-        if self._sink and data:
-            self._writing = True
-            self._sink.write(data if self._prefix is None else self._marked(self._prefix, data))
-            self._writing = False
+    def _cut(self, buffer: bytearray, end: int) -> int:
+        """Return how many of the buffer's bytes can be passed on at once."""
+        full = end == PIPE_BYTES
+        if self._prefix is None:
+            return buffer.rfind(b"\n") + 1 or end if full else end
+        cut = buffer.rfind(b"\n", 0, end) + 1
+        # The last byte is not looked at: a line feed may belong to it.
+        cut = max(cut, buffer.rfind(b"\r", cut, end - 1) + 1)
+        if full and not cut:
+            cut = end - 1
+            while end - cut < 4 and buffer[cut] & 0xC0 == 0x80:  # inside of a character of UTF-8
+                cut -= 1
+        return cut
 
-    @staticmethod
-    def _marked(prefix: bytes, data: memoryview) -> bytes:
-        lines = bytes(data).removesuffix(b"\n")
-        return prefix + lines.replace(b"\n", b"\n" + prefix) + b"\n"
+    def _patience(self, since: float) -> float:
+        """Return how many milliseconds the rest of a line is waited for that is held ``since``."""
+        seconds = 0.0 if self._prefix is None else since + PART_SECONDS - time.monotonic()
+        return max(0.0, seconds) * 1000
+
+    def _pass_on(self, data: memoryview) -> None:
+        if not self._sink or not data:
+            return
+        self._writing = True
+        if self._prefix is None:
+            self._sink.write(data)
+        else:
+            lines = _marked(self._prefix, data)
+            # The line feed after a carriage return belongs to its line.
+            fresh = self._last == b"\n" or (self._last == b"\r" and data[0] != 0x0A)
+            self._sink.write_lines(lines, len(self._prefix), self, fresh=fresh)
+            self._last = bytes(data[-1:])
+        self._writing = False
 
     def _keep(self, data: memoryview) -> None:
         self._tail += data[-TAIL_BYTES:]
         if len(self._tail) > 4 * TAIL_BYTES:
             del self._tail[:-TAIL_BYTES]
         self.total_bytes += len(data)
+
+
+def _marked(prefix: bytes, data: memoryview) -> bytes:
+    """Return lines, the last of which may be unfinished, each behind the prefix."""
+    text = bytes(data)
+    if not prefix:
+        return text
+    if b"\r" in text:
+        return prefix + _END.sub(lambda end: end[0] + prefix, text)
+    # The quick way for what nearly all output is.
+    return prefix + text[:-1].replace(b"\n", b"\n" + prefix) + text[-1:]

@@ -62,7 +62,7 @@ class Roles:
             self.job,
             self.plan,
             agent=(*knocking, "agent"),
-            interface=self._common_interface(),
+            interface=self._common_interface(rank.env),
             program=(*knocking, "rank"),
             environ=rank.env,
         )
@@ -97,12 +97,18 @@ class Roles:
         argv = (sys.executable, "-m", "sm_runtime.programs.parameter_server")
         return Command(argv=argv, cwd=script.cwd, env=env, name="parameter server")
 
-    def _common_interface(self) -> str:
+    def _common_interface(self, environ: Mapping[str, str]) -> str:
         """Return what names the job's network on all hosts: an interface's name, or its address."""
-        name = self.job.cluster.network_interface
-        names = (self._going() or {}).get("interfaces", {})
-        same = all(other == name for other in names.values())
-        return name if same else network.network_of(name) or name
+        from sm_runtime.launch import mpirun
+
+        going = self._going() or {}
+        return mpirun.interface(
+            self.job,
+            environ,
+            interfaces=going.get("interfaces", {}),
+            addresses=going.get("addresses", {}),
+            own=network.network_of(self.job.cluster.network_interface),
+        )
 
     def _ports(self) -> dict[str, dict[str, int]]:
         """Return the ports that the hosts have agreed on, by what they are for, and by host."""

@@ -27,7 +27,7 @@ _SAME = {
     "v": "verbose",
     "q": "quiet",
     "wd": "wdir",
-    "gmca": "mca",
+    **dict.fromkeys(("gmca", "omca", "pmca"), "mca"),
     "bind-to-core": "bind-to",
     "bind-to-socket": "bind-to",
     "nooversubscribe": "oversubscribe",
@@ -36,6 +36,8 @@ _SAME = {
     **dict.fromkeys(("pernode", "npersocket", "rankfile", "rf"), "map-by"),
 }
 _SAME_MCA = {
+    "pls": "plm",
+    "pls_rsh_args": "plm_rsh_args",
     "pls_rsh_agent": "plm_rsh_agent",
     "orte_rsh_agent": "plm_rsh_agent",
     "oob_tcp_include": "oob_tcp_if_include",
@@ -65,10 +67,15 @@ class Flag:
         """What the option is about: of two with the same key, the latter counts."""
         name = _SAME.get(self.name, self.name)
         if name == "mca" and len(self.tokens) > 1:
-            return f"mca {_SAME_MCA.get(self.tokens[1], self.tokens[1])}"
+            return f"mca {meant(self.tokens[1])}"
         if name == "x" and len(self.tokens) > 1:
             return f"x {self.tokens[1].partition('=')[0]}"
         return name
+
+
+def meant(parameter: str) -> str:
+    """Return the name of what an MCA parameter is about, which may have other names, too."""
+    return _SAME_MCA.get(parameter, parameter)
 
 
 def split(text: str) -> list[str]:

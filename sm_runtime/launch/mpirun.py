@@ -9,37 +9,55 @@ MPI knows its own host by the address that a name stands for; and each rank tags
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
 
 from sm_runtime.errors import LaunchError
 from sm_runtime.frozen import dataclass, field
 from sm_runtime.launch.fabric import EFA, EFA_RDMA
-from sm_runtime.launch.mpi_options import Flag, merged, parse, split
+from sm_runtime.launch.mpi_options import Flag, meant, merged, parse, split
 from sm_runtime.model import Job
 from sm_runtime.secrecy import is_secret
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator
 
     from sm_runtime.launch.distribution import Plan
+
+log = logging.getLogger(__name__)
 
 OPTIONS = "sagemaker_mpi_custom_mpi_options"
 _OURS = {
     "hostfile": "the hosts are those of resourceconfig.json; --host may change their slots",
     "default-hostfile": "the hosts are those of resourceconfig.json",
     "app": "the program is the job's own",
-    "launch-agent": "hosts are reached over the runtime's own launch agent",
-    "mca plm": "hosts are reached over the runtime's own launch agent",
-    "mca plm_rsh_agent": "hosts are reached over the runtime's own launch agent",
-    "mca orte_launch_agent": "hosts are reached over the runtime's own launch agent",
     "do-not-launch": "nothing would be trained; `sm-runtime env --launch` shows the command",
     "version": "it would take the place of the training",
     "help": "it would take the place of the training",
     "h": "it would take the place of the training",
     "V": "it would take the place of the training",
 }
-"""The options that a user cannot have, and why."""
+"""The options that a user cannot have, and why: with them, it would be another job."""
+_REACHED = "hosts are reached over the runtime's own launch agent"
+_FOUND = "each host finds Open MPI on its own PATH"
+_LEFT_OUT = {
+    **dict.fromkeys(("launch-agent", "mca plm", "mca orte_launch_agent"), _REACHED),
+    **dict.fromkeys(("mca plm_rsh_agent", "mca plm_rsh_args"), _REACHED),
+    **dict.fromkeys(("mca plm_rsh_no_tree_spawn", "mca orte_leave_session_attached"), _REACHED),
+    "mca plm_rsh_pass_libpath": _FOUND,
+    "prefix": _FOUND,
+    "enable-orterun-prefix-by-default": _FOUND,
+    "enable-mpirun-prefix-by-default": _FOUND,
+}
+"""The options that would break the launch and change nothing else, and why they are left out."""
+_VARIABLES = {"map-by": "rmaps_base_mapping_policy", "bind-to": "hwloc_base_binding_policy"}
+"""The MCA parameters that options of their own are short for."""
+_EMPTIED = ("mca plm_rsh_args", "mca plm_rsh_pass_libpath")
+"""Those that no option of ours overrules where a variable says them."""
+_OURS_TOO = ("mca plm_rsh_no_tree_spawn", "mca orte_leave_session_attached")
+"""What a user may say as we do."""
+_MCA = "OMPI_MCA_"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,7 +67,8 @@ class Launch:
     flags: tuple[Flag, ...]
     program: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
-    """What mpirun's own environment must have on top: values that nobody may see in ``ps``."""
+    """What mpirun's own environment must have on top: what nobody may see in ``ps``, and nothing
+    where the script's would break the launch."""
 
     @property
     def argv(self) -> tuple[str, ...]:
@@ -78,12 +97,60 @@ def command(
     if blank is not None:
         raise LaunchError(f"the launch agent's word {blank!r} is empty or has blanks")
     instance_type = job.cluster.current_instance_type
-    ours = [*_counted(job, plan), *_network(interface), *_agent(plan, agent, folder)]
+    users = _kept(_users(job))
+    ours = [*_counted(job, plan, users), *_network(interface), *_agent(plan, agent, folder)]
     ours += _defaults(interface)
     ours = [flag for flag in ours if not _is_given(flag, environ)]
     efa = [flag for flag in _efa(instance_type) if not _is_given(flag, environ)]
-    users, secret = _without_secrets(_users(job))
-    return Launch(flags=merged(ours, users, efa), program=program, environ=secret)
+    shown, secret = _without_secrets(users)
+    emptied = dict.fromkeys(_breaking(environ), "")
+    return Launch(flags=merged(ours, shown, efa), program=program, environ=secret | emptied)
+
+
+def interface(
+    job: Job,
+    environ: Mapping[str, str],
+    *,
+    interfaces: Mapping[str, str],
+    addresses: Mapping[str, str],
+    own: str | None,
+) -> str:
+    """Return what names the job's network on all hosts: an interface, or a network's addresses.
+
+    ``interfaces`` and ``addresses`` are those in use, by host, ``own`` is this host's network.
+    Raises LaunchError where nothing does and the user has not said what to take.
+    """
+    name = job.cluster.network_interface
+    if all(other == name for other in interfaces.values()):
+        return name
+    if found := shared_network(addresses.values(), own):
+        return found
+    given = {flag.key for flag in _users(job)}
+    if all(flag.key in given or _is_given(flag, environ) for flag in _network(name)):
+        return own or name
+    used = ", ".join(f"{addresses.get(host)} ({interfaces[host]}) on {host}" for host in interfaces)
+    raise LaunchError(
+        f"no network names the interfaces of all hosts, {used}: name them by -mca"
+        f" btl_tcp_if_include and -mca oob_tcp_if_include in {OPTIONS}"
+    )
+
+
+def shared_network(addresses: Iterable[str], own: str | None = None) -> str | None:
+    """Return the smallest IPv4 network that has all ``addresses``: ``own`` where that has them.
+
+    Open MPI asks for each of a host's addresses whether it is in the network, so that it names
+    interfaces whatever they are called. None where it would name loopback, too, or is IPv6.
+    """
+    import ipaddress
+
+    try:
+        found = [ipaddress.IPv4Address(address) for address in addresses]
+        network = ipaddress.IPv4Network(own or f"{found[0]}/32")
+    except (IndexError, ValueError):
+        return None
+    while not all(address in network for address in found):
+        network = network.supernet()
+    return None if network.overlaps(ipaddress.IPv4Network("127.0.0.0/8")) else str(network)
 
 
 def problems(job: Job, hosts: tuple[str, ...]) -> list[str]:
@@ -106,7 +173,7 @@ def _host(part: str) -> str:
     return name if colon and (slots.isdigit() or slots == "*") else part
 
 
-def _counted(job: Job, plan: Plan) -> Iterator[Flag]:
+def _counted(job: Job, plan: Plan, users: list[Flag]) -> Iterator[Flag]:
     each = plan.processes_per_host
     slots = f":{each}" if each > 1 else ""
     hosts = ",".join(f"{host}{slots}" for host in plan.hosts)
@@ -115,9 +182,25 @@ def _counted(job: Job, plan: Plan) -> Iterator[Flag]:
     origin = key if given.get(key) else "the devices of a host"
     yield Flag(tokens=("--host", hosts), origin=f"the job's hosts, {origin}")
     key = "sagemaker_mpi_num_processes"
-    origin = key if given.get(key) else "hosts x processes per host"
-    yield Flag(tokens=("-np", str(plan.processes)), origin=origin)
+    count, origin = plan.processes, "hosts x processes per host"
+    if given.get(key):
+        origin = key
+    elif named := [flag.tokens[1] for flag in users if flag.key == "host"]:
+        count, origin = _slots(named[-1]), "the slots of --host"
+    if count:
+        yield Flag(tokens=("-np", str(count)), origin=origin)
     yield Flag(tokens=("--allow-run-as-root",), origin="default")
+
+
+def _slots(hosts: str) -> int:
+    """Return how many processes a --host allows; 0 where Open MPI is to count them."""
+    found = 0
+    for part in hosts.split(","):
+        slots = part.removeprefix(_host(part)).removeprefix(":")
+        if slots == "*":
+            return 0
+        found += int(slots or 1)
+    return found
 
 
 def _agent(plan: Plan, agent: tuple[str, ...], folder: str | None) -> Iterator[Flag]:
@@ -175,6 +258,27 @@ def _users(job: Job) -> list[Flag]:
     return [f for f in flags if not (f.key.startswith("x SM_") and "=" not in f.tokens[1])]
 
 
+def _kept(flags: list[Flag]) -> list[Flag]:
+    """Return the flags less those that would break the launch, and say which they are."""
+    kept = [flag for flag in flags if flag.key not in _LEFT_OUT]
+    for flag in flags:
+        as_ours = flag.key in _OURS_TOO and flag.tokens[2] in ("1", "true")
+        if flag.key in _LEFT_OUT and not as_ours:
+            # The name alone: nobody knows what is in the value.
+            name = " ".join(flag.tokens[: 2 if flag.key.startswith("mca ") else 1])
+            log.warning("%s: %s is left out: %s", OPTIONS, name, _LEFT_OUT[flag.key])
+    return kept
+
+
+def _breaking(environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the variables that mpirun must not have, and say which they are."""
+    for name, value in environ.items():
+        key = f"mca {meant(name.removeprefix(_MCA))}" if name.startswith(_MCA) else ""
+        if value and key in _EMPTIED:
+            log.warning("environment: %s is left out: %s", name, _LEFT_OUT[key])
+            yield name
+
+
 def _without_secrets(flags: list[Flag]) -> tuple[list[Flag], dict[str, str]]:
     """Return the flags, and the variables whose values must not be seen in them."""
     shown, hidden = [], {}
@@ -190,6 +294,10 @@ def _without_secrets(flags: list[Flag]) -> tuple[list[Flag], dict[str, str]]:
 def _is_given(flag: Flag, environ: Mapping[str, str]) -> bool:
     """Whether the job's environment says already what a default is about."""
     kind, _, name = flag.key.partition(" ")
-    if flag.origin == "runtime":
+    if flag.origin == "runtime" or flag.key in _LEFT_OUT:
         return False
-    return (kind == "x" and name in environ) or (kind == "mca" and f"OMPI_MCA_{name}" in environ)
+    if kind == "x":
+        return name in environ
+    about = name if kind == "mca" else _VARIABLES.get(kind, "")
+    given = (each.removeprefix(_MCA) for each in environ if each.startswith(_MCA))
+    return about in map(meant, given)

@@ -26,6 +26,10 @@ log = logging.getLogger(__name__)
 
 LOST_WEIGHT = 0
 """The weight of a failure that explains whatever fails beside it: a host that is gone."""
+NAME_LENGTH = 128
+"""How much of a job's name a host says of itself."""
+LIST_BYTES = 2048
+"""The most bytes of a list of hosts that a host sends: what is unknown may send little."""
 NOTICE_SECONDS = 10.0
 """How often the log says who is waited for."""
 
@@ -48,7 +52,7 @@ class Terms:
     wait_seconds: float = 300.0
     """How long a host waits for the others to appear."""
     beat_seconds: float = 2.0
-    """How often a host says that it is there."""
+    """How often a host says that it is there, at the least."""
     silence_seconds: float = 20.0
     """A host that says nothing for so long is lost."""
     linger_seconds: float | None = None
@@ -66,18 +70,50 @@ class Terms:
         """The host that leads."""
         return self.hosts[0]
 
+    @property
+    def beat(self) -> float:
+        """How often this host says that it is there, in seconds: several times per silence."""
+        return min(self.beat_seconds, self.silence_seconds / 4)
+
     def greeting(self) -> dict[str, Json]:
         """Return what a host says of itself in the clear."""
         text = json.dumps([self.job_name, list(self.hosts)]).encode()
-        return {"host": self.current, "job": hashlib.sha256(text).hexdigest()[:32]}
+        job = hashlib.sha256(text).hexdigest()[:32]
+        return {"host": self.current, "job": job, "name": self.job_name[:NAME_LENGTH]}
 
     def hello(self) -> dict[str, Json]:
         """Return what a host says first when its connection is safe."""
+        hosts = list(self.hosts)
         return {
             "type": "hello",
             "versions": {"sm-runtime": __version__, **self.versions},
             "kind": self.kind,
+            "hosts": hosts if len(json.dumps(hosts)) <= LIST_BYTES else [],
         }
+
+    def is_same(self, greeting: Mapping[str, Json]) -> bool:
+        """Whether a host that says this of itself has the same job, with the same hosts."""
+        return bool(greeting.get("job") == self.greeting()["job"])
+
+    def is_alike(self, greeting: Mapping[str, Json]) -> bool:
+        """Whether a host that says this of itself has the same job, though maybe other hosts."""
+        same_name = greeting.get("name") == self.job_name[:NAME_LENGTH]
+        return self.is_same(greeting) or same_name
+
+    def other_job(self, greeting: Mapping[str, Json]) -> str:
+        """Return, in words, how the job of a host that says this of itself is another."""
+        name = str(greeting.get("name"))[:NAME_LENGTH]
+        return f"its job's name is {name!r} and this one's {self.job_name!r}"
+
+    def unlike(self, host: str, theirs: list[str]) -> str:
+        """Return, in words, how the hosts that another host knows of differ from this one's."""
+        more = [f"{name} only in that of {host}" for name in theirs if name not in self.hosts]
+        ours = [name for name in self.hosts if name not in theirs] if theirs else []
+        more += [f"{name} only in that of {self.current}" for name in ours]
+        if theirs and not more:
+            more = ["their order"]
+        shown = f" ({', '.join(more[:5])}{', ...' if more[5:] else ''})" if more else ""
+        return f"the lists of hosts of {self.current} and {host} differ{shown}"
 
 
 class Link:
@@ -90,7 +126,8 @@ class Link:
     def __init__(self, terms: Terms, notify: Callable[[], None]) -> None:
         self.terms = terms
         self.going: dict[str, Json] | None = None
-        """What the leader said when every host was ready: by host, ``ports`` and ``interfaces``."""
+        """What the leader said when every host was ready: by host, ``ports``, ``interfaces`` and
+        ``addresses``."""
         self.stop: str | None = None
         """Why all hosts are asked to stop, with the host that was told so."""
         self.over = False

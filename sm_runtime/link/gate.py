@@ -122,15 +122,8 @@ class Gate:
 
     def _examine(self, greeting: dict[str, Json]) -> None:
         """Check what somebody says of himself; raises PeerError."""
-        if not self._is_ours(greeting):
-            raise PeerError("it belongs to another job")
-
-    def _is_ours(self, greeting: dict[str, Json] | None) -> bool:
-        return (
-            greeting is not None
-            and greeting.get("host") in self._terms.hosts[1:]
-            and greeting.get("job") == self._terms.greeting()["job"]
-        )
+        if not self._terms.is_alike(greeting):
+            raise PeerError(f"it belongs to another job: {self._terms.other_job(greeting)}")
 
     def _greet(self, wire: Wire) -> None:
         """Prove the secret; without one, look up the address of who this says he is."""
@@ -142,6 +135,10 @@ class Gate:
             self._look_up(_claimed(wire), partial(self._judge_address, wire))
 
     def _check_missing(self, host: str) -> None:
+        if host not in self._terms.hosts:
+            leader = self._terms.leader
+            text = f"{host[:80]} is none of the hosts that {leader} knows: their lists differ"
+            raise PeerError(text)
         if host not in self.missing:
             raise PeerError(f"{host} has come already")
 
@@ -173,15 +170,16 @@ class Gate:
             self.close()
 
     def _turn_away(self, wire: Wire, error: PeerError) -> None:
-        host, is_ours = _claimed(wire), self._is_ours(wire.conversation.peer)
+        greeting = wire.conversation.peer or {}
+        host = _claimed(wire)
         if wire.conversation.agreed:
             with contextlib.suppress(PeerError):
                 final = host not in self.missing
                 wire.send({"type": "refused", "reason": str(error), "final": final})
         self._drop(wire)
-        if is_ours and host in self.missing:
+        if host in self.missing:
             self.causes[host] = f"{wire.address} was turned away: {error}"
-            if isinstance(error, SecretError):
+            if isinstance(error, SecretError) and self._terms.is_alike(greeting):
                 # Whoever is at the host's address is the host; from elsewhere it means nothing.
                 self._look_up(host, partial(self._check_accusation, wire, str(error)))
         self._lines += 1

@@ -30,6 +30,7 @@ class Leader(Link):
 
     def __init__(self, terms: Terms, notify: Callable[[], None], address: str) -> None:
         super().__init__(terms, notify)
+        self._address = address
         self._peers: dict[str, Wire] = {}
         self._ports: dict[str, dict[str, int]] = {}
         self._interfaces: dict[str, str] = {}
@@ -60,7 +61,7 @@ class Leader(Link):
                         self._serve(ready)
             # After reading: where this process was suspended, words of the others are waiting.
             if time.monotonic() >= beat:
-                beat = time.monotonic() + self.terms.beat_seconds
+                beat = time.monotonic() + self.terms.beat
                 self._say_who(notice)
                 self._broadcast({"type": "beat", "waiting": self.waiting})
                 gate.expire()
@@ -91,7 +92,11 @@ class Leader(Link):
     def _admit(self, host: str, wire: Wire) -> None:
         """Take in a host, and tell it what has happened."""
         self._peers[host] = wire
-        self._compare(host, wire.held.pop())
+        hello = wire.held.pop()
+        if not self.terms.is_same(wire.conversation.peer or {}):
+            text = self.terms.unlike(host, list(map(str, hello.get("hosts") or ())))
+            self._blame(_different(host, text), LOST_WEIGHT)
+        self._compare(host, hello)
         self._send(host, {"type": "welcome"})
         if self.stop is not None:
             self._send(host, {"type": "stop", "reason": self.stop})
@@ -119,7 +124,8 @@ class Leader(Link):
             other = theirs.get("versions", {}).get(name)
             if other != version:
                 leader = self.terms.leader
-                text = f"{name} is {version or 'missing'} on {leader} and {other or 'missing'} on {host}"
+                own_version, other = version or "missing", other or "missing"
+                text = f"{name} is {own_version} on {leader} and {other} on {host}"
                 self._blame(_different(host, text), LOST_WEIGHT)
         if own["kind"] != theirs.get("kind"):
             text = f"{self.terms.leader} runs {own['kind']} and {host} {theirs.get('kind')}"
@@ -231,7 +237,13 @@ class Leader(Link):
         hosts = self.terms.hosts
         ready = len(self._ports) == len(hosts) and not self._reasons
         if self.going is None and self.failure is None and ready:
-            self.going = {"type": "go", "ports": self._ports, "interfaces": self._interfaces}
+            addresses = {host: wire.address for host, wire in self._peers.items()}
+            self.going = {
+                "type": "go",
+                "ports": self._ports,
+                "interfaces": self._interfaces,
+                "addresses": {self.terms.leader: self._address, **addresses},
+            }
             self._broadcast(self.going)
             self._changed()
         if self.stop and not self._reasons and self._all_finished() and not self._began:

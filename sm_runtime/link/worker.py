@@ -31,6 +31,10 @@ class FinalError(PeerError):
     """The leader will never let this host in."""
 
 
+class OtherJobError(PeerError):
+    """Who answers in the leader's place belongs to another job, as far as names tell."""
+
+
 class Worker(Link):
     """The link of a host that does not lead."""
 
@@ -50,7 +54,7 @@ class Worker(Link):
             while not self._closing and not self.farewell:
                 now = time.monotonic()
                 if now >= beat:
-                    beat = now + self.terms.beat_seconds
+                    beat = now + self.terms.beat
                     wire.send({"type": "beat"})
                 self._selector.modify(wire, wire.interest)
                 ready = self._select(min(beat - now, 1.0))
@@ -80,7 +84,7 @@ class Worker(Link):
     def _join(self) -> Wire | None:
         """Return the connection to the leader; None when it never came, or when we give up."""
         terms, notice = self.terms, Notice()
-        leader, cause, port = terms.leader, "", terms.port
+        leader, cause, port, told = terms.leader, "", terms.port, False
         while not self._closing:
             addresses, cause = network.resolve(leader)
             walks = False
@@ -97,6 +101,9 @@ class Worker(Link):
                 except PeerError as error:
                     walks = True
                     cause = f"{address} port {port}: {error}"
+                    if isinstance(error, OtherJobError) and not told:
+                        told = True  # it may be no more than a neighbour
+                        log.warning("%s", cause)
             if notice.seconds >= terms.wait_seconds:
                 self._give_up(f"{leader}: {cause} for {terms.wait_seconds:g} s")
                 return None
@@ -137,9 +144,12 @@ class Worker(Link):
             raise
 
     def _examine(self, greeting: dict[str, Json]) -> None:
-        host, job = self.terms.leader, self.terms.greeting()["job"]
-        if greeting.get("host") != host or greeting.get("job") != job:
-            raise PeerError(f"another job's host answers, {str(greeting.get('host'))[:80]!r}")
+        host = str(greeting.get("host"))[:80]
+        if host != self.terms.leader:
+            raise PeerError(f"another job's host answers, {host!r}")
+        if not self.terms.is_alike(greeting):  # whose lists of hosts differ, the leader will say
+            different = self.terms.other_job(greeting)
+            raise OtherJobError(f"another job's host answers, {host!r}: {different}")
 
     def _await_welcome(self, wire: Wire) -> None:
         """Say who we are, and wait until the leader believes it."""

@@ -24,7 +24,7 @@ THREADS = 16
 PART_BYTES = 8 << 20
 _BUFFER_BYTES = 1 << 18
 WRITERS = 2
-"""How many threads write into one file at once: with more they wait for each other in the kernel."""
+"""How many threads write into one file at once: more wait for each other in the kernel."""
 _LONGEST_NAME = 255
 _SUFFIX = ".sm-runtime.part"
 

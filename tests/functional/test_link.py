@@ -495,8 +495,76 @@ def test_a_host_of_another_job_is_not_let_in(hosts: Hosts) -> None:
     leader = hosts.add(terms(ONE, wait_seconds=1.0))
     other = hosts.add(terms(TWO, wait_seconds=1.0, job_name="another"))
     eventually(lambda: leader.failure and other.failure, "both give up")
-    assert other.failure and "another job's host answers" in other.failure.message
-    assert leader.failure and f"{TWO}: has not connected" in leader.failure.message
+    text = f"another job's host answers, '{ONE}': its job's name is '' and this one's 'another'"
+    assert other.failure and text in other.failure.message
+    text = "it belongs to another job: its job's name is 'another' and this one's ''"
+    assert leader.failure and f"{TWO}: 127.0.0.1 was turned away: {text}" in leader.failure.message
+
+
+LISTS = [
+    ((ONE, "localhost", THREE), f"{THREE} only in that of localhost"),
+    ((ONE, THREE, "localhost"), f"{THREE} only in that of localhost"),
+    ((ONE, "localhost", *map(str, range(1000))), ""),
+]
+
+
+@pytest.mark.parametrize("secret", [SECRET, b""], ids=["secret", "none"])
+@pytest.mark.parametrize(("theirs", "why"), LISTS)
+def test_hosts_whose_lists_differ_fail_at_once_and_say_how(
+    hosts: Hosts, theirs: tuple[str, ...], why: str, secret: bytes
+) -> None:
+    hosts.add(terms(ONE, (ONE, "localhost"), secret=secret, wait_seconds=600.0)).ready({})
+    hosts.add(terms("localhost", theirs, secret=secret, wait_seconds=600.0)).ready({})
+    differ = f"the lists of hosts of {ONE} and localhost differ"
+    failed_with(hosts, differ, why, "all hosts of a job need the same")
+    hosts.leave()
+
+
+def test_hosts_whose_lists_have_another_order_say_so(hosts: Hosts) -> None:
+    hosts.add(terms(ONE, (ONE, "localhost", THREE), job_name="j")).ready({})
+    hosts.add(terms("localhost", (ONE, THREE, "localhost"), job_name="j")).ready({})
+    failed_with(hosts, f"the lists of hosts of {ONE} and localhost differ (their order)")
+
+
+def test_a_host_that_the_leader_does_not_know_fails_at_once_and_the_others_go_on(
+    hosts: Hosts,
+) -> None:
+    pair = (ONE, "localhost")
+    hosts.add(terms(ONE, pair, job_name="j")).ready({})
+    unknown = Worker(terms(TWO, (*pair, TWO), job_name="j", wait_seconds=600.0), lambda: None)
+    unknown.start()
+    eventually(lambda: unknown.failure, "it is turned away")
+    unknown.close()
+    text = f"{TWO} is none of the hosts that {ONE} knows: their lists differ"
+    assert unknown.failure and text in unknown.failure.message
+    hosts.add(terms("localhost", pair, job_name="j")).ready({})
+    hosts.all(lambda link: link.going, "both go")
+
+
+def test_all_hosts_know_the_addresses_that_they_have(hosts: Hosts) -> None:
+    leader, worker = hosts.start((ONE, "localhost"))
+    assert leader.going and worker.going
+    assert leader.going["addresses"] == worker.going["addresses"] == {ONE: ONE, "localhost": ONE}
+
+
+@pytest.mark.parametrize(("silence", "beat"), [(1.0, 0.25), (8.0, 2.0), (20.0, 2.0)])
+def test_a_host_says_several_times_per_silence_that_it_is_there(
+    silence: float, beat: float
+) -> None:
+    cluster = Cluster(current_host=ONE, hosts=(ONE,))
+    assert Terms(cluster=cluster, hosts=(ONE,), silence_seconds=silence).beat == beat
+
+
+def test_a_short_silence_kills_no_healthy_job(hosts: Hosts) -> None:
+    leader, worker, _ = hosts.start(beat_seconds=2.0, silence_seconds=1.0)
+    heard: set[float] = set()
+
+    def beats() -> bool:
+        heard.add(leader._peers[TWO].heard if isinstance(leader, Leader) else 0.0)
+        return len(heard) > 8
+
+    eventually(lambda: leader.failure or beats(), "several beats", 60)
+    assert not leader.failure and not worker.failure
 
 
 def test_two_jobs_on_one_machine_find_their_own(hosts: Hosts) -> None:

@@ -93,9 +93,10 @@ HIDDEN = {
 def test_a_secret_in_another_spelling_is_hidden_too(base: Base, case: str) -> None:
     values, environ, secret = HIDDEN[case]
     base.hyperparameters(**values)
+    base.environ |= environ
     result = base.script(
         "import subprocess, sys\nsubprocess.Popen(['sleep', '1000', *sys.argv])\nsys.exit(3)"
-    ).run(**environ)
+    ).run()
     assert result.status in (1, 3)
     own = [line for line in result.log.splitlines() if " sm-runtime " in line]
     assert secret not in "\n".join(own) + base.failure()
@@ -129,7 +130,8 @@ KNOWN_BY = {
 
 def test_a_script_does_not_get_what_hosts_know_each_other_by(base: Base) -> None:
     names = "import os\nprint('given', [n for n in os.environ if 'CLUSTER' in n])"
-    result = base.script(names).run(**KNOWN_BY)
+    base.environ |= KNOWN_BY
+    result = base.script(names).run()
     assert result.status == 0
     assert result.out == b"given []\n"
 
@@ -145,7 +147,8 @@ def test_a_build_does_not_get_what_hosts_know_each_other_by(base: Base) -> None:
         "code/package/backend.py",
         f"import os\nopen({str(seen)!r}, 'w').write(' '.join(os.environ))\nraise SystemExit(1)\n",
     )
-    result = base.script("").run(**KNOWN_BY, PIP_NO_INDEX="1", MINE="1")
+    base.environ |= KNOWN_BY
+    result = base.script("").run(PIP_NO_INDEX="1", MINE="1")
     assert result.status == 1, result.log
     names = seen.read_text().split()
     assert "MINE" in names

@@ -92,7 +92,7 @@ REPLACED = [
     ("-np 3", "-np", "-np 3"),
     ("-n 3", "-np", "-n 3"),
     ("-c 3", "-np", "-c 3"),
-    ("-H algo-1:1,algo-2:3", "--host", "-H algo-1:1,algo-2:3"),
+    ("-H algo-2,algo-1", "--host", "-H algo-2,algo-1"),
     ("-mca btl self,tcp", "-mca btl ", "-mca btl self,tcp"),
     ("--mca btl self,tcp", "-mca btl ", "--mca btl self,tcp"),
     ("--gmca pml ucx", "-mca pml", "--gmca pml ucx"),
@@ -153,6 +153,96 @@ def test_what_the_jobs_environment_says_is_no_default() -> None:
     assert found == [word for word in words(launch(job())) if word not in dropped]
 
 
+GIVEN = [
+    ("OMPI_MCA_btl_tcp_if_exclude", "-mca btl_tcp_if_include eth0"),
+    ("OMPI_MCA_btl_tcp_if_include", "-mca btl_tcp_if_include eth0"),
+    ("OMPI_MCA_oob_tcp_if_exclude", "-mca oob_tcp_if_include eth0"),
+    ("OMPI_MCA_oob_tcp_exclude", "-mca oob_tcp_if_include eth0"),
+    ("OMPI_MCA_oob_tcp_include", "-mca oob_tcp_if_include eth0"),
+    ("OMPI_MCA_rmaps_base_mapping_policy", "-map-by slot"),
+    ("OMPI_MCA_hwloc_base_binding_policy", "-bind-to none"),
+]
+
+
+@pytest.mark.parametrize(("name", "default"), GIVEN)
+def test_a_variable_that_says_the_same_or_the_opposite_leaves_a_default_out(
+    name: str, default: str
+) -> None:
+    found = words(launch(job(), environ={name: "lo"}))
+    assert found == [word for word in words(launch(job())) if word != default]
+    assert len(found) == len(words(launch(job()))) - 1
+
+
+SLOTS = [
+    ("--host algo-2:1,algo-1:1", {}, "-np 2"),
+    ("-H algo-1:1,algo-2:3", {}, "-np 4"),
+    ("-H algo-1,algo-2", {}, "-np 2"),
+    ("-H algo-1,algo-1,algo-2:2", {}, "-np 4"),
+    ("-H algo-1:2", {}, "-np 2"),
+    ("-H algo-1:2 -H algo-2:3", {}, "-np 3"),
+    ("-H algo-1:*,algo-2:1", {}, None),
+    ("-H algo-1:1,algo-2:1 -np 1", {}, "-np 1"),
+    ("-H algo-1:1,algo-2:4", {"sagemaker_mpi_num_processes": 3}, "-np 3"),
+    ("-map-by node", {}, "-np 16"),
+]
+
+
+@pytest.mark.parametrize(("options", "more", "count"), SLOTS)
+def test_the_number_of_processes_follows_the_slots_that_a_user_gives(
+    options: str, more: dict[str, Any], count: str | None
+) -> None:
+    given = job(options=options, sagemaker_mpi_num_of_processes_per_host=8, **more)
+    found = [word for word in words(launch(given)) if word.startswith("-np")]
+    assert found == ([count] if count else [])
+
+
+NETWORKS = [
+    (["10.0.0.1", "10.0.0.2"], "10.0.0.0/24", "10.0.0.0/24"),
+    (["10.77.0.1", "10.77.0.2"], "10.77.0.1/32", "10.77.0.0/30"),
+    (["10.77.0.1", "10.77.9.2", "10.77.3.3"], "10.77.0.0/24", "10.77.0.0/20"),
+    (["10.0.0.1"], None, "10.0.0.1/32"),
+    (["127.0.0.1", "127.0.0.2"], "127.0.0.0/8", None),
+    (["10.0.0.1", "172.16.0.1"], "10.0.0.0/24", None),
+    (["fd00::1", "fd00::2"], None, None),
+    ([], None, None),
+]
+
+
+@pytest.mark.parametrize(("addresses", "own", "expected"), NETWORKS)
+def test_hosts_whose_interfaces_differ_share_the_smallest_network_that_has_them_all(
+    addresses: list[str], own: str | None, expected: str | None
+) -> None:
+    assert mpirun.shared_network(addresses, own) == expected
+
+
+BOTH = "-mca btl_tcp_if_include eth0,ens5 -mca oob_tcp_if_exclude lo"
+
+
+def chosen(second: str, address: str, options: str = "", **environ: str) -> str:
+    return mpirun.interface(
+        job(options=options),
+        environ,
+        interfaces={"algo-1": "eth0", "algo-2": second},
+        addresses={"algo-1": "10.0.0.1", "algo-2": address},
+        own="10.0.0.1/32",
+    )
+
+
+def test_interfaces_of_one_name_are_named_and_others_by_their_network() -> None:
+    assert chosen("eth0", "172.16.0.1") == "eth0"
+    assert chosen("ens5", "10.0.0.2") == "10.0.0.0/30"
+    assert chosen("ens5", "172.16.0.1", BOTH) == "10.0.0.1/32"
+    assert chosen("ens5", "::1", OMPI_MCA_btl_tcp_if_exclude="lo", OMPI_MCA_oob_tcp_include="x")
+
+
+@pytest.mark.parametrize("options", ["", "-mca btl_tcp_if_include eth0,ens5"])
+def test_interfaces_that_nothing_names_are_an_error(options: str) -> None:
+    with pytest.raises(
+        LaunchError, match=r"10\.0\.0\.1 \(eth0\) on algo-1, 172\.16\.0\.1 \(ens5\)"
+    ):
+        chosen("ens5", "172.16.0.1", options)
+
+
 def test_a_network_names_no_device() -> None:
     found = words(launch(job(), "10.0.0.0/24"))
     assert "-mca btl_tcp_if_include 10.0.0.0/24" in found
@@ -183,10 +273,6 @@ WRONG = [
     ("-hostfile /h", "-hostfile /h: the hosts are those of resourceconfig.json"),
     ("-machinefile /h", "-machinefile /h: the hosts"),
     ("-H algo-1:2,other", "--host: other: none of algo-1, algo-2"),
-    ("-mca plm_rsh_agent ssh", "-mca plm_rsh_agent ssh: hosts are reached over"),
-    ("-mca pls_rsh_agent ssh", "hosts are reached over"),
-    ("--launch-agent /x", "hosts are reached over"),
-    ("-mca plm slurm", "hosts are reached over"),
     ("--version", "--version: it would take the place of the training"),
 ]
 
@@ -196,3 +282,58 @@ def test_what_cannot_be_followed_is_said_before_anything_starts(options: str, wh
     (problem,) = distribution.problems(job(options=options))
     assert problem.startswith("hyperparameters: sagemaker_mpi_custom_mpi_options: ")
     assert why in problem
+
+
+BREAKING = [
+    ("-mca plm_rsh_agent ssh", "-mca plm_rsh_agent"),
+    ("-mca pls_rsh_agent ssh", "-mca pls_rsh_agent"),
+    ("-mca orte_rsh_agent ssh", "-mca orte_rsh_agent"),
+    ("-mca plm_rsh_args '-p 2222'", "-mca plm_rsh_args"),
+    ("--mca pls_rsh_args -q", "--mca pls_rsh_args"),
+    ("-gmca plm_rsh_args -q", "-gmca plm_rsh_args"),
+    ("-omca plm_rsh_args -q", "-omca plm_rsh_args"),
+    ("-mca plm_rsh_no_tree_spawn 0", "-mca plm_rsh_no_tree_spawn"),
+    ("-mca orte_leave_session_attached 0", "-mca orte_leave_session_attached"),
+    ("-mca plm slurm", "-mca plm"),
+    ("--mca pls rsh", "--mca pls"),
+    ("--launch-agent /x", "--launch-agent"),
+    ("-mca orte_launch_agent /x", "-mca orte_launch_agent"),
+    ("--prefix /usr", "--prefix"),
+    ("-mca plm_rsh_pass_libpath /usr/lib", "-mca plm_rsh_pass_libpath"),
+    ("--enable-orterun-prefix-by-default", "--enable-orterun-prefix-by-default"),
+    ("--enable-mpirun-prefix-by-default", "--enable-mpirun-prefix-by-default"),
+]
+
+
+@pytest.mark.parametrize(("options", "named"), BREAKING)
+def test_an_option_that_would_break_the_launch_is_left_out_and_that_is_said_once(
+    options: str, named: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    given = job(options=f"{options} -x FOO=1")
+    assert distribution.problems(given) == []
+    assert words(launch(given)) == [*words(launch(job())), "-x FOO=1"]
+    (line,) = caplog.messages
+    assert line.startswith(f"sagemaker_mpi_custom_mpi_options: {named} is left out: ")
+
+
+def test_an_option_that_says_what_the_runtime_does_is_no_news(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    options = "-mca plm_rsh_no_tree_spawn 1 -mca orte_leave_session_attached true"
+    assert words(launch(job(options=options))) == words(launch(job()))
+    assert caplog.messages == []
+
+
+@pytest.mark.parametrize("name", ["plm_rsh_args", "pls_rsh_args", "plm_rsh_pass_libpath"])
+def test_a_variable_that_would_break_the_launch_is_emptied_and_that_is_said(
+    name: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = launch(job(), environ={f"OMPI_MCA_{name}": "-p 2222", "OMPI_MCA_pml_verbose": "1"})
+    assert run.environ == {f"OMPI_MCA_{name}": ""}
+    (line,) = caplog.messages
+    assert line.startswith(f"environment: OMPI_MCA_{name} is left out: ")
+
+
+def test_a_variable_cannot_have_hosts_reached_by_way_of_each_other() -> None:
+    environ = {"OMPI_MCA_plm_rsh_no_tree_spawn": "0"}
+    assert words(launch(job(), environ=environ)) == words(launch(job()))
