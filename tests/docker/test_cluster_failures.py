@@ -23,6 +23,17 @@ if world.rank == parser.parse_args().victim:
     os.kill(os.getpid(), signal.SIGKILL)
 world.Barrier()
 """
+ABORTS = """
+import argparse
+from mpi4py import MPI
+parser = argparse.ArgumentParser()
+parser.add_argument("--code", type=int)
+world = MPI.COMM_WORLD
+world.Barrier()
+if world.rank == 3:
+    world.Abort(parser.parse_args().code)
+world.Barrier()
+"""
 WAITS = """
 import signal
 from mpi4py import MPI
@@ -83,6 +94,18 @@ def test_a_killed_rank_ends_all_hosts_and_all_name_it(
     assert f"rank {victim}, {host}" in found["headline"]
     assert "SIGKILL" in found["headline"]
     assert found["seconds"] < 10
+
+
+@pytest.mark.parametrize(("code", "status"), [(7, 7), (0, 1)])
+def test_an_abort_is_no_success_whatever_its_code(
+    cpu_image: str, tmp_path: Path, code: int, status: int
+) -> None:
+    with Cluster(cpu_image, tmp_path, ABORTS, **MPI, code=code) as cluster:
+        assert cluster.run() == {status}, cluster.log()
+        first, second = cluster.failures()
+    assert first == second
+    assert (first["class"], first["rank"], first["host"]) == ("MPIAbort", 3, "algo-2")
+    assert first["message"] == f"called MPI_Abort with error code {code}"
 
 
 @pytest.mark.parametrize("victim", ["algo-1", "algo-2"])

@@ -223,6 +223,29 @@ def test_the_chief_layout_serves_tf_distributes_parameter_server_strategy(
     assert all("/job:ps/" in device for device in result["devices"])
 
 
+def test_the_last_evaluation_is_waited_for(cpu_image: str, tmp_path: Path) -> None:
+    script = """
+import json, os, signal, time
+task = json.loads(os.environ["TF_CONFIG"])["task"]["type"]
+print("task", task, flush=True)
+if task == "worker":
+    signal.pause()
+if task == "evaluator":
+    time.sleep(6)  # longer than workers may go on
+    with open(os.path.join(os.environ["SM_MODEL_DIR"], "evaluated"), "w"):
+        print("evaluated", flush=True)
+"""
+    values: dict[str, Any] = {
+        **PARAMETER_SERVER,
+        "sagemaker_runtime_parameter_server_layout": "chief",
+        "sagemaker_runtime_parameter_server_evaluator": True,
+    }
+    with Cluster(cpu_image, tmp_path, script, options=QUIET, count=3, **values) as cluster:
+        assert cluster.run() == {0}, cluster.log()
+        assert "evaluated" in cluster["algo-3"].log().split()
+        assert "task worker" in cluster["algo-2"].log()
+
+
 @pytest.mark.parametrize(
     ("script", "status"),
     [
