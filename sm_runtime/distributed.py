@@ -31,6 +31,8 @@ log = logging.getLogger(__name__)
 SECRET, SECRET_FILE = environ.CLUSTER_SECRET
 SECRET_BYTES = 16
 """The least length of a secret: what is shorter can be guessed."""
+LOOK_SECONDS = 1.0
+"""How often a host that waits for the others looks whether it is time to say so."""
 TELL_SECONDS = 5.0
 """How long a host that has failed tries to tell those that have not come yet."""
 LEAVE_SECONDS = 1.0
@@ -114,7 +116,7 @@ class Session:
                     log.info("waiting for %s (%.0f s)", self.link.waiting, notice.seconds)
             return bool(self.link.going or self.link.failure or self._supervisor.stopped_by)
 
-        while not self._supervisor.wait_until(met, common.NOTICE_SECONDS):
+        while not self._supervisor.wait_until(met, LOOK_SECONDS):
             pass
         if self.link.failure:
             raise AgreedError(self.link.failure)
