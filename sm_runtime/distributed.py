@@ -288,6 +288,6 @@ def _interface(job: Job, plan: Plan) -> Interface:
 
 
 def _linger(plan: Plan, worker_seconds: float) -> float | None:
-    if plan.kind == distribution.MPI or plan.layout == "chief":  # whose workers only serve
+    if plan.kind == distribution.MPI:
         return 0.0
     return worker_seconds if plan.waits_for_leader else None

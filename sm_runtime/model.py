@@ -189,7 +189,7 @@ class Options:
     """What starts the script in place of the runtime, with placeholders; empty: nothing does."""
     parameter_server_layout: str = "master"
     """``master`` as tf.estimator scripts expect, or ``chief`` for ParameterServerStrategy."""
-    worker_seconds: float = 2.5
+    worker_seconds: float = 4.0
     """How long workers may go on when the leader's script ended well, its parameter servers up."""
     parameter_server_evaluator: bool = False
     """Whether the last host of a ``chief`` layout evaluates and does not train."""
