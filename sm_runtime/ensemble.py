@@ -94,7 +94,9 @@ class Ensemble(Play):
 
     def over(self) -> bool:
         """Whether all hosts have agreed on the end and no process of this host is left."""
-        return self._closing_at is not None and not self._live(self._scripts, self._services)
+        if self._closing_at is None or self._live(self._scripts, self._services):
+            return False
+        return self.outcome is not None or not self._ended  # one of them may be a failure
 
     def seconds(self) -> float | None:
         """Return the seconds until the services are killed."""

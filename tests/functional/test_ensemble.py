@@ -1,0 +1,43 @@
+"""What a host draws from the ends of its processes."""
+
+from __future__ import annotations
+
+import os
+from contextlib import ExitStack
+
+from sm_runtime.ensemble import Ensemble, Terms
+from sm_runtime.link import common
+from sm_runtime.link.alone import Alone
+from sm_runtime.model import Cluster, Command
+from sm_runtime.relay import open_sinks
+from sm_runtime.running import Limits, Running
+from sm_runtime.supervise import Supervisor
+
+
+class OverAtOnce(Ensemble):
+    """All hosts agree on the end in the moment in which a script ends."""
+
+    def ended(self, run: Running) -> None:
+        super().ended(run)
+        self.link.over = True
+
+
+def test_a_failure_whose_output_is_held_open_is_told_though_all_was_over() -> None:
+    with ExitStack() as undo:
+        stage = undo.enter_context(Supervisor(*open_sinks()))
+        terms = common.Terms(cluster=Cluster(current_host="a", hosts=("a",)), hosts=("a",))
+        link = Alone(terms, stage.wake)
+        script = Command(
+            argv=("sh", "-c", "setsid sleep 60 & exit 3"),
+            cwd="/",
+            env={"PATH": os.environ["PATH"]},
+            name="script",
+        )
+        own = Terms(
+            host="a", limits=Limits(grace_seconds=1.0), mask=str, keep_stacks=lambda _: None
+        )
+        ensemble = OverAtOnce(link, own, [script])
+        stage.conduct(ensemble)
+        ensemble.finish()
+    assert link.failure is not None
+    assert link.failure.status == 3
