@@ -8,12 +8,12 @@ import hashlib
 import logging
 import os
 import threading
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
-from zlib import crc32
 
 from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
+from sm_runtime.storage.checksums import checksum
 from sm_runtime.storage.client import Broken, Client
 from sm_runtime.storage.crew import Crew
 from sm_runtime.storage.reading import Reader, Version
@@ -21,6 +21,9 @@ from sm_runtime.storage.reading import Reader, Version
 log = logging.getLogger(__name__)
 
 THREADS = 16
+AHEAD = 4
+"""How many short objects a thread has asked for at once; it waits for one after the other."""
+_AHEAD_BYTES = 1 << 18
 PART_BYTES = 8 << 20
 _BUFFER_BYTES = 1 << 18
 WRITERS = 2
@@ -44,33 +47,64 @@ class Fetch:
         """Have all downloaded, or raise."""
         with contextlib.ExitStack() as undo, self._crew:
             self._undo = undo
+            few: list[tuple[Blob, str]] = []
+            size_bytes = 0
             for blob, path in wanted:
-                large = blob.size_bytes > PART_BYTES
-                self._crew.submit(partial(self._large if large else self._small, blob, path))
+                if blob.size_bytes > PART_BYTES:
+                    self._crew.submit(partial(self._large, blob, path))
+                    continue
+                few.append((blob, path))
+                size_bytes += blob.size_bytes
+                if len(few) == AHEAD or size_bytes >= _AHEAD_BYTES:
+                    self._crew.submit(partial(self._few, few))
+                    few, size_bytes = [], 0
+            if few:
+                self._crew.submit(partial(self._few, few))
 
-    def _small(self, blob: Blob, path: str) -> None:
-        """Download an object with one request and compare its checksum, if the server tells one."""
-        view: memoryview = self._buffer()
-        version = Version(blob.uri, blob.size_bytes)
-        bucket = self._bucket_of(blob)
-        doubted = ""
-        with (
-            _errors_named(blob, path),
-            Reader(self._client, bucket, blob.key, version, stopped=self._crew.is_stopped) as body,
-        ):
-            body.open()
-            with self._new(path) as (descriptor, complete):
-                while True:
-                    digest = self._copy(body, descriptor, view)
-                    if digest == doubted or not digest:
-                        break
-                    # The same content twice, and not what the tag says: it is no checksum.
-                    doubted = digest
-                    self._progress(-body.position)
-                    os.ftruncate(descriptor, 0)
-                    os.lseek(descriptor, 0, os.SEEK_SET)
-                    body.retry(Broken("what came does not match its checksum"))
-                complete()
+    def _few(self, few: Sequence[tuple[Blob, str]]) -> None:
+        """Download short objects: all are asked for before the first is waited for."""
+        bodies = [
+            Reader(
+                self._client, self._bucket_of(blob), blob.key, Version(blob.uri, blob.size_bytes),
+                stopped=self._crew.is_stopped,
+            )
+            for blob, _ in few
+        ]  # fmt: skip
+        try:
+            for body in bodies:
+                body.ask()
+            for body, (blob, path) in zip(bodies, few, strict=True):
+                try:
+                    self._small(body, path)
+                except OSError as error:
+                    raise not_written(blob, path, error) from error
+        finally:
+            for body in bodies:
+                body.close()
+
+    def _small(self, body: Reader, path: str) -> None:
+        """Write an object into a file and compare its checksum, if the server tells one."""
+        body.open()
+        self.make_folder(path)
+        part, view, doubted = part_of(path), self._buffer(), ""
+        descriptor = new_file(part)
+        try:
+            while True:
+                digest = self._copy(body, descriptor, view)
+                if digest == doubted or not digest:
+                    break
+                # The same content twice, and not what the tag says: it is no checksum.
+                doubted = digest
+                self._progress(-body.position)
+                os.ftruncate(descriptor, 0)
+                os.lseek(descriptor, 0, os.SEEK_SET)
+                body.retry(Broken("what came does not match its checksum"))
+            os.rename(part, path)
+        except BaseException:
+            _remove(part)
+            raise
+        finally:
+            os.close(descriptor)
 
     def _copy(self, body: Reader, descriptor: int, view: memoryview) -> str:
         """Write all of the body; return its digest where the server said another, or ``""``."""
@@ -143,26 +177,6 @@ class Fetch:
             os.makedirs(folder or ".", exist_ok=True)
             self._folders.add(folder)
 
-    @contextlib.contextmanager
-    def _new(self, path: str) -> Iterator[tuple[int, Callable[[], None]]]:
-        """Open what becomes ``path`` when it is said to be complete, and goes otherwise."""
-        self.make_folder(path)
-        part = part_of(path)
-        descriptor = new_file(part)
-        is_complete = False
-
-        def complete() -> None:
-            nonlocal is_complete
-            os.rename(part, path)
-            is_complete = True
-
-        try:
-            yield descriptor, complete
-        finally:
-            os.close(descriptor)
-            if not is_complete:
-                _remove(part)
-
 
 Bucket = Callable[[Blob], str]
 
@@ -200,52 +214,6 @@ class _LargeFile:
             os.close(self.descriptor)
             self.descriptor = -1
             _remove(self._part)
-
-
-class Checksum:
-    """A checksum that grows with the bytes, beside what a server said about it."""
-
-    def __init__(self, said: str, kind: str) -> None:
-        self._said, self._kind = said, kind
-        self._crc = 0
-        self._hash = hashlib.new(kind, usedforsecurity=False) if kind not in ("crc32", "") else None
-
-    def update(self, view: memoryview) -> None:
-        """Take note of some bytes."""
-        if self._hash:
-            self._hash.update(view)
-        elif self._kind:
-            self._crc = crc32(view, self._crc)
-
-    def digest(self) -> str:
-        """Return it in hexadecimal digits."""
-        return self._hash.hexdigest() if self._hash else f"{self._crc:08x}"
-
-    def holds(self) -> bool:
-        """Return whether it is what the server said, if it said anything."""
-        return not self._kind or self.digest() == self._said
-
-
-def checksum(headers: dict[str, str]) -> Checksum:
-    """Return what can be compared for a whole object, the cheapest first.
-
-    The tag of an object that was uploaded in one part is its MD5, unless KMS encrypts it.
-    https://docs.aws.amazon.com/AmazonS3/latest/userguide/checking-object-integrity.html
-    """
-    from base64 import b64decode
-
-    if "content-range" in headers:
-        return Checksum("", "")
-    for kind in ("crc32", "sha256", "sha1"):
-        said = headers.get(f"x-amz-checksum-{kind}", "")
-        if said and "-" not in said:  # else of the parts, not of the whole
-            return Checksum(b64decode(said).hex(), kind)
-    etag = headers.get("etag", "").strip('"')
-    kept = headers.get("x-amz-server-side-encryption", "")
-    own = "x-amz-server-side-encryption-customer-algorithm" in headers
-    if len(etag) == 32 and not own and not kept.startswith("aws:kms"):
-        return Checksum(etag.lower(), "md5")
-    return Checksum("", "")
 
 
 def part_of(path: str) -> str:

@@ -110,38 +110,15 @@ class Pool:
 
     def __init__(self, stall_seconds: float, authorities: str | None = None) -> None:
         self._stall_seconds, self._authorities = stall_seconds, authorities
-        self._idle: dict[Place, list[Connection]] = {}
+        self._idle: dict[tuple[str, int, bool], list[Connection]] = {}
         self._tls: ssl.SSLContext | None = None
         self._is_closed = False
-
-    def exchange(
-        self, place: Place, head: bytes, body: bytes | memoryview, stopped: Callable[[], bool]
-    ) -> Response:
-        """Send a request and return the answer as soon as its headers are there."""
-        if stopped():
-            raise Stopped
-        line = self._idle_one(place)
-        while True:
-            if line is None:
-                line = self._connect(place, stopped)
-            line.stopped = stopped
-            try:
-                return self._answer(line, head, body)
-            except Broken:
-                line.close()
-                # A server may close an idle connection just when a request is on its way.
-                if not line.is_used:
-                    raise
-                line = None
-            except BaseException:
-                line.close()
-                raise
 
     def take_back(self, line: Connection) -> None:
         """Keep a connection for the next request."""
         line.is_used, line.idle_since = True, time.monotonic()
         line.stopped = _never
-        self._idle.setdefault(line.place, []).append(line)
+        self._idle.setdefault(line.place.key, []).append(line)
         if self._is_closed:
             self.close()
 
@@ -152,20 +129,9 @@ class Pool:
             while lines:
                 lines.pop().close()
 
-    def _answer(self, line: Connection, head: bytes, body: bytes | memoryview) -> Response:
-        try:
-            line.send(head)
-            if body:
-                line.send(body)
-        except Broken:
-            if not body:
-                raise
-            # A server that refuses a long body answers and closes: the answer says more.
-        status, headers = line.head()
-        return Response(self, line, status, headers, bodiless=head.startswith(b"HEAD "))
-
-    def _idle_one(self, place: Place) -> Connection | None:
-        lines = self._idle.get(place)
+    def idle(self, place: Place) -> Connection | None:
+        """Return a connection that waits for a request, if there is one."""
+        lines = self._idle.get(place.key)
         while lines:
             try:
                 line = lines.pop()
@@ -176,7 +142,8 @@ class Pool:
             line.close()
         return None
 
-    def _connect(self, place: Place, stopped: Callable[[], bool]) -> Connection:
+    def connect(self, place: Place, stopped: Callable[[], bool]) -> Connection:
+        """Return a new connection."""
         target = place.proxy[:2] if place.proxy else (place.host, place.port)
         try:
             plain = socket.create_connection(target, _CONNECT_SECONDS)
@@ -226,6 +193,80 @@ class Pool:
         if status != 200:
             raise Broken(f"the proxy answers {status} for {place.url}")
         plain.settimeout(_CONNECT_SECONDS)
+
+
+class Exchange:
+    """A request, which is sent at once, and its answer, when it is asked for."""
+
+    def __init__(
+        self,
+        pool: Pool,
+        place: Place,
+        head: bytes,
+        body: bytes | memoryview,
+        stopped: Callable[[], bool],
+    ) -> None:
+        self._pool, self._place, self._stopped = pool, place, stopped
+        self._head, self._body = head, body
+        if stopped():
+            raise Stopped
+        self._line = pool.idle(place)
+        if self._line is None or not self._try(self._send):
+            self._line = pool.connect(place, stopped)
+            self._try(self._send)
+
+    def answer(self) -> Response:
+        """Return the answer as soon as its headers are there. Raises Broken and Stopped."""
+        if not self._try(self._receive):
+            self._line = self._pool.connect(self._place, self._stopped)
+            self._try(self._send)
+            self._try(self._receive)
+        line, self._line = self._taken(), None
+        bodiless = self._head.startswith(b"HEAD ")
+        return Response(self._pool, line, *self._received, bodiless=bodiless)
+
+    def close(self) -> None:
+        """Give it up."""
+        if self._line:
+            self._line.close()
+            self._line = None
+
+    def _try(self, step: Callable[[Connection], None]) -> bool:
+        """Do a step; return whether it worked on a connection that had been waiting.
+
+        A server may close one just when a request is on its way: that is no failure.
+        """
+        line = self._taken()
+        try:
+            step(line)
+        except Broken:
+            self.close()
+            if not line.is_used:
+                raise
+            return False
+        except BaseException:
+            self.close()
+            raise
+        return True
+
+    def _taken(self) -> Connection:
+        if self._line is None:
+            raise Broken("the request was given up")
+        return self._line
+
+    def _send(self, line: Connection) -> None:
+        line.stopped = self._stopped
+        try:
+            line.send(self._head)
+            if self._body:
+                line.send(self._body)
+        except Broken:
+            if not self._body:
+                raise
+            # A server that refuses a long body answers and closes: the answer says more.
+
+    def _receive(self, line: Connection) -> None:
+        self._received = line.head()
 
 
 def content_range(headers: Mapping[str, str]) -> tuple[int, int] | None:

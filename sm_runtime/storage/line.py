@@ -7,6 +7,7 @@ one lock for all threads that, not the network, was what a download waited for.
 from __future__ import annotations
 
 import os
+import re
 import socket
 import time
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from sm_runtime.frozen import dataclass
 
 TICK_SECONDS = 0.5
 """How often a thread that waits for bytes looks up."""
+_HEADERS = re.compile(r"\r\n([^:\r\n]*):[ \t]*([^\r\n]*)")
 _HEAD_BYTES = 1 << 15
 _MAX_HEAD_BYTES = 1 << 18
 
@@ -38,6 +40,11 @@ class Place:
     tls: bool
     proxy: tuple[str, int, str] | None = None
     """Host, port and the value of ``Proxy-Authorization`` of what is asked to connect."""
+
+    @property
+    def key(self) -> tuple[str, int, bool]:
+        """What tells places apart."""
+        return self.host, self.port, self.tls
 
 
 class Connection:
@@ -77,16 +84,13 @@ class Connection:
                 self._fill()
             text = str(self._view[self._start : end], "latin-1")
             self._start = end + 4
-            lines = text.split("\r\n")
-            status = number(lines[0][9:12])
-            if not lines[0].startswith("HTTP/1.") or status < 100:
+            status = number(text[9:12])
+            if not text.startswith("HTTP/1.") or status < 100:
                 raise Broken("an answer that is not HTTP/1.1")
             if status >= 200:
-                headers = {}
-                for line in lines[1:]:
-                    name, _, value = line.partition(":")
-                    headers[name.lower()] = value.strip()
-                return status, headers
+                return status, {
+                    name.lower(): value.rstrip() for name, value in _HEADERS.findall(text)
+                }
 
     def readinto(self, view: memoryview) -> int:
         """Fill the start of ``view`` with what came already, else with what comes next."""

@@ -8,7 +8,7 @@ from xml.parsers import expat
 
 from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.client import Attempts, Broken, Client, Refusal, encoded_query
+from sm_runtime.storage.client import Broken, Client, Refusal, encoded_query
 
 
 class _Page:
@@ -70,7 +70,7 @@ def pages(
 
 
 def _page(client: Client, uri: str, bucket: str, query: str, stopped: Callable[[], bool]) -> _Page:
-    attempts = Attempts(client, uri, "listed", stopped)
+    attempts = client.attempts(uri, "listed", stopped)
     view = memoryview(bytearray(1 << 16))
     while True:
         page = _Page()

@@ -8,10 +8,11 @@ from types import TracebackType
 
 from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.client import Attempts, Broken, Client, Refusal
+from sm_runtime.storage.client import Broken, Client, Question, Refusal
 from sm_runtime.storage.http import Response, content_range
 from sm_runtime.storage.signing import encoded_path
 
+_ALWAYS = {"x-amz-checksum-mode": "ENABLED"}
 _SKIP_BYTES = 1 << 18
 _VERSIONS = 4096
 """How many objects are remembered: more than are ever read at once in ranges."""
@@ -82,15 +83,26 @@ class Reader:
         self.is_ranged = True
         """Whether the server sends parts of objects."""
         self._stopped = stopped
-        self._attempts = Attempts(client, version.uri, "downloaded", stopped)
+        self._attempts = client.attempts(version.uri, "downloaded", stopped)
+        self._question: Question | None = None
         self._response: Response | None = None
         self._began = start  # the position when the request was sent
+        self._asks_range = False
+
+    def ask(self) -> None:
+        """Have the request sent, so that the answer is under way when ``open`` waits for it."""
+        while self._question is None:
+            try:
+                self._question = self._request()
+            except Broken as error:
+                self._attempts.failed(error)
 
     def open(self) -> None:
         """Have the headers of an answer; ``readinto`` does that too."""
         while self._response is None:
+            self.ask()
             try:
-                self._response = self._request()
+                self._response = self._answer()
             except (Broken, Refusal) as error:
                 self._attempts.failed(error)
 
@@ -126,9 +138,12 @@ class Reader:
     def close(self) -> None:
         """Give the connection back, if the body was read to its end."""
         response, self._response = self._response, None
+        question, self._question = self._question, None
         if response is not None:
             with response:
                 pass
+        elif question is not None:
+            question.close()
 
     def __enter__(self) -> Reader:
         return self
@@ -144,19 +159,25 @@ class Reader:
         wanted = (self.end or self.version.size_bytes or self.position) - self._began
         self._attempts.failed(error, max(received, 0), max(wanted, 1))
 
-    def _request(self) -> Response:
+    def _request(self) -> Question:
         first, version = self.position, self.version
         self._began = first
-        headers = {"x-amz-checksum-mode": "ENABLED"}
+        headers = _ALWAYS.copy()
         if self.end is not None and not (first == 0 and self.end == version.size_bytes):
             headers["range"] = f"bytes={first}-{self.end - 1}"
         elif first:
             headers["range"] = f"bytes={first}-"
+        self._asks_range = "range" in headers
         if version.etag:
             headers["if-match"] = f'"{version.etag}"'
-        response = self._client.request(
+        return self._client.ask(
             "GET", self._bucket, self._path, headers=headers, stopped=self._stopped
         )
+
+    def _answer(self) -> Response:
+        question, self._question = self._question, None
+        assert question is not None
+        response, first, version = question.answer(), self._began, self.version
         try:
             self.headers = response.headers
             # Some stores send a part with status 200: the header tells, not the status.
@@ -165,8 +186,8 @@ class Reader:
             version.check(found[1] if found else response.length, etag)
             if found and found[0] != first:
                 raise Broken(f"the server sent the bytes from {found[0]} on, not from {first}")
-            self.is_ranged = found is not None or "range" not in headers
-            if not found:
+            self.is_ranged = found is not None or not self._asks_range
+            if not found and first:
                 self._skip(response, first)
             return response
         except BaseException as error:

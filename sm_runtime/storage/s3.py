@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from sm_runtime.errors import CodeError, DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.access import Access, needs_boto3
-from sm_runtime.storage.client import Attempts, Broken, Client, Refusal
+from sm_runtime.storage.client import Broken, Client, Refusal
 from sm_runtime.storage.crew import Crew
 from sm_runtime.storage.fetching import THREADS, Fetch
 from sm_runtime.storage.line import Stopped
@@ -42,7 +42,7 @@ class S3Origin:
     def stat(self, uri: str) -> Blob:
         """Return the one object at ``uri``."""
         bucket, key = _split_object(uri)
-        attempts = Attempts(self._client, uri, "downloaded")
+        attempts = self._client.attempts(uri, "downloaded")
         while True:
             try:
                 with self._client.request("HEAD", bucket, encoded_path(key)) as answer:

@@ -43,27 +43,40 @@ def stamp(seconds: float) -> str:
     return _stamp(int(seconds))
 
 
-def authorization(
-    keys: Keys, region: str, method: str, path: str, query: str, headers: dict[str, str]
-) -> str:
-    """Return the header ``Authorization``: signs all of ``headers``, whose names are lower case.
+class Form:
+    """What requests have in common that differ only in method, path and query.
 
-    Among them are ``host``, ``x-amz-date`` and ``x-amz-content-sha256``.
+    ``headers`` are all that are signed, names in lower case; among them are ``host``,
+    ``x-amz-date`` and ``x-amz-content-sha256``.
     """
-    names = sorted(headers)
-    signed = ";".join(names)
-    lines = "".join(f"{name}:{headers[name]}\n" for name in names)
-    canonical = "\n".join((method, path, query, lines, signed, headers["x-amz-content-sha256"]))
-    moment = headers["x-amz-date"]
-    scope = f"{moment[:8]}/{region}/s3/aws4_request"
-    digest = hashlib.sha256(canonical.encode("utf-8", "surrogateescape")).hexdigest()
-    text = f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n{digest}"
-    key = _signing_key(keys.secret, moment[:8], region)
-    signature = hmac.new(key, text.encode(), "sha256").hexdigest()
-    return (
-        f"AWS4-HMAC-SHA256 Credential={keys.access}/{scope},"
-        f"SignedHeaders={signed},Signature={signature}"
-    )
+
+    def __init__(
+        self, access: str, secret: str, region: str, headers: tuple[tuple[str, str], ...]
+    ) -> None:
+        found = dict(headers)
+        moment, names = found["x-amz-date"], sorted(found)
+        signed = ";".join(names)
+        lines = "".join(f"{name}:{found[name]}\n" for name in names)
+        scope = f"{moment[:8]}/{region}/s3/aws4_request"
+        self._canonical = f"{lines}\n{signed}\n{found['x-amz-content-sha256']}"
+        self._text = f"AWS4-HMAC-SHA256\n{moment}\n{scope}\n"
+        self._key = _signing_key(secret, moment[:8], region)
+        self._proof = (
+            f"AWS4-HMAC-SHA256 Credential={access}/{scope},SignedHeaders={signed},Signature="
+        )
+        self.lines = "".join(f"{name}: {value}\r\n" for name, value in headers)
+        """The headers, as they are sent."""
+
+    def authorization(self, method: str, path: str, query: str) -> str:
+        """Return the header ``Authorization`` of one request."""
+        canonical = f"{method}\n{path}\n{query}\n{self._canonical}"
+        digest = hashlib.sha256(canonical.encode("utf-8", "surrogateescape")).hexdigest()
+        text = (self._text + digest).encode()
+        return self._proof + hmac.digest(self._key, text, "sha256").hex()
+
+
+form = lru_cache(64)(Form)
+"""The same, kept: many requests of the same second have the same."""
 
 
 def _encoded(text: str) -> str:

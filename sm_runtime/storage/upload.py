@@ -10,7 +10,7 @@ import time
 from base64 import b64encode
 from collections.abc import Callable, Iterator, Mapping
 
-from sm_runtime.storage.client import Attempts, Broken, Client, Refusal, between, encoded_query
+from sm_runtime.storage.client import Broken, Client, Refusal, between, encoded_query
 from sm_runtime.storage.crew import Crew
 from sm_runtime.storage.signing import encoded_path
 
@@ -82,7 +82,7 @@ class Bucket:
 
     def has(self, key: str) -> bool:
         """Return whether there is an object."""
-        attempts = Attempts(self.client, self.uri(key), "downloaded")
+        attempts = self.client.attempts(self.uri(key), "downloaded")
         while True:
             try:
                 with self.client.request("HEAD", self.name, encoded_path(key)):
@@ -109,7 +109,7 @@ class Bucket:
 
         ``found_after`` tells whether an attempt whose answer was lost has done it all the same.
         """
-        attempts = Attempts(self.client, self.uri(key), verb, stopped, limit=limit)
+        attempts = self.client.attempts(self.uri(key), verb, stopped, limit)
         sent = dict(headers or {})
         if body:
             # The server compares it, so that nothing damaged is stored.

@@ -13,8 +13,8 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from sm_runtime.storage.signing import (
+    Form,
     Keys,
-    authorization,
     encoded_path,
     encoded_query,
     stamp,
@@ -53,10 +53,9 @@ PUBLISHED = {
 @pytest.mark.parametrize("case", PUBLISHED)
 def test_a_signature_is_the_published_one(case: str) -> None:
     method, path, query, headers, signature = PUBLISHED[case]
-    found = authorization(
-        EXAMPLE, "us-east-1", method, "/" + encoded_path(path), encoded_query(query),
-        {**ALWAYS, **headers},
-    )  # fmt: skip
+    signed = tuple({**ALWAYS, **headers}.items())
+    form = Form(EXAMPLE.access, EXAMPLE.secret, "us-east-1", signed)
+    found = form.authorization(method, "/" + encoded_path(path), encoded_query(query))
     names = ";".join(sorted({*ALWAYS, *headers}))
     assert found == (
         "AWS4-HMAC-SHA256 Credential=AKIAIOSFODNN7EXAMPLE/20130524/us-east-1/s3/aws4_request,"
@@ -100,8 +99,9 @@ def test_a_signature_is_botocores(
         headers[name] = asked.headers[name]
     if token:
         headers["x-amz-security-token"] = token
-    keys = Keys(access="access", secret=secret, token=token)
-    found = authorization(keys, region, method, path, encoded_query(query.items()), headers)
+    form = Form("access", secret, region, tuple(headers.items()))
+    found = form.authorization(method, path, encoded_query(query.items()))
+    assert form.lines == "".join(f"{name}: {value}\r\n" for name, value in headers.items())
     assert found == asked.headers["Authorization"].replace(", ", ",")
 
 
