@@ -25,6 +25,8 @@ AHEAD = 4
 """How many short objects a thread has asked for at once; it waits for one after the other."""
 _AHEAD_BYTES = 1 << 18
 PART_BYTES = 8 << 20
+"""What is larger is fetched in ranges of at least as much."""
+_LARGEST_PART_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 18
 WRITERS = 2
 """How many threads write into one file at once: more wait for each other in the kernel."""
@@ -130,7 +132,7 @@ class Fetch:
             self._undo.callback(file.close)
             reader = Reader(
                 self._client, bucket, blob.key, version,
-                end=PART_BYTES, stopped=self._crew.is_stopped,
+                end=file.part_bytes, stopped=self._crew.is_stopped,
             )  # fmt: skip
             with reader as body:
                 body.open()
@@ -143,7 +145,7 @@ class Fetch:
     def part(self, file: _LargeFile, version: Version, bucket: str, start: int) -> None:
         """Download one more range of a file."""
         blob = file.blob
-        end = min(start + PART_BYTES, blob.size_bytes)
+        end = min(start + file.part_bytes, blob.size_bytes)
         with (
             _errors_named(blob, file.path),
             Reader(
@@ -189,13 +191,16 @@ class _LargeFile:
         self._fetch, self.blob, self.path = fetch, blob, path
         self._part = part_of(path)
         self._missing = blob.size_bytes
+        # Two for each thread: servers read ahead of what is asked for, in vain at a range's end.
+        share = -(-blob.size_bytes // (2 * THREADS))
+        self.part_bytes = min(max(share, PART_BYTES), _LARGEST_PART_BYTES)
         self._lock = threading.Lock()
         self.writing = threading.Semaphore(WRITERS)
         self.descriptor = new_file(self._part)
 
     def parts(self, version: Version, bucket: str) -> Iterator[Callable[[], None]]:
         """Yield the work for all parts but the first."""
-        for start in range(PART_BYTES, self.blob.size_bytes, PART_BYTES):
+        for start in range(self.part_bytes, self.blob.size_bytes, self.part_bytes):
             yield partial(self._fetch.part, self, version, bucket, start)
 
     def filled(self, size_bytes: int) -> None:

@@ -196,13 +196,15 @@ def take_part(
     report: Report,
     title: str,
 ) -> dict[str, list[tuple[float, ...]]]:
-    """Return what each way cost in each round; in a round they take turns.
+    """Return what each way cost in each round; in a round they take turns, each time another first.
 
     A way that fails is left out from then on, which the report says.
     """
     costs: dict[str, list[tuple[float, ...]]] = {way: [] for way in ways}
-    for _ in range(rounds):
-        for way in tuple(costs):
+    for turn in range(rounds):
+        left = tuple(costs)
+        first = turn % len(left) if left else 0
+        for way in (*left[first:], *left[:first]):
             try:
                 costs[way].append(run(way))
             except Exception as error:
