@@ -138,6 +138,32 @@ def test_a_file_that_is_replaced_while_it_is_read_is_named(base: Base, server: S
     assert f"{(folder / '1').as_uri()} cannot be read: it has changed" in base.failure()
 
 
+def test_the_store_is_asked_for_more_while_the_script_computes(
+    base: Base, server: Server, tmp_path: Path
+) -> None:
+    """Of what the script has not read yet, a FIFO alone would hold one object."""
+    parts = [os.urandom(64 << 10) for _ in range(40)]
+    for number, content in enumerate(parts):
+        server.put(f"s3://bucket/d/{number:02}", content)
+    asked: set[str] = set()
+
+    def plan(one: Request) -> None:
+        if one.is_object:
+            asked.add(one.path)
+            if len(asked) == len(parts):
+                (tmp_path / "all").touch()
+
+    with proxying(server.url, plan) as proxy:
+        piped(base, proxy.url, "s3://bucket/d/")
+        script = (
+            "import time\npipe = open(base + '/input/data/train_0', 'rb')\nfirst = pipe.read(1)\n"
+            f"while not os.path.exists({str(tmp_path / 'all')!r}): time.sleep(0.05)\n"
+            "digest(first + pipe.read())\n"
+        )
+        result = base.script(READ + script).run(seconds=50)
+    assert (result.status, result.out.decode().split()) == (0, digests(b"".join(parts)))
+
+
 def test_a_stalled_connection_is_given_up_as_soon_as_the_job_wants(
     base: Base, server: Server
 ) -> None:
