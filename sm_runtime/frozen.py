@@ -28,6 +28,7 @@ else:
             return dataclass
         names = tuple(cls.__annotations__)
         cls._fields = names
+        cls._names = frozenset(names)
         cls._defaults = {n: cls.__dict__[n] for n in names if n in cls.__dict__}
         for method in (__init__, __eq__, __hash__, __repr__, __setattr__, __delattr__):
             setattr(cls, method.__name__, method)
@@ -39,8 +40,11 @@ else:
 
     def __init__(self, *args, **values):
         cls = type(self)
-        values.update(zip(cls._fields, args, strict=False))
         found = self.__dict__
+        if values.keys() == cls._names and not args:  # as of each of a million objects
+            found.update(values)
+            return
+        values.update(zip(cls._fields, args, strict=False))
         for name in cls._fields:
             value = values.pop(name, _MISSING)
             if value is _MISSING:
@@ -57,10 +61,10 @@ else:
         return self.__dict__ == other.__dict__ if type(self) is type(other) else NotImplemented
 
     def __hash__(self):
-        return hash((type(self), *self.__dict__.values()))
+        return hash((type(self), *map(self.__dict__.__getitem__, self._fields)))
 
     def __repr__(self):
-        inside = ", ".join(f"{name}={value!r}" for name, value in self.__dict__.items())
+        inside = ", ".join(f"{name}={self.__dict__[name]!r}" for name in self._fields)
         return f"{type(self).__name__}({inside})"
 
     def __setattr__(self, name, _value):

@@ -2,94 +2,93 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from urllib.parse import unquote_plus
-from xml.parsers import expat
+from xml.etree.ElementTree import XML, Element, ParseError
 
 from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.client import Broken, Client, Refusal, encoded_query
-
-
-class _Page:
-    """What one answer says; its text is not kept."""
-
-    def __init__(self) -> None:
-        self.contents: list[dict[str, str]] = []
-        self.facts: dict[str, str] = {}
-        self._open: list[str] = []
-        self._text: list[str] = []
-        self._parser = expat.ParserCreate()
-        self._parser.buffer_text = True
-        self._parser.StartElementHandler = self._start
-        self._parser.EndElementHandler = self._end
-        self._parser.CharacterDataHandler = self._text.append
-
-    def feed(self, data: bytes, is_last: bool) -> None:
-        try:
-            self._parser.Parse(data, is_last)
-        except expat.ExpatError as error:
-            raise Broken(f"a listing that is no XML: {error}") from error
-
-    def _start(self, name: str, _: dict[str, str]) -> None:
-        self._open.append(name)
-        self._text.clear()
-        if name == "Contents":
-            self.contents.append({})
-
-    def _end(self, name: str) -> None:
-        self._open.pop()
-        depth = len(self._open)
-        if depth == 2 and self._open[1] == "Contents":
-            self.contents[-1][name] = "".join(self._text)
-        elif depth == 1:
-            self.facts[name] = "".join(self._text)
-        self._text.clear()
+from sm_runtime.storage.client import Broken, Client, Question, Refusal, encoded_query
 
 
 def pages(
     client: Client, bucket: str, prefix: str, stopped: Callable[[], bool]
 ) -> Iterator[list[Blob]]:
-    """Yield the objects below a prefix, up to 1,000 at a time. Raises DataError."""
-    uri = f"s3://{bucket}/{prefix}"
-    query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
-    while True:
-        page = _page(client, uri, bucket, encoded_query(query.items()), stopped)
-        is_encoded = page.facts.get("EncodingType") == "url"
-        blobs = [_blob(bucket, entry, is_encoded) for entry in page.contents]
-        yield blobs
-        if page.facts.get("IsTruncated") != "true":
-            return
-        token = page.facts.get("NextContinuationToken")
-        if token and token != query.get("continuation-token"):
-            query["continuation-token"] = token
-        elif blobs and not token:
-            query["start-after"] = blobs[-1].key
-        else:
-            raise DataError(f"{uri} cannot be listed: the server repeats itself")
+    """Yield the objects below a prefix, up to 1,000 at a time. Raises DataError.
+
+    The next page is asked for before one is handed over.
+    """
+    listing = _Listing(client, bucket, prefix, stopped)
+    try:
+        while listing.is_going_on:
+            yield listing.page()
+    finally:
+        listing.close()
 
 
-def _page(client: Client, uri: str, bucket: str, query: str, stopped: Callable[[], bool]) -> _Page:
-    attempts = client.attempts(uri, "listed", stopped)
-    view = memoryview(bytearray(1 << 16))
-    while True:
-        page = _Page()
-        try:
-            with client.request("GET", bucket, "", query=query, stopped=stopped) as response:
-                while count := response.readinto(view):
-                    page.feed(bytes(view[:count]), False)
-            page.feed(b"", True)
-            return page
-        except (Broken, Refusal) as error:
-            attempts.failed(error)
+class _Listing:
+    """The pages of one prefix."""
+
+    def __init__(
+        self, client: Client, bucket: str, prefix: str, stopped: Callable[[], bool]
+    ) -> None:
+        self._client, self._bucket, self._stopped = client, bucket, stopped
+        self._uri = f"s3://{bucket}/{prefix}"
+        self._query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
+        self._question: Question | None = None
+        self.is_going_on = True
+
+    def page(self) -> list[Blob]:
+        """Return the objects of one page."""
+        root = self._answer()
+        space = root.tag.partition("ListBucketResult")[0]  # of the names, in braces
+        is_encoded = root.findtext(f"{space}EncodingType") == "url"
+        blobs = _blobs(root.findall(f"{space}Contents"), space, self._bucket, is_encoded)
+        self.is_going_on = root.findtext(f"{space}IsTruncated") == "true"
+        if self.is_going_on:
+            token = root.findtext(f"{space}NextContinuationToken")
+            if token and token != self._query.get("continuation-token"):
+                self._query["continuation-token"] = token
+            elif blobs and not token:
+                self._query["start-after"] = blobs[-1].key
+            else:
+                raise DataError(f"{self._uri} cannot be listed: the server repeats itself")
+            with suppress(Broken):  # who needs the answer will ask once more
+                self._question = self._ask()
+        return blobs
+
+    def close(self) -> None:
+        """Give up the page that nobody waits for."""
+        if self._question:
+            self._question.close()
+
+    def _ask(self) -> Question:
+        query = encoded_query(self._query.items())
+        return self._client.ask("GET", self._bucket, "", query=query, stopped=self._stopped)
+
+    def _answer(self) -> Element:
+        attempts = self._client.attempts(self._uri, "listed", self._stopped)
+        while True:
+            question, self._question = self._question, None
+            try:
+                with (question or self._ask()).answer() as response:
+                    return XML(response.read())
+            except ParseError as error:
+                attempts.failed(Broken(f"a listing that is no XML: {error}"))
+            except (Broken, Refusal) as error:
+                attempts.failed(error)
 
 
-def _blob(bucket: str, entry: dict[str, str], is_encoded: bool) -> Blob:
-    key = entry.get("Key", "")
-    if is_encoded and ("%" in key or "+" in key):
-        key = unquote_plus(key, errors="surrogateescape")
-    size = entry.get("Size", "")
-    if not key or not size.isdecimal():
-        raise DataError(f"s3://{bucket} cannot be listed: an entry without a key or a size")
-    etag = entry.get("ETag", "").strip('"') or None
-    return Blob(uri=f"s3://{bucket}/{key}", key=key, size_bytes=int(size), etag=etag)
+def _blobs(entries: Iterable[Element], space: str, bucket: str, is_encoded: bool) -> list[Blob]:
+    names = f"{space}Key", f"{space}Size", f"{space}ETag"
+    head, found = f"s3://{bucket}/", []
+    for entry in entries:
+        key, size, tag = (entry.findtext(name, "") for name in names)
+        if is_encoded and ("%" in key or "+" in key):
+            key = unquote_plus(key, errors="surrogateescape")
+        if not key or not size.isdecimal():
+            raise DataError(f"s3://{bucket} cannot be listed: an entry without a key or a size")
+        etag = tag.strip('"') or None
+        found.append(Blob(uri=head + key, key=key, size_bytes=int(size), etag=etag))
+    return found
