@@ -20,16 +20,15 @@ from sm_runtime.storage.reading import Reader, Version
 
 log = logging.getLogger(__name__)
 
-THREADS = 16
-AHEAD = 4
+THREADS = min(4 * max(len(os.sched_getaffinity(0)), 2), 16)
+"""Where few CPUs are, more threads cost more than they bring."""
+AHEAD = 8
 """How many short objects a thread has asked for at once; it waits for one after the other."""
 _AHEAD_BYTES = 1 << 18
 PART_BYTES = 8 << 20
 """What is larger is fetched in ranges of at least as much."""
 _LARGEST_PART_BYTES = 64 << 20
-_BUFFER_BYTES = 1 << 18
-WRITERS = 2
-"""How many threads write into one file at once: more wait for each other in the kernel."""
+_BUFFER_BYTES = 1 << 17
 _LONGEST_NAME = 255
 _SUFFIX = ".sm-runtime.part"
 
@@ -160,8 +159,7 @@ class Fetch:
         view, begun = self._buffer(), body.position
         at = begun
         while count := body.readinto(view):
-            with file.writing:
-                _write_at(file.descriptor, view[:count], at)
+            _write_at(file.descriptor, view[:count], at)
             at += count
             self._progress(count)
         file.filled(at - begun)
@@ -195,7 +193,6 @@ class _LargeFile:
         share = -(-blob.size_bytes // (2 * THREADS))
         self.part_bytes = min(max(share, PART_BYTES), _LARGEST_PART_BYTES)
         self._lock = threading.Lock()
-        self.writing = threading.Semaphore(WRITERS)
         self.descriptor = new_file(self._part)
 
     def parts(self, version: Version, bucket: str) -> Iterator[Callable[[], None]]:

@@ -55,6 +55,8 @@ class Connection:
         self._buffer = bytearray(_HEAD_BYTES)
         self._view = memoryview(self._buffer)
         self._start = self._end = 0
+        # Not a system call for each segment that comes; TLS takes no flags.
+        self._flags = 0 if place.tls else socket.MSG_WAITALL
         self.place = place
         self.stopped: Callable[[], bool] = lambda: False
         self.is_used = False
@@ -93,9 +95,12 @@ class Connection:
                 }
 
     def readinto(self, view: memoryview) -> int:
-        """Fill the start of ``view`` with what came already, else with what comes next."""
+        """Fill the start of ``view`` with what came already, else with what comes next.
+
+        No more than a tick is waited for the rest where something came.
+        """
         if self._start == self._end:
-            return self._receive(view)
+            return self._receive(view, self._flags)
         count = min(len(view), self._end - self._start)
         view[:count] = self._view[self._start : self._start + count]
         self._start += count
@@ -126,11 +131,11 @@ class Connection:
             raise Broken("the server closed the connection")
         self._end += count
 
-    def _receive(self, view: memoryview) -> int:
+    def _receive(self, view: memoryview, flags: int = 0) -> int:
         began = 0.0
         while True:
             try:
-                return self._socket.recv_into(view)
+                return self._socket.recv_into(view, 0, flags)
             except (BlockingIOError, TimeoutError):
                 began = began or time.monotonic() - TICK_SECONDS
                 self._lose_patience(began)

@@ -10,6 +10,7 @@ from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.client import Broken, Client, Question, Refusal
 from sm_runtime.storage.http import Response, content_range
+from sm_runtime.storage.line import Stopped
 from sm_runtime.storage.signing import encoded_path
 
 _ALWAYS = {"x-amz-checksum-mode": "ENABLED"}
@@ -112,7 +113,10 @@ class Reader:
             last = self.end if self.end is not None else self.version.size_bytes
             if self._response is None and last is not None and self.position >= max(last, 1):
                 return 0
-            self.open()
+            if self._response is None:
+                self.open()
+            elif self._stopped():
+                raise Stopped
             end = self.end if self.end is not None else self.version.size_bytes
             if end is not None and (left := end - self.position) < len(view):
                 view = view[:left]
