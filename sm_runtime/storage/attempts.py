@@ -18,7 +18,7 @@ ATTEMPTS = 8
 _JOB_RETRIES = 500
 _FIRST_DELAY_SECONDS = 0.1
 _MAX_DELAY_SECONDS = 10.0
-_PROGRESS_BYTES = 8 << 20
+_PROGRESS_BYTES = 2 << 20
 PASSING = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling",
             "ThrottlingException", "RequestLimitExceeded", "OperationAborted")  # fmt: skip
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken")

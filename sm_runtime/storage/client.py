@@ -9,8 +9,9 @@ from collections.abc import Callable, Mapping
 
 from sm_runtime.storage.access import Access, Door
 from sm_runtime.storage.attempts import ATTEMPTS, PASSING, Attempts, Budget, Refusal
-from sm_runtime.storage.http import Exchange, Pool, Response
-from sm_runtime.storage.line import Broken
+from sm_runtime.storage.exchange import Exchange
+from sm_runtime.storage.http import Pool, Response
+from sm_runtime.storage.line import Broken, Lost
 from sm_runtime.storage.signing import UNSIGNED, Keys, encoded_query, form, stamp
 
 
@@ -66,29 +67,41 @@ class Client:
         headers: Mapping[str, str] | None = None,
         body: bytes | memoryview = b"",
         stopped: Callable[[], bool] = _never,
+        fresh: bool = False,
     ) -> Question:
         """Send a request, and do not wait for its answer. Raises Broken and Stopped."""
-        door, keys = self._access.door(bucket), self._access.keys()
-        head = self._head(door, keys, method, path, query, headers or {}, len(body))
-        exchange = Exchange(self._connections(), door.place, head, body, stopped)
+        door, keys, clock = self._access.door(bucket), self._access.keys(), self._clock_seconds
+        head = self._head(door, keys, method, path, query, headers or {}, len(body), clock)
+        exchange = Exchange(self._connections(), door.place, head, body, stopped, fresh=fresh)
 
-        def again() -> Question:
+        def again(*, fresh: bool = False) -> Question:
             return self.ask(
-                method, bucket, path, query=query, headers=headers, body=body, stopped=stopped
-            )
+                method, bucket, path,
+                query=query, headers=headers, body=body, stopped=stopped, fresh=fresh,
+            )  # fmt: skip
 
-        return Question(self, bucket, door, keys, exchange, again)
+        return Question(self, bucket, door, keys, clock, exchange, again)
 
-    def refusal(self, response: Response, bucket: str, door: Door, keys: Keys | None) -> Refusal:
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the server has no room for more connections: nothing is asked for ahead then."""
+        return self._connections().is_crowded
+
+    def crowd(self) -> None:
+        """Take note that another connection could not be had."""
+        self._connections().is_crowded = True
+
+    def refusal(self, response: Response, question: Question) -> Refusal:
         """Return why a request was refused."""
         error = self._read(response)
-        error.keys = keys
-        if error.region and error.region != door.region:
-            self._access.moved(bucket, error.region)  # as another thread may know already
+        error.keys = question.keys
+        if error.region and error.region != question.door.region:
+            # as another thread may know already
+            self._access.moved(question.bucket, error.region)
             error.told = True
-        elif error.code == "RequestTimeTooSkewed" and self._set_clock(response):
-            error.told = True
-        elif keys is None and error.code not in _PUBLIC:
+        elif error.code == "RequestTimeTooSkewed":
+            error.told = self._set_clock(response, question.clock_seconds)
+        elif error.keys is None and error.code not in _PUBLIC:
             error.code = "NoCredentials"
         return error
 
@@ -109,7 +122,7 @@ class Client:
 
     def _head(
         self, door: Door, keys: Keys | None, method: str, path: str, query: str,
-        headers: Mapping[str, str], length: int,
+        headers: Mapping[str, str], length: int, clock_seconds: float,
     ) -> bytes:  # fmt: skip
         whole = door.path + path
         signed, plain = [("host", door.host)], ""
@@ -121,7 +134,7 @@ class Client:
         if length or method in ("PUT", "POST"):
             plain += f"content-length: {length}\r\n"
         if keys:
-            now = stamp(time.time() + self._clock_seconds)
+            now = stamp(time.time() + clock_seconds)
             signed += (("x-amz-date", now), ("x-amz-content-sha256", UNSIGNED))
             if keys.token:
                 signed.append(("x-amz-security-token", keys.token))
@@ -146,14 +159,15 @@ class Client:
             region = headers.get("x-amz-bucket-region", "") or between(text, "Region")
         return Refusal(response.status, code, " ".join(between(text, "Message").split()), region)
 
-    def _set_clock(self, response: Response) -> bool:
+    def _set_clock(self, response: Response, before: float) -> bool:
+        """Take the server's time; return whether it is another than the request had."""
         from email.utils import parsedate_to_datetime
 
         try:
             named = parsedate_to_datetime(response.headers.get("date", "")).timestamp()
         except ValueError:
             return False
-        before, self._clock_seconds = self._clock_seconds, named - time.time()
+        self._clock_seconds = named - time.time()
         return abs(before - self._clock_seconds) > 60
 
 
@@ -161,22 +175,30 @@ class Question:
     """A request that was sent."""
 
     def __init__(
-        self, client: Client, bucket: str, door: Door, keys: Keys | None, exchange: Exchange,
-        again: Callable[[], Question],
+        self, client: Client, bucket: str, door: Door, keys: Keys | None, clock_seconds: float,
+        exchange: Exchange, again: Callable[..., Question],
     ) -> None:  # fmt: skip
-        self._client, self._bucket, self._again = client, bucket, again
-        self._door, self._keys, self._exchange = door, keys, exchange
+        self._client, self.bucket, self.door, self.keys = client, bucket, door, keys
+        self.clock_seconds, self._exchange, self._again = clock_seconds, exchange, again
 
     def answer(self, hops: int = 3) -> Response:
         """Wait for the answer; see ``Client.request``."""
-        response = self._exchange.answer()
+        try:
+            response = self._exchange.answer()
+        except Lost as lost:  # and signed anew: it may have been long ago
+            return self._again(fresh=not lost.kept).answer(hops)
         if response.status < 300:
             self._client.budget.earn()
             return response
-        error = self._client.refusal(response, self._bucket, self._door, self._keys)
+        error = self._client.refusal(response, self)
         if not error.told or not hops:
             raise error
         return self._again().answer(hops - 1)
+
+    @property
+    def fileno(self) -> int:
+        """The descriptor of the connection on which the answer will come."""
+        return self._exchange.fileno
 
     def close(self) -> None:
         """Give up an answer that nobody waits for."""

@@ -7,7 +7,9 @@ import errno
 import hashlib
 import logging
 import os
+import select
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
@@ -16,6 +18,8 @@ from sm_runtime.storage import Blob
 from sm_runtime.storage.checksums import checksum
 from sm_runtime.storage.client import Broken, Client
 from sm_runtime.storage.crew import Crew
+from sm_runtime.storage.exchange import CROWDED_SECONDS
+from sm_runtime.storage.line import TICK_SECONDS
 from sm_runtime.storage.reading import Reader, Version
 
 log = logging.getLogger(__name__)
@@ -73,19 +77,39 @@ class Fetch:
         ]  # fmt: skip
         try:
             for body in bodies:
-                body.ask()
-            for body, (blob, path) in zip(bodies, few, strict=True):
-                try:
-                    self._small(body, path)
-                except OSError as error:
-                    raise not_written(blob, path, error) from error
+                if body is bodies[0] or not self._client.is_crowded:
+                    body.ask()
+            left = dict(zip(bodies, few, strict=True))
+            while left:
+                for body in self._answered(list(left)):
+                    blob, path = left.pop(body)
+                    try:
+                        self._small(body, path)
+                    except OSError as error:
+                        raise not_written(blob, path, error) from error
         finally:
             for body in bodies:
                 body.close()
 
+    def _answered(self, bodies: list[Reader]) -> list[Reader]:
+        """Wait until some are answered; return these, or else the first.
+
+        A server may have no room for all of our connections: those that it serves come first.
+        """
+        found, until = select.poll(), time.monotonic() + CROWDED_SECONDS
+        asked = {body.fileno: body for body in bodies if body.fileno >= 0}
+        for descriptor in asked:
+            found.register(descriptor, select.POLLIN)
+        while asked and not (self._client.is_crowded or self._crew.is_stopped()):
+            ready = found.poll(TICK_SECONDS * 1000)
+            if ready:
+                return [asked[descriptor] for descriptor, _ in ready]
+            if time.monotonic() > until:
+                break
+        return bodies[:1]
+
     def _small(self, body: Reader, path: str) -> None:
         """Write an object into a file and compare its checksum, if the server tells one."""
-        body.open()
         self.make_folder(path)
         part, view, doubted = part_of(path), self._buffer(), ""
         descriptor = new_file(part)
@@ -109,6 +133,7 @@ class Fetch:
 
     def _copy(self, body: Reader, descriptor: int, view: memoryview) -> str:
         """Write all of the body; return its digest where the server said another, or ``""``."""
+        body.open()
         check = checksum(body.headers)
         filled = 0
         while count := body.readinto(view[filled:]):

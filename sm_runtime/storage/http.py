@@ -13,7 +13,6 @@ from sm_runtime.storage.line import (
     Broken,
     Connection,
     Place,
-    Stopped,
     number,
     reason,
 )
@@ -32,14 +31,15 @@ class Response:
     """The answer to one request; the connection is free for the next when its block ends."""
 
     def __init__(
-        self, pool: Pool, line: Connection, status: int, headers: dict[str, str], *, bodiless: bool
-    ) -> None:
+        self, pool: Pool, line: Connection, status: int, headers: dict[str, str], *,
+        bodiless: bool, keep: bool = True,
+    ) -> None:  # fmt: skip
         self.status, self.headers = status, headers
         self._pool, self._line = pool, line
         self._chunked = headers.get("transfer-encoding", "").lower().endswith("chunked")
         self._left: int | None = None  # of the body, or of a chunk; None: until the end
         self._first = True
-        self._keep = headers.get("connection", "").lower() != "close"
+        self._keep = keep and headers.get("connection", "").lower() != "close"
         if bodiless or status in _BODILESS:
             self._left, self._chunked = 0, False
         elif self._chunked:
@@ -113,11 +113,13 @@ class Pool:
         self._idle: dict[tuple[str, int, bool], list[Connection]] = {}
         self._tls: ssl.SSLContext | None = None
         self._is_closed = False
+        self.is_crowded = False
+        """Whether the server lets new connections wait: no more are made than have to be."""
 
     def take_back(self, line: Connection) -> None:
         """Keep a connection for the next request."""
         line.is_used, line.idle_since = True, time.monotonic()
-        line.stopped = _never
+        line.stopped = line.crowded = never
         self._idle.setdefault(line.place.key, []).append(line)
         if self._is_closed:
             self.close()
@@ -128,6 +130,10 @@ class Pool:
         for lines in list(self._idle.values()):
             while lines:
                 lines.pop().close()
+
+    def has_idle(self, place: Place) -> bool:
+        """Return whether a connection waits for a request."""
+        return bool(self._idle.get(place.key))
 
     def idle(self, place: Place) -> Connection | None:
         """Return a connection that waits for a request, if there is one."""
@@ -163,6 +169,9 @@ class Pool:
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, tick)
             plain.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, tick)
             return Connection(place, plain, self._stall_seconds)
+        except OSError as error:
+            plain.close()
+            raise Broken(f"{place.url}: {reason(error)}") from error
         except BaseException:
             plain.close()
             raise
@@ -195,80 +204,6 @@ class Pool:
         plain.settimeout(_CONNECT_SECONDS)
 
 
-class Exchange:
-    """A request, which is sent at once, and its answer, when it is asked for."""
-
-    def __init__(
-        self,
-        pool: Pool,
-        place: Place,
-        head: bytes,
-        body: bytes | memoryview,
-        stopped: Callable[[], bool],
-    ) -> None:
-        self._pool, self._place, self._stopped = pool, place, stopped
-        self._head, self._body = head, body
-        if stopped():
-            raise Stopped
-        self._line = pool.idle(place)
-        if self._line is None or not self._try(self._send):
-            self._line = pool.connect(place, stopped)
-            self._try(self._send)
-
-    def answer(self) -> Response:
-        """Return the answer as soon as its headers are there. Raises Broken and Stopped."""
-        if not self._try(self._receive):
-            self._line = self._pool.connect(self._place, self._stopped)
-            self._try(self._send)
-            self._try(self._receive)
-        line, self._line = self._taken(), None
-        bodiless = self._head.startswith(b"HEAD ")
-        return Response(self._pool, line, *self._received, bodiless=bodiless)
-
-    def close(self) -> None:
-        """Give it up."""
-        if self._line:
-            self._line.close()
-            self._line = None
-
-    def _try(self, step: Callable[[Connection], None]) -> bool:
-        """Do a step; return whether it worked on a connection that had been waiting.
-
-        A server may close one just when a request is on its way: that is no failure.
-        """
-        line = self._taken()
-        try:
-            step(line)
-        except Broken:
-            self.close()
-            if not line.is_used:
-                raise
-            return False
-        except BaseException:
-            self.close()
-            raise
-        return True
-
-    def _taken(self) -> Connection:
-        if self._line is None:
-            raise Broken("the request was given up")
-        return self._line
-
-    def _send(self, line: Connection) -> None:
-        line.stopped = self._stopped
-        try:
-            line.send(self._head)
-            if self._body:
-                line.send(self._body)
-        except Broken:
-            if not self._body:
-                raise
-            # A server that refuses a long body answers and closes: the answer says more.
-
-    def _receive(self, line: Connection) -> None:
-        self._received = line.head()
-
-
 def content_range(headers: Mapping[str, str]) -> tuple[int, int] | None:
     """Return the first byte and the size of the whole that ``Content-Range`` names."""
     kind, _, rest = headers.get("content-range", "").partition(" ")
@@ -279,5 +214,6 @@ def content_range(headers: Mapping[str, str]) -> tuple[int, int] | None:
     return int(first), int(size)
 
 
-def _never() -> bool:
+def never() -> bool:
+    """Return False."""
     return False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import re
+import select
 import socket
 import time
 from collections.abc import Callable
@@ -27,6 +28,14 @@ class Broken(Exception):
 
 class Stopped(Exception):
     """Whoever waits was asked to stop."""
+
+
+class Lost(Exception):
+    """An answer that is better asked for once more, on a new connection or a kept one."""
+
+    def __init__(self, *, kept: bool) -> None:
+        super().__init__()
+        self.kept = kept
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -59,16 +68,31 @@ class Connection:
         self._flags = 0 if place.tls else socket.MSG_WAITALL
         self.place = place
         self.stopped: Callable[[], bool] = lambda: False
+        self.crowded: Callable[[], bool] = lambda: False
+        """Asked now and then while nothing comes: whether to ask elsewhere."""
+        self.sent_at = 0.0
         self.is_used = False
         self.idle_since = 0.0
+
+    @property
+    def fileno(self) -> int:
+        """The descriptor of the socket."""
+        return self._socket.fileno()
 
     def close(self) -> None:
         """Close it, whatever its state."""
         self._socket.close()
 
+    def is_silent(self) -> bool:
+        """Return whether nothing has come that was not read."""
+        found = select.poll()
+        found.register(self._socket, select.POLLIN)
+        return not found.poll(0)
+
     def send(self, data: bytes | memoryview) -> None:
         """Send all of ``data``."""
-        view, began = memoryview(data), time.monotonic()
+        view = memoryview(data)
+        began = self.sent_at = time.monotonic()
         while view:
             try:
                 count = self._socket.send(view)
@@ -134,6 +158,8 @@ class Connection:
     def _receive(self, view: memoryview, flags: int = 0) -> int:
         began = 0.0
         while True:
+            if self.stopped():
+                raise Stopped
             try:
                 return self._socket.recv_into(view, 0, flags)
             except (BlockingIOError, TimeoutError):
@@ -145,7 +171,10 @@ class Connection:
     def _lose_patience(self, began: float) -> None:
         if self.stopped():
             raise Stopped
-        if time.monotonic() - began >= self._stall_seconds:
+        waited = time.monotonic() - began
+        if self.crowded():
+            raise Lost(kept=True)
+        if waited >= self._stall_seconds:
             raise Broken(f"nothing moved for {self._stall_seconds:g} s")
 
 

@@ -37,6 +37,8 @@ class _Listing:
         self._uri = f"s3://{bucket}/{prefix}"
         self._query = {"list-type": "2", "prefix": prefix, "encoding-type": "url"}
         self._question: Question | None = None
+        self._is_long = False
+        """Whether a second page was wanted: then all of them probably are."""
         self.is_going_on = True
 
     def page(self) -> list[Blob]:
@@ -47,15 +49,16 @@ class _Listing:
         blobs = _blobs(root.findall(f"{space}Contents"), space, self._bucket, is_encoded)
         self.is_going_on = root.findtext(f"{space}IsTruncated") == "true"
         if self.is_going_on:
-            token = root.findtext(f"{space}NextContinuationToken")
-            if token and token != self._query.get("continuation-token"):
-                self._query["continuation-token"] = token
-            elif blobs and not token:
-                self._query["start-after"] = blobs[-1].key
-            else:
+            name, value = "continuation-token", root.findtext(f"{space}NextContinuationToken")
+            if blobs and not value:
+                name, value = "start-after", blobs[-1].key
+            if not value or value == self._query.get(name):
                 raise DataError(f"{self._uri} cannot be listed: the server repeats itself")
-            with suppress(Broken):  # who needs the answer will ask once more
-                self._question = self._ask()
+            self._query[name] = value
+            if self._is_long:
+                with suppress(Broken):  # who needs the answer will ask once more
+                    self._question = self._ask()
+            self._is_long = True
         return blobs
 
     def close(self) -> None:
@@ -70,14 +73,19 @@ class _Listing:
     def _answer(self) -> Element:
         attempts = self._client.attempts(self._uri, "listed", self._stopped)
         while True:
-            question, self._question = self._question, None
+            early, self._question = self._question, None
             try:
-                with (question or self._ask()).answer() as response:
-                    return XML(response.read())
+                with (early or self._ask()).answer() as response:
+                    root = XML(response.read())
+                if root.tag.endswith("ListBucketResult"):
+                    return root
+                raise Broken(f"a listing that is a {root.tag}")
             except ParseError as error:
                 attempts.failed(Broken(f"a listing that is no XML: {error}"))
             except (Broken, Refusal) as error:
-                attempts.failed(error)
+                # Who was long in coming back for the next page may find it gone.
+                if not early or isinstance(error, Refusal):
+                    attempts.failed(error)
 
 
 def _blobs(entries: Iterable[Element], space: str, bucket: str, is_encoded: bool) -> list[Blob]:

@@ -10,7 +10,6 @@ from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.client import Broken, Client, Question, Refusal
 from sm_runtime.storage.http import Response, content_range
-from sm_runtime.storage.line import Stopped
 from sm_runtime.storage.signing import encoded_path
 
 _ALWAYS = {"x-amz-checksum-mode": "ENABLED"}
@@ -91,19 +90,26 @@ class Reader:
         self._asks_range = False
 
     def ask(self) -> None:
-        """Have the request sent, so that the answer is under way when ``open`` waits for it."""
-        while self._question is None:
-            try:
-                self._question = self._request()
-            except Broken as error:
-                self._attempts.failed(error)
+        """Have the request sent, so that the answer is under way when ``open`` waits for it.
+
+        Where that fails it is as if it had not been tried.
+        """
+        try:
+            self._question = self._request()
+        except Broken:
+            self._client.crowd()
+
+    @property
+    def fileno(self) -> int:
+        """The descriptor on which an answer is awaited, -1 where none is."""
+        return self._question.fileno if self._question else -1
 
     def open(self) -> None:
         """Have the headers of an answer; ``readinto`` does that too."""
         while self._response is None:
-            self.ask()
+            question, self._question = self._question, None
             try:
-                self._response = self._answer()
+                self._response = self._answer(question or self._request())
             except (Broken, Refusal) as error:
                 self._attempts.failed(error)
 
@@ -115,8 +121,6 @@ class Reader:
                 return 0
             if self._response is None:
                 self.open()
-            elif self._stopped():
-                raise Stopped
             end = self.end if self.end is not None else self.version.size_bytes
             if end is not None and (left := end - self.position) < len(view):
                 view = view[:left]
@@ -178,9 +182,7 @@ class Reader:
             "GET", self._bucket, self._path, headers=headers, stopped=self._stopped
         )
 
-    def _answer(self) -> Response:
-        question, self._question = self._question, None
-        assert question is not None
+    def _answer(self, question: Question) -> Response:
         response, first, version = question.answer(), self._began, self.version
         try:
             self.headers = response.headers
