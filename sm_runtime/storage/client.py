@@ -68,16 +68,23 @@ class Client:
         body: bytes | memoryview = b"",
         stopped: Callable[[], bool] = _never,
         fresh: bool = False,
+        moves: bool = False,
     ) -> Question:
-        """Send a request, and do not wait for its answer. Raises Broken and Stopped."""
+        """Send a request, and do not wait for its answer. Raises Broken and Stopped.
+
+        ``fresh`` and ``moves``: see ``Exchange``.
+        """
         door, keys, clock = self._access.door(bucket), self._access.keys(), self._clock_seconds
         head = self._head(door, keys, method, path, query, headers or {}, len(body), clock)
-        exchange = Exchange(self._connections(), door.place, head, body, stopped, fresh=fresh)
+        exchange = Exchange(
+            self._connections(), door.place, head, body, stopped, fresh=fresh, moves=moves
+        )
 
         def again(*, fresh: bool = False) -> Question:
             return self.ask(
                 method, bucket, path,
                 query=query, headers=headers, body=body, stopped=stopped, fresh=fresh,
+                moves=moves,
             )  # fmt: skip
 
         return Question(self, bucket, door, keys, clock, exchange, again)

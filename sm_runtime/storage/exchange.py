@@ -21,7 +21,8 @@ CROWDED_SECONDS = 2.0
 class Exchange:
     """A request, which is sent at once, and its answer, when it is asked for.
 
-    It goes on a kept connection, where there is one, unless it has to be ``fresh``.
+    It goes on a kept connection, where there is one, unless it has to be ``fresh``. One that
+    ``moves`` does not wait for long on a new connection while a kept one has nothing to do.
     """
 
     def __init__(
@@ -33,11 +34,13 @@ class Exchange:
         stopped: Callable[[], bool],
         *,
         fresh: bool = False,
+        moves: bool = False,
     ) -> None:
         if stopped():
             raise Stopped
         self._pool, self._place, self._stopped = pool, place, stopped
         self._is_head, self._is_sent = head.startswith(b"HEAD "), False
+        self._moves = moves
         kept = None if fresh else pool.idle(place)
         try:
             self._line = kept or pool.connect(place, stopped)
@@ -101,7 +104,7 @@ class Exchange:
     def _is_crowded(self) -> bool:
         """Return whether a new connection waits for others to end, which wait for requests."""
         line = self._line
-        if line.is_used or time.monotonic() - line.sent_at < CROWDED_SECONDS:
+        if not self._moves or line.is_used or time.monotonic() - line.sent_at < CROWDED_SECONDS:
             return False
         if not self._pool.has_idle(self._place):
             return False

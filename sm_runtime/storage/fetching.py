@@ -71,7 +71,7 @@ class Fetch:
         bodies = [
             Reader(
                 self._client, self._bucket_of(blob), blob.key, Version(blob.uri, blob.size_bytes),
-                stopped=self._crew.is_stopped,
+                stopped=self._crew.is_stopped, moves=True,
             )
             for blob, _ in few
         ]  # fmt: skip

@@ -74,7 +74,7 @@ class Reader:
 
     def __init__(
         self, client: Client, bucket: str, key: str, version: Version, *, start: int = 0,
-        end: int | None = None, stopped: Callable[[], bool] = lambda: False,
+        end: int | None = None, stopped: Callable[[], bool] = lambda: False, moves: bool = False,
     ) -> None:  # fmt: skip
         self._client, self._bucket, self._path = client, bucket, encoded_path(key)
         self.version, self.position, self.end = version, start, end
@@ -82,7 +82,7 @@ class Reader:
         """Of the last answer."""
         self.is_ranged = True
         """Whether the server sends parts of objects."""
-        self._stopped = stopped
+        self._stopped, self._moves = stopped, moves
         self._attempts = client.attempts(version.uri, "downloaded", stopped)
         self._question: Question | None = None
         self._response: Response | None = None
@@ -179,8 +179,9 @@ class Reader:
         if version.etag:
             headers["if-match"] = f'"{version.etag}"'
         return self._client.ask(
-            "GET", self._bucket, self._path, headers=headers, stopped=self._stopped
-        )
+            "GET", self._bucket, self._path,
+            headers=headers, stopped=self._stopped, moves=self._moves,
+        )  # fmt: skip
 
     def _answer(self, question: Question) -> Response:
         response, first, version = question.answer(), self._began, self.version

@@ -12,13 +12,15 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import NamedTuple
 from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
 from sm_runtime.errors import DataError
-from sm_runtime.storage import Blob, open_origin
+from sm_runtime.storage import Blob, open_origin, open_store
 from sm_runtime.storage.attempts import Attempts, Budget
+from sm_runtime.storage.exchange import CROWDED_SECONDS
 from sm_runtime.storage.line import Broken
 from sm_runtime.storage.s3 import S3Origin
 from tests.s3 import CREDENTIALS
@@ -33,8 +35,11 @@ class Asked:
     def __init__(self, line: socket.socket, head: str, turn: int, number: int) -> None:
         first, *lines = head.split("\r\n")
         self.line, self.turn, self.number = line, turn, number
-        self.url = urlsplit(first.split(" ")[1])
-        self.query = {name: values[0] for name, values in parse_qs(self.url.query).items()}
+        self.method, target, _ = first.split(" ")
+        self.query = {
+            name: values[0]
+            for name, values in parse_qs(urlsplit(target).query, keep_blank_values=True).items()
+        }
         self.headers = {
             name.lower(): value.strip() for name, _, value in (x.partition(":") for x in lines)
         }
@@ -52,8 +57,15 @@ class Asked:
         self.line.sendall(head.encode() + body)
 
 
+class Served(NamedTuple):
+    """A server: what reads from it, and how it is reached."""
+
+    origin: S3Origin
+    environ: dict[str, str]
+
+
 @contextlib.contextmanager
-def serving(answer: Handler, workers: int = 128) -> Iterator[S3Origin]:
+def serving(answer: Handler, workers: int = 128) -> Iterator[Served]:
     """Serve ``workers`` connections at once, each until it is closed; others wait."""
     numbers, lock = iter(range(1, 1 << 30)), threading.Lock()
 
@@ -70,7 +82,12 @@ def serving(answer: Handler, workers: int = 128) -> Iterator[S3Origin]:
                 turn += 1
                 with lock:
                     number = next(numbers)
-                if answer(Asked(line, head.decode("latin-1"), turn, number)) is False:
+                asked = Asked(line, head.decode("latin-1"), turn, number)
+                left = int(asked.headers.get("content-length", "0")) - len(data)
+                data = b""
+                while left:
+                    left -= len(line.recv(min(left, 1 << 16)))
+                if answer(asked) is False:
                     return
 
     def work() -> None:
@@ -87,7 +104,7 @@ def serving(answer: Handler, workers: int = 128) -> Iterator[S3Origin]:
             open_origin("s3://b", environ, "us-east-1", stall_seconds=600)
         ) as origin:
             assert isinstance(origin, S3Origin)
-            yield origin
+            yield Served(origin, environ)
         listener.shutdown(socket.SHUT_RDWR)
 
 
@@ -116,10 +133,52 @@ def test_a_server_with_room_for_few_connections_is_not_waited_for(
     def answer(asked: Asked) -> None:
         asked.reply(200, b"x" * 1000)
 
-    with serving(answer, workers) as origin:
-        fetch(origin, tmp_path, blobs(200))
+    with serving(answer, workers) as server:
+        fetch(server.origin, tmp_path, blobs(200))
     assert {path.stat().st_size for path in tmp_path.iterdir()} == {1000}
     assert len(os.listdir(tmp_path)) == 200
+
+
+def test_a_part_that_is_long_in_being_stored_is_sent_once() -> None:
+    """Other connections have nothing to do meanwhile; a store may fail for two of one part."""
+    parts: list[str] = []
+
+    def answer(asked: Asked) -> None:
+        if "uploads" in asked.query:
+            asked.reply(200, b"<R><UploadId>u</UploadId></R>")
+        elif asked.method == "PUT":
+            parts.append(asked.query["partNumber"])
+            if asked.query["partNumber"] != "1":
+                time.sleep(2 * CROWDED_SECONDS)
+            asked.reply(200, etag='"e"')
+        else:
+            asked.reply(200, b"<R></R>")
+
+    with serving(answer) as server:
+        store = open_store("s3://b", environ=server.environ, region="us-east-1")
+        with contextlib.closing(store), store.stream("k") as sink:
+            for _ in range(4):
+                sink.write(bytes(8 << 20))
+    assert sorted(parts) == ["1", "2", "3", "4"]
+
+
+def test_a_range_whose_first_byte_is_late_is_asked_for_once(tmp_path: Path) -> None:
+    content = os.urandom(20 << 20)
+    asked_for: list[str] = []
+
+    def answer(asked: Asked) -> None:
+        named = asked.headers["range"]
+        asked_for.append(named)
+        first, last = (int(number) for number in named.removeprefix("bytes=").split("-"))
+        if first > 10 << 20:
+            time.sleep(2 * CROWDED_SECONDS)
+        span = f"bytes {first}-{last}/{len(content)}"
+        asked.reply(206, content[first : last + 1], content_range=span)
+
+    with serving(answer) as server:
+        fetch(server.origin, tmp_path, blobs(1, len(content)))
+    assert (tmp_path / "k0").read_bytes() == content
+    assert len(asked_for) == len(set(asked_for)) == 3
 
 
 def test_the_clock_of_a_server_is_taken_by_all_that_was_asked_for(tmp_path: Path) -> None:
@@ -131,8 +190,8 @@ def test_the_clock_of_a_server_is_taken_by_all_that_was_asked_for(tmp_path: Path
         else:
             asked.reply(200, b"x" * 1000)
 
-    with serving(answer) as origin:
-        fetch(origin, tmp_path, blobs(40))
+    with serving(answer) as server:
+        fetch(server.origin, tmp_path, blobs(40))
     assert len(os.listdir(tmp_path)) == 40
 
 
@@ -151,8 +210,8 @@ def test_a_page_that_was_asked_for_long_ago_is_asked_for_anew() -> None:
         return None
 
     found = []
-    with serving(answer) as origin:
-        for blob in origin.list("s3://b/"):
+    with serving(answer) as server:
+        for blob in server.origin.list("s3://b/"):
             found.append(blob.key)
             time.sleep(3.1)
     assert found == ["k0", "k1", "k2", "k3"]
@@ -160,10 +219,10 @@ def test_a_page_that_was_asked_for_long_ago_is_asked_for_anew() -> None:
 
 def test_a_server_that_repeats_its_listing_is_an_error() -> None:
     with (
-        serving(lambda asked: asked.reply(200, page(0, more=True, token=False))) as origin,
+        serving(lambda asked: asked.reply(200, page(0, more=True, token=False))) as server,
         pytest.raises(DataError, match="the server repeats itself"),
     ):
-        list(origin.list("s3://b/"))
+        list(server.origin.list("s3://b/"))
 
 
 @pytest.mark.parametrize("text", [b"<Error><Code>Odd</Code></Error>", b"<html></html>", b""])
@@ -174,8 +233,8 @@ def test_what_is_no_listing_is_not_an_empty_one(
         asked.reply(200, text)
 
     monkeypatch.setattr(Attempts, "_wait", lambda *_: None)
-    with serving(answer) as origin, pytest.raises(DataError, match="cannot be listed: a listing"):
-        list(origin.list("s3://b/"))
+    with serving(answer) as server, pytest.raises(DataError, match="cannot be listed: a listing"):
+        list(server.origin.list("s3://b/"))
 
 
 def drip(asked: Asked) -> None:
@@ -209,12 +268,12 @@ def test_a_stop_is_seen_whatever_comes(way: str, answer: Handler) -> None:
         begun.set()
         return answer(asked)
 
-    with serving(answering) as origin, pytest.raises(DataError, match="a stop was asked for"):
+    with serving(answering) as server, pytest.raises(DataError, match="a stop was asked for"):
         if way == "list":
-            list(origin.list("s3://b/", stopped=begun.is_set))
+            list(server.origin.list("s3://b/", stopped=begun.is_set))
         else:
             [blob] = blobs(1, 1 << 40)
-            with origin.open(blob, 1 << 39, 1000, stopped=begun.is_set) as body:
+            with server.origin.open(blob, 1 << 39, 1000, stopped=begun.is_set) as body:
                 body.readinto(memoryview(bytearray(1000)))
 
 
@@ -234,8 +293,8 @@ def test_a_second_copy_is_compared_with_its_own_checksum(tmp_path: Path) -> None
             asked.reply(200, good if asked.number > 4 else b"%1000d" % asked.number, etag=tag)
         return None
 
-    with serving(answer) as origin:
-        fetch(origin, tmp_path, blobs(1))
+    with serving(answer) as server:
+        fetch(server.origin, tmp_path, blobs(1))
     assert (tmp_path / "k0").read_bytes() == good
 
 
