@@ -47,6 +47,7 @@ class Client:
         headers: Mapping[str, str] | None = None,
         body: bytes | memoryview = b"",
         stopped: Callable[[], bool] = _never,
+        fresh: bool = False,
     ) -> Response:
         """Return the answer to one request, which has been followed to the right region.
 
@@ -54,8 +55,9 @@ class Client:
         the connection breaks, and Stopped.
         """
         return self.ask(
-            method, bucket, path, query=query, headers=headers, body=body, stopped=stopped
-        ).answer()
+            method, bucket, path,
+            query=query, headers=headers, body=body, stopped=stopped, fresh=fresh,
+        ).answer()  # fmt: skip
 
     def ask(
         self,
@@ -94,9 +96,9 @@ class Client:
         """Whether the server has no room for more connections: nothing is asked for ahead then."""
         return self._connections().is_crowded
 
-    def crowd(self) -> None:
-        """Take note that another connection could not be had."""
-        self._connections().is_crowded = True
+    def has_idle(self, bucket: str) -> bool:
+        """Return whether a connection waits for a request."""
+        return self._connections().has_idle(self._access.door(bucket).place)
 
     def refusal(self, response: Response, question: Question) -> Refusal:
         """Return why a request was refused."""

@@ -6,7 +6,7 @@ import time
 from collections.abc import Callable
 
 from sm_runtime.storage.http import Pool, Response, never
-from sm_runtime.storage.line import Broken, Lost, Place, Stopped
+from sm_runtime.storage.line import Broken, Lost, Place, Stalled, Stopped
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
@@ -96,6 +96,8 @@ class Exchange:
         """Do a step; a server may close a kept connection just when a request is on its way."""
         try:
             return step()
+        except Stalled:  # it may well be working on it
+            raise
         except Broken:
             if self._line.is_used:
                 raise Lost(kept=False) from None
@@ -108,5 +110,5 @@ class Exchange:
             return False
         if not self._pool.has_idle(self._place):
             return False
-        self._pool.is_crowded = True
+        self._pool.crowd()
         return True

@@ -33,6 +33,7 @@ PART_BYTES = 8 << 20
 """What is larger is fetched in ranges of at least as much."""
 _LARGEST_PART_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 17
+_PATIENCE_SECONDS = 10.0
 _LONGEST_NAME = 255
 _SUFFIX = ".sm-runtime.part"
 
@@ -77,8 +78,8 @@ class Fetch:
         ]  # fmt: skip
         try:
             for body in bodies:
-                if body is bodies[0] or not self._client.is_crowded:
-                    body.ask()
+                if not body.ask() or self._client.is_crowded:
+                    break
             left = dict(zip(bodies, few, strict=True))
             while left:
                 for body in self._answered(list(left)):
@@ -94,17 +95,20 @@ class Fetch:
     def _answered(self, bodies: list[Reader]) -> list[Reader]:
         """Wait until some are answered; return these, or else the first.
 
-        A server may have no room for all of our connections: those that it serves come first.
+        A server may have no room for all of our connections: those that it serves come first, and
+        on these the others are asked for.
         """
-        found, until = select.poll(), time.monotonic() + CROWDED_SECONDS
+        found, began, waited = select.poll(), time.monotonic(), 0.0
         asked = {body.fileno: body for body in bodies if body.fileno >= 0}
         for descriptor in asked:
             found.register(descriptor, select.POLLIN)
-        while asked and not (self._client.is_crowded or self._crew.is_stopped()):
+        while asked and waited < _PATIENCE_SECONDS and not self._crew.is_stopped():
             ready = found.poll(TICK_SECONDS * 1000)
             if ready:
                 return [asked[descriptor] for descriptor, _ in ready]
-            if time.monotonic() > until:
+            waited = time.monotonic() - began
+            is_long = self._client.is_crowded or waited > CROWDED_SECONDS
+            if is_long and self._client.has_idle(bodies[0].bucket):
                 break
         return bodies[:1]
 

@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     import ssl
 
 _CONNECT_SECONDS = 10
+_CROWDED_SECONDS = 5.0
 _IDLE_SECONDS = 8.0  # servers close what is idle for longer, S3 after some 20 s
 _MAX_TEXT_BYTES = 1 << 24
 _BODILESS = (204, 304)
@@ -113,8 +114,16 @@ class Pool:
         self._idle: dict[tuple[str, int, bool], list[Connection]] = {}
         self._tls: ssl.SSLContext | None = None
         self._is_closed = False
-        self.is_crowded = False
-        """Whether the server lets new connections wait: no more are made than have to be."""
+        self._crowded_until = 0.0
+
+    @property
+    def is_crowded(self) -> bool:
+        """Whether the server has let a new connection wait: no more are made than have to be."""
+        return time.monotonic() < self._crowded_until
+
+    def crowd(self) -> None:
+        """Take note that a new connection waits; it may have been one slow answer."""
+        self._crowded_until = time.monotonic() + _CROWDED_SECONDS
 
     def take_back(self, line: Connection) -> None:
         """Keep a connection for the next request."""

@@ -18,12 +18,17 @@ from sm_runtime.frozen import dataclass
 TICK_SECONDS = 0.5
 """How often a thread that waits for bytes looks up."""
 _HEADERS = re.compile(r"\r\n([^:\r\n]*):[ \t]*([^\r\n]*)")
+_SEND_BYTES = 1 << 18
 _HEAD_BYTES = 1 << 15
 _MAX_HEAD_BYTES = 1 << 18
 
 
 class Broken(Exception):
     """An exchange broke; it may work if it is tried once more."""
+
+
+class Stalled(Broken):
+    """Nothing moved for long."""
 
 
 class Stopped(Exception):
@@ -94,8 +99,10 @@ class Connection:
         view = memoryview(data)
         began = self.sent_at = time.monotonic()
         while view:
+            if self.stopped():
+                raise Stopped
             try:
-                count = self._socket.send(view)
+                count = self._socket.send(view[:_SEND_BYTES])  # TLS sends all or nothing
             except (BlockingIOError, TimeoutError):
                 self._lose_patience(began)
                 continue
@@ -175,7 +182,7 @@ class Connection:
         if self.crowded():
             raise Lost(kept=True)
         if waited >= self._stall_seconds:
-            raise Broken(f"nothing moved for {self._stall_seconds:g} s")
+            raise Stalled(f"nothing moved for {self._stall_seconds:g} s")
 
 
 def number(text: str) -> int:

@@ -76,7 +76,7 @@ class Reader:
         self, client: Client, bucket: str, key: str, version: Version, *, start: int = 0,
         end: int | None = None, stopped: Callable[[], bool] = lambda: False, moves: bool = False,
     ) -> None:  # fmt: skip
-        self._client, self._bucket, self._path = client, bucket, encoded_path(key)
+        self._client, self.bucket, self._path = client, bucket, encoded_path(key)
         self.version, self.position, self.end = version, start, end
         self.headers: dict[str, str] = {}
         """Of the last answer."""
@@ -89,15 +89,16 @@ class Reader:
         self._began = start  # the position when the request was sent
         self._asks_range = False
 
-    def ask(self) -> None:
+    def ask(self) -> bool:
         """Have the request sent, so that the answer is under way when ``open`` waits for it.
 
-        Where that fails it is as if it had not been tried.
+        Where that fails, which the result tells, it is as if it had not been tried.
         """
         try:
             self._question = self._request()
         except Broken:
-            self._client.crowd()
+            return False
+        return True
 
     @property
     def fileno(self) -> int:
@@ -179,7 +180,7 @@ class Reader:
         if version.etag:
             headers["if-match"] = f'"{version.etag}"'
         return self._client.ask(
-            "GET", self._bucket, self._path,
+            "GET", self.bucket, self._path,
             headers=headers, stopped=self._stopped, moves=self._moves,
         )  # fmt: skip
 

@@ -68,7 +68,8 @@ class Bucket:
             f"{parts}</CompleteMultipartUpload>"
         )
         query = (("uploadId", upload),)
-        self._send("POST", key, query, body.encode(), found_after=lambda: self.has(key))
+        # Not on a kept connection: were it closed just now, it would be sent twice, unseen here.
+        self._send("POST", key, query, body.encode(), found_after=lambda: self.has(key), fresh=True)
 
     def abort(self, key: str, upload: str) -> None:
         """Give up an upload: its parts would be paid for. Not at the price of a long wait."""
@@ -104,6 +105,7 @@ class Bucket:
         stopped: Callable[[], bool] = lambda: False,
         found_after: Callable[[], bool] = lambda: False,
         limit: int | None = None,
+        fresh: bool = False,
     ) -> tuple[dict[str, str], str]:
         """Return the headers and the text of the answer.
 
@@ -120,7 +122,8 @@ class Bucket:
             try:
                 with self.client.request(
                     method, self.name, encoded_path(key),
-                    query=encoded_query(query), headers=sent, body=body, stopped=stopped,
+                    query=encoded_query(query), headers=sent, body=body,
+                    stopped=stopped, fresh=fresh,
                 ) as answer:  # fmt: skip
                     text = answer.read().decode("utf-8", "replace")
                 if "<Error>" in text:  # CompleteMultipartUpload fails with status 200
