@@ -162,6 +162,51 @@ def test_a_part_that_is_long_in_being_stored_is_sent_once() -> None:
     assert sorted(parts) == ["1", "2", "3", "4"]
 
 
+def test_an_upload_whose_end_was_done_though_the_answer_was_lost_is_complete() -> None:
+    done: list[int] = []
+
+    def answer(asked: Asked) -> bool | None:
+        if "uploads" in asked.query:
+            asked.reply(200, b"<R><UploadId>u</UploadId></R>")
+        elif asked.method == "PUT":
+            asked.reply(200, etag='"e"')
+        elif asked.method == "HEAD":
+            asked.reply(200 if done else 404)
+        elif asked.method == "POST":
+            done.append(asked.number)
+            if len(done) == 1:
+                return False
+            asked.reply(404, b"<Error><Code>NoSuchUpload</Code><Message>m</Message></Error>")
+        else:
+            asked.reply(204)
+        return None
+
+    with serving(answer) as server:
+        store = open_store("s3://b", environ=server.environ, region="us-east-1")
+        with contextlib.closing(store), store.stream("k") as sink:
+            sink.write(bytes(17 << 20))
+    assert len(done) == 2
+
+
+def test_what_is_long_in_being_stored_is_given_up_and_not_sent_twice_unseen() -> None:
+    puts: list[int] = []
+
+    def answer(asked: Asked) -> None:
+        puts.append(asked.turn)
+        if len(puts) == 2:
+            time.sleep(4)
+        asked.reply(200, etag='"e"')
+
+    with serving(answer) as server, open("/dev/zero", "rb") as source:
+        environ = {**server.environ, "AWS_MAX_ATTEMPTS": "1"}
+        store = open_store("s3://b", environ=environ, region="us-east-1", stall_seconds=1)
+        with contextlib.closing(store):
+            store.put("first", source.fileno(), 10)
+            with pytest.raises(OSError, match="nothing moved for 1 s"):
+                store.put("second", source.fileno(), 10)
+    assert puts == [1, 2]
+
+
 def test_a_range_whose_first_byte_is_late_is_asked_for_once(tmp_path: Path) -> None:
     content = os.urandom(20 << 20)
     asked_for: list[str] = []
