@@ -17,7 +17,7 @@ def pages(
 ) -> Iterator[list[Blob]]:
     """Yield the objects below a prefix, up to 1,000 at a time. Raises DataError.
 
-    The next page is asked for before one is handed over.
+    From the second page on, the next one is asked for before one is handed over.
     """
     listing = _Listing(client, bucket, prefix, stopped)
     try:

@@ -118,9 +118,9 @@ class Reader:
         """Fill the start of ``view``; return how many bytes, 0 at the end."""
         while True:
             last = self.end if self.end is not None else self.version.size_bytes
-            if self._response is None and last is not None and self.position >= max(last, 1):
-                return 0
             if self._response is None:
+                if last is not None and self.position >= max(last, 1):
+                    return 0
                 self.open()
             end = self.end if self.end is not None else self.version.size_bytes
             if end is not None and (left := end - self.position) < len(view):
