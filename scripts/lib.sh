@@ -134,17 +134,38 @@ name = "tensorflow-cpu" if platform.machine() == "x86_64" else "tensorflow"
 print(name + ("==2.15.1" if sys.version_info < (3, 12) else "==2.21.0"))'
 }
 
-# install_runtime: .venv with this package, as it stands in the checkout, and TensorFlow.
+# sources: a hash of all that the package is built from.
+sources() {
+    (cd "$root" && find setup.py pyproject.toml README.md LICENSE sm_runtime sagemaker_tensorflow -type f \
+        ! -name '*.py[cod]' -exec sha256sum {} + | LC_ALL=C sort)
+}
+
+# have_wheel: sets `wheel` to this package's wheel, built from the checkout as it stands.
+have_wheel() {
+    version=$(sed -n 's/^__version__ = "\(.*\)"$/\1/p' "$root/sm_runtime/__init__.py")
+    wheel=$build/dist/sm_runtime-$version-py3-none-any.whl
+    done_already "$build/dist" stamp "$(sources)" && [ -f "$wheel" ] && return
+    say "building $wheel"
+    rm -rf "$build/lib" "$build/bdist."* "$build/dist" # or the wheel has what an earlier build left
+    "$venv/bin/python" -m pip wheel --quiet --disable-pip-version-check --no-input --no-deps \
+        --wheel-dir "$build/dist" "$root" </dev/null >&2
+    mark
+}
+
+# install_runtime [EXTRA]: .venv with TensorFlow and this package, installed as users install it, from its wheel;
+# with what an extra names beside it. With FROM_CHECKOUT=1 the checkout's modules are used in place.
 install_runtime() {
     make_venv "$venv"
     pip_install "$venv" tensorflow "" "$(tensorflow "$venv")"
-    pip_install "$venv" runtime "$(cd "$root" && cat setup.py pyproject.toml sm_runtime/__init__.py)" \
-        --editable "$root"
-}
-
-# install_dev: what the tests and scripts/check need beside it.
-install_dev() {
-    pip_install "$venv" dev "$(cd "$root" && cat setup.py pyproject.toml)" --editable "$root[dev]"
+    if [ "${FROM_CHECKOUT-}" = 1 ]; then
+        from=$root
+        pip_install "$venv" runtime "" --no-deps --editable "$root"
+    else
+        have_wheel
+        from=$wheel
+        pip_install "$venv" runtime "$(sources)" --force-reinstall --no-deps "$wheel"
+    fi
+    [ -z "${1-}" ] || pip_install "$venv" "$1" "$(cat "$root/setup.py")" "$from[$1]"
 }
 
 # install_examples: what preparing the examples' data needs, held to the NumPy that TensorFlow can use.

@@ -15,7 +15,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import sm_runtime
+
 RUNTIME = (sys.executable, "-m", "sm_runtime")
+PACKAGE = Path(sm_runtime.__file__).parent
+"""The package under test, as it is installed."""
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
@@ -27,6 +31,15 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -
             raise AssertionError(f"not within {seconds} s: {what}")
         pause.wait(0.01)
     return value
+
+
+def package_alone(folder: Path) -> Path:
+    """Return a folder, for PYTHONPATH, that holds the package and nothing installed with it."""
+    beside = folder / "runtime"
+    beside.mkdir(exist_ok=True)
+    if not (beside / PACKAGE.name).exists():
+        (beside / PACKAGE.name).symlink_to(PACKAGE)
+    return beside
 
 
 @dataclass

@@ -347,8 +347,9 @@ def test_an_interrupted_download_of_other_content_begins_anew(place: Place, serv
     assert len(files) == 399 and files["d0/000"] == b"xyz" * 500
 
 
-KILLED = """
+KILLED = f"""
 import sys
+sys.path.append({str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from sm_runtime import channels
 from tests.functional.test_channels_s3 import Place
@@ -366,8 +367,7 @@ def test_a_download_that_is_killed_leaves_no_partial_file(place: Place, server: 
         server.put(f"s3://kill/{name}", data)
     folder = place.root / "input/data/train"
     command = (sys.executable, "-c", KILLED, str(place.root), server.url)
-    root = Path(__file__).parents[2]
-    with subprocess.Popen(command, cwd=root, stdout=subprocess.PIPE) as process:
+    with subprocess.Popen(command, cwd="/", stdout=subprocess.PIPE) as process:
         eventually(lambda: len(_names(folder)) > 50, "some files", 60)
         process.send_signal(signal.SIGKILL)
     names = set(_names(folder))

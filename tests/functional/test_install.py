@@ -20,7 +20,7 @@ from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.harness import package_alone
 
 # Runs ``install`` in the interpreter at hand, and says what pip was started with.
 DRIVER = """
@@ -154,7 +154,14 @@ class Case:
             "options": self.options,
         }
         return subprocess.Popen(
-            [*prefix, str(self.python.python), "-c", DRIVER, json.dumps(asked), str(ROOT)],
+            [
+                *prefix,
+                str(self.python.python),
+                "-c",
+                DRIVER,
+                json.dumps(asked),
+                str(package_alone(self.root)),
+            ],
             env=self.environ,
             cwd="/",
             stdout=subprocess.PIPE,

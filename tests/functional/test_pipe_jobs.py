@@ -229,7 +229,6 @@ def test_the_processes_of_a_host_share_the_records_of_an_epoch(base: Base, serve
     result = base.script(RANK).run(
         SM_RUNTIME_PIPE_PER_RANK="1",
         SM_RUNTIME_LAUNCHER=json.dumps(words),
-        PYTHONPATH=str(Path(__file__).parents[2]),
     )
     assert result.status == 0, result.log
     said = [line.split() for line in result.out.decode().splitlines() if "," in line]

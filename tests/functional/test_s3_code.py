@@ -12,10 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import RUNTIME, Base, Result
+from tests.harness import RUNTIME, Base, Result, package_alone
 from tests.s3 import CREDENTIALS, Server, free_port, serving
 
-ROOT = Path(__file__).parents[2]
 URI = "s3://a-bucket/a-job/source/sourcedir.tar.gz"
 SCRIPT = "import sys, common.lib\nprint(common.lib.VALUE, sys.argv[1:], __file__)\n"
 
@@ -51,7 +50,6 @@ def remote(base: Base, server: Server, tmp_path: Path) -> Base:
     base.environ.update(
         CREDENTIALS,
         HOME=str(tmp_path),
-        PYTHONPATH=str(ROOT),
         TMPDIR=str(scratch),
         S3_ENDPOINT_URL=server.url,
         AWS_REGION="eu-west-1",
@@ -203,6 +201,7 @@ def test_no_boto3(remote: Base, tmp_path: Path) -> None:
     """In an interpreter that has nothing but the standard library and the runtime."""
     venv.create(tmp_path / "bare", with_pip=False)
     command = (str(tmp_path / "bare/bin/python"), "-m", "sm_runtime")
+    remote.environ["PYTHONPATH"] = str(package_alone(tmp_path))
     sentence = f"{URI} needs boto3, which is not installed: pip install sm-runtime[s3]"
     checked = remote.run("check", command=command)
     assert (checked.status, checked.out.decode()) == (1, f"{sentence}\n")

@@ -16,7 +16,6 @@ from tests.faults import Plan, Proxy, Request, proxying
 from tests.harness import Base
 from tests.s3 import CREDENTIALS, Server, serving
 
-ROOT = Path(__file__).parents[2]
 NAMES = ["a b+c", "x&y<z>", "100%3F?#", "ü/ß", "'\"", "empty", "~._-", "k=v;*,!()@:$[]{}^|`"]
 LARGE = os.urandom((20 << 20) + 7)
 
@@ -177,16 +176,12 @@ def test_a_request_may_be_in_object_storage(server: Server, base: Base) -> None:
     server.put("s3://b/jobs/a job.json", b'{"TrainingJobName": "from-afar"}')
     base.write("code/train.py", "import os; print(os.environ['SM_TRAINING_ENV'])")
     base.hyperparameters(sagemaker_program='"train.py"')
-    result = base.run(
-        SM_RUNTIME_JOB="s3://b/jobs/a job.json", PYTHONPATH=str(ROOT), **environ_of(server.url)
-    )
+    result = base.run(SM_RUNTIME_JOB="s3://b/jobs/a job.json", **environ_of(server.url))
     assert json.loads(result.out)["job_name"] == "from-afar", result.log
 
 
 def test_a_request_that_is_not_there(server: Server, base: Base) -> None:
-    result = base.run(
-        SM_RUNTIME_JOB="s3://b/none.json", PYTHONPATH=str(ROOT), **environ_of(server.url)
-    )
+    result = base.run(SM_RUNTIME_JOB="s3://b/none.json", **environ_of(server.url))
     assert result.status == 1
     assert "environment: SM_RUNTIME_JOB: s3://b/none.json does not exist" in base.failure()
 

@@ -20,7 +20,6 @@ from tests.faults import Plan, Proxy, Request, always, every, first, proxying
 from tests.harness import eventually
 from tests.s3 import CREDENTIALS, Server, serving
 
-ROOT = Path(__file__).parents[2]
 SMALL = {f"d/{number:02d}": os.urandom(10_000 + number) for number in range(40)}
 LARGE = os.urandom(30 << 20)
 
@@ -346,7 +345,7 @@ origin.fetch([(Blob(uri="s3://b/large", key="large", size_bytes=size), target)])
 
 def child(url: str, target: Path, prefix: tuple[str, ...] = ()) -> subprocess.Popen[bytes]:
     command = (*prefix, sys.executable, "-c", CHILD, url, str(target), str(len(LARGE)))
-    return subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE)
+    return subprocess.Popen(command, cwd="/", stderr=subprocess.PIPE)
 
 
 def test_a_kill_leaves_no_final_name_and_the_next_attempt_completes_it(

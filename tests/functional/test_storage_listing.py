@@ -7,11 +7,9 @@ import sys
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
 KEYS = 1_000_000
 # As S3 writes it; the key's middle and the tag's start are put in for each page.
 ENTRY = (
@@ -85,7 +83,7 @@ USES = {
 @pytest.mark.parametrize("use", USES)
 def test_a_million_keys_take_less_than_200_mib(url: str, use: str) -> None:
     command = (sys.executable, "-c", PRELUDE + USES[use] + REPORT, url)
-    done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, check=True, timeout=100)
+    done = subprocess.run(command, cwd="/", stdout=subprocess.PIPE, check=True, timeout=100)
     count, kibibytes = map(int, done.stdout.split())
     assert count == KEYS
     assert kibibytes < 200 * 1024
