@@ -182,7 +182,8 @@ class Ensemble(Play):
         return run
 
     def _script_ended(self, run: Running, command: Command) -> None:
-        run.send_group(signal.SIGTERM)  # what it started has no purpose any more
+        if run.deadline is None:  # else all of it is gone, or has had its time
+            run.send_group(signal.SIGTERM)  # what it started has no purpose any more
         if run.shell_status() == 0 or run.ended_by_us or self._closing_at is not None:
             return  # its last output has time: what it has left behind may hold the pipe
 

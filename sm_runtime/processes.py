@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 
 PR_SET_CHILD_SUBREAPER = 36
@@ -32,20 +33,83 @@ def descendants(root: int, besides: frozenset[int] = frozenset()) -> list[int]:
     """
     if root == os.getpid() and _is_childless():
         return []  # the usual case, and a machine may have thousands of processes to look at
-    children: dict[int, list[int]] = {}
+    return _below([root], besides)
+
+
+def of_session(leader: int) -> list[int]:
+    """Return the living processes of the session that ``leader`` began, and their descendants.
+
+    Those that descend from ``leader`` in sessions of their own count as long as it lives.
+    """
+    members = [pid for pid, _, _, session in _living() if session == leader]
+    return list(dict.fromkeys([*members, *_below([leader, *members])]))
+
+
+def of_group(leader: int) -> list[int]:
+    """Return the living processes of the process group that ``leader`` began."""
+    return [pid for pid, _, group, _ in _living() if group == leader]
+
+
+def has_group(leader: int) -> bool:
+    """Return whether the process group has members; the kernel sees those that are just forked."""
+    try:
+        os.killpg(leader, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass
+    return True
+
+
+def pipe_readers(pids: Iterable[int], number: int) -> list[int]:
+    """Return those processes that ``number`` would end and that read another's output from a pipe.
+
+    ``tee`` in ``train.py | tee log`` is one: it ends by itself when its input ends.
+    """
+    written: dict[str, set[int]] = {}
+    for pid in pids:
+        for descriptor in (1, 2):
+            written.setdefault(_descriptor(pid, descriptor), set()).add(pid)
+    return [
+        pid
+        for pid in pids
+        if (source := _descriptor(pid, 0)).startswith("pipe:")
+        and written.get(source, set()) - {pid}
+        and not catches(pid, number)
+    ]
+
+
+def _descriptor(pid: int, number: int) -> str:
+    """Return what a descriptor refers to, such as ``pipe:[4711]``; empty if that is unknown."""
+    try:
+        return os.readlink(f"/proc/{pid}/fd/{number}")
+    except OSError:
+        return ""
+
+
+def _living() -> Iterator[tuple[int, int, int, int]]:
+    """Yield the pid, parent, process group and session of each living process (proc(5), stat)."""
     for entry in os.listdir("/proc"):
         if not entry.isdigit():
             continue
         try:
             with open(f"/proc/{entry}/stat", "rb") as file:
                 # The name may hold blanks and parentheses: the fields begin after the last one.
-                state, parent = file.read().rpartition(b")")[2].split()[:2]
+                state, *numbers = file.read().rpartition(b")")[2].split()[:4]
         except OSError:  # it has ended since
             continue
         if state not in (b"Z", b"X"):
-            children.setdefault(int(parent), []).append(int(entry))
+            parent, group, session = map(int, numbers)
+            yield int(entry), parent, group, session
+
+
+def _below(roots: list[int], besides: frozenset[int] = frozenset()) -> list[int]:
+    """Return the living descendants of some processes, parents before children."""
+    children: dict[int, list[int]] = {}
+    for pid, parent, _, _ in _living():
+        children.setdefault(parent, []).append(pid)
     found: list[int] = []
-    front = [root]
+    front = roots
     while front:
         nearest = (child for parent in front for child in children.get(parent, ()))
         front = [child for child in nearest if child not in besides]
@@ -87,7 +151,7 @@ def catches(pid: int, signal: int) -> bool:
     return False
 
 
-def send(pids: list[int], number: int) -> None:
+def send(pids: Iterable[int], number: int) -> None:
     """Send a signal to each of these processes that still lives and is ours."""
     for pid in pids:
         with suppress(ProcessLookupError, PermissionError):

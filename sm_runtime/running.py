@@ -27,6 +27,10 @@ VANISH_SECONDS = 2.0
 """How long a process may take to vanish after SIGKILL."""
 STACKS_SECONDS = 1.0
 """How long the stacks of the user's processes are collected after SIGUSR1."""
+LOOK_SECONDS = 0.1
+"""How often is looked for what outlives its first process after a request to stop."""
+READER_SECONDS = 0.5
+"""How long the readers of pipes have to end by themselves when all others of a group are gone."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,11 +75,19 @@ class Running:
         self.started = time.monotonic()
         self.stopped_by: str | None = None
         self.killed = False
+        self._killed_at = 0.0
         self._stop_number = 0
+        self._sent: int = signal.SIGTERM
+        """The signal that asked for the stop."""
         self._limits = limits
         self._relays = relays
         self._offspring = offspring
         self._keep_stacks = keep_stacks
+        self._first_status: int | None = None
+        """The status of the first process, while others of its have time to end."""
+        self._spared: list[int] = []
+        """The processes of the group that have not been sent the request to stop yet."""
+        self._spared_until: float | None = None
         self._kill_at: float | None = None
         self._stop_at: float | None = None
         self._stop_reason = ""
@@ -107,10 +119,11 @@ class Running:
             if number == signal.SIGINT:
                 self._kill_at = time.monotonic()
             return
-        self.send_group(self._limits.stop_signal if number == signal.SIGTERM else number)
-        self.send_group(signal.SIGCONT)  # one that is suspended could not take it
+        sent = self._limits.stop_signal if number == signal.SIGTERM else number
         if again:
+            self.send_group(sent)
             return
+        self._request(sent)
         self.stopped_by, self._stop_number = reason, number
         grace = self._limits.grace_seconds
         self._kill_at = time.monotonic() + grace
@@ -119,11 +132,63 @@ class Running:
     def end(self, seconds: float) -> None:
         """Ask the process group to end, for another's sake, and kill it after ``seconds``."""
         if not (self.stopped_by or self.ended_by_us):  # a second one would end a handler
-            self.send_group(signal.SIGTERM)
-            self.send_group(signal.SIGCONT)
+            self._request(signal.SIGTERM)
         soon = time.monotonic() + seconds
         self._kill_at = soon if self._kill_at is None else min(soon, self._kill_at)
         self.ended_by_us = True
+
+    def reaped(self, status: int) -> None:
+        """Take the status of the process: that is its end, unless others have time to stop.
+
+        After a request to stop, what the process leaves behind keeps the rest of its time and gets
+        no second signal; what is in another process group has not got the first one yet.
+        """
+        self._first_status = status
+        if self._kill_at is None or self.killed:
+            return
+        asked = set(processes.of_group(self.pid))
+        others = [pid for pid in self._offspring() if pid not in asked]
+        processes.send(others, self._sent)
+        processes.send(others, signal.SIGCONT)
+
+    def settle(self) -> bool:
+        """Return whether this is its end: it was reaped, and nothing has time left to stop."""
+        if self._first_status is None or self.status is not None:
+            return False
+        given_up = self.killed and time.monotonic() >= self._killed_at + VANISH_SECONDS
+        if self._kill_at is not None and not given_up and self._has_processes():
+            return False
+        self.status = self.process.returncode = self._first_status
+        return True
+
+    def _has_processes(self) -> bool:
+        return processes.has_group(self.pid) or bool(self._offspring())
+
+    def _request(self, number: int) -> None:
+        """Send the request to stop, once, to each process of the group.
+
+        Readers of pipes are spared as long as there are others: ``tee`` would take the output of
+        a script with it that is about to save.
+        """
+        self._sent = number
+        members = processes.of_group(self.pid)
+        self._spared = processes.pipe_readers(members, number)
+        if len(self._spared) in (0, len(members)):
+            self._spared = []
+            self.send_group(number)
+        else:
+            processes.send([pid for pid in members if pid not in self._spared], number)
+        self.send_group(signal.SIGCONT)  # one that is suspended could not take it
+
+    def _request_of_spared(self, now: float) -> None:
+        """Send the request to the readers of pipes, too, where only they have been left."""
+        if not set(processes.of_group(self.pid)) <= set(self._spared):
+            self._spared_until = None
+        elif self._spared_until is None:
+            self._spared_until = now + READER_SECONDS
+        elif now >= self._spared_until:
+            self.send_group(self._sent)
+            self._spared = []
 
     def finish(self, stall_seconds: float) -> Ended:
         """Wait for the last of the output, and say how the process ended."""
@@ -173,11 +238,15 @@ class Running:
         times = [t for t in (self._kill_at, self._stop_at, self._stacks_at) if t is not None]
         if self._silence is not None:
             times.append(self._last_sign() + self._silence)
+        if self._spared or self._first_status is not None:
+            times.append(time.monotonic() + LOOK_SECONDS)
         return max(0.0, min(times) - time.monotonic()) if times else None
 
     def meet_deadlines(self) -> None:
         """Do what is due."""
         now = time.monotonic()
+        if self._spared:
+            self._request_of_spared(now)
         if self._stop_at is not None and now >= self._stop_at:
             self._stop_at = None
             self.stop(self._stop_reason, signal.SIGTERM)
@@ -194,11 +263,17 @@ class Running:
                 self._stop_reason = f"no output for {silence:g} s"
                 self._silence = None
         if self._kill_at is not None and now >= self._kill_at:
+            self._killed_at = self._killed_at if self.killed else now
             self.killed = True
             self._kill_at = now + VANISH_SECONDS
             self.send_group(signal.SIGKILL)
             processes.send(self._offspring(), signal.SIGKILL)
             log.warning("killed %s: it did not stop in time", self.name)
+
+    @property
+    def deadline(self) -> float | None:
+        """When what is left of it is killed, monotonic; None: it was not asked to stop."""
+        return self._kill_at
 
     def shell_status(self) -> int:
         """Return the status as a shell gives it; what we had to kill counts as stopped."""
@@ -211,7 +286,7 @@ class Running:
     def _last_sign(self) -> float:
         return max(self._silent_since, *(relay.last_output for relay in self._relays))
 
-    def send_group(self, number: signal.Signals) -> None:
+    def send_group(self, number: int) -> None:
         """Send a signal to the process group, also when its leader is gone already."""
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self.pid, number)

@@ -16,7 +16,7 @@ import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import FrameType
@@ -162,7 +162,7 @@ class Supervisor:
         """
         oom_kills = cgroup.oom_kills()
         process = _spawn(command, relays)
-        offspring = self._offspring if owns_all else partial(_tree, process.pid)
+        offspring = self._offspring if owns_all else partial(processes.of_session, process.pid)
         run = Running(process, limits, relays, offspring, keep_stacks, oom_kills)
         self._runs[run.pid] = run
         return run
@@ -195,14 +195,18 @@ class Supervisor:
 
     def _meet(self, play: Play) -> None:
         """Take note of what has ended, and do what is due."""
-        for pid, status in _reap():
-            if run := self._runs.get(pid):
-                run.status = run.process.returncode = os.waitstatus_to_exitcode(status)
-                play.ended(run)
+        self._reap()
         for run in list(self._runs.values()):
-            if run.status is None:
+            if run.settle():
+                play.ended(run)
+            elif run.status is None:
                 run.meet_deadlines()
         play.step()
+
+    def _reap(self) -> None:
+        for pid, status in _ended_children():
+            if run := self._runs.get(pid):
+                run.reaped(os.waitstatus_to_exitcode(status))
 
     def _seconds(self, play: Play) -> float | None:
         times = [r.seconds_to_deadline() for r in self._runs.values() if r.status is None]
@@ -226,38 +230,46 @@ class Supervisor:
         return processes.descendants(os.getpid(), self._others)
 
     def _sweep(self, seconds: float) -> None:
-        """End every process that was left behind: SIGTERM, ``seconds``, SIGKILL."""
+        """End every process that was left behind: SIGTERM, ``seconds``, SIGKILL.
+
+        After a request to stop, what is left keeps the time that it gave, and what is in a process
+        group that was asked gets no second signal.
+        """
         left = self._offspring()
         if not left:
             return
         named = [f"{name} (pid {pid})" for pid in left if (name := processes.command_line(pid))]
-        self._end(left, signal.SIGTERM)
-        if not self._gone(time.monotonic() + seconds, kill=False):
+        asked = {run.pid: run.deadline for run in self._runs.values() if run.deadline is not None}
+        has_signal = {pid for group in asked for pid in processes.of_group(group)}
+        self._end([pid for pid in left if pid not in has_signal], signal.SIGTERM, besides=asked)
+        if not self._gone(max(time.monotonic() + seconds, *asked.values(), 0.0), kill=False):
             self._gone(time.monotonic() + VANISH_SECONDS, kill=True)
         if named:  # the others were about to end by themselves
             more = "es"[: len(named) * 2 - 2]
             log.warning("ended %d leftover process%s: %s", len(named), more, ", ".join(named[:5]))
 
-    def _end(self, pids: list[int], number: signal.Signals) -> None:
-        for run in self._runs.values():  # the kernel sees all of a group at once, however it forks
-            run.send_group(number)
+    def _end(self, pids: list[int], number: signal.Signals, besides: Container[int] = ()) -> None:
+        for pid, run in self._runs.items():
+            if pid not in besides:
+                run.send_group(number)  # the kernel sees all of a group at once, however it forks
         processes.send(pids, number)
 
     def _gone(self, deadline: float, *, kill: bool) -> bool:
         """Reap, and kill, until none of the processes is left or the deadline has come."""
         while True:
-            for pid, status in _reap():
-                if run := self._runs.get(pid):
-                    run.status = run.process.returncode = os.waitstatus_to_exitcode(status)
+            self._reap()
             offspring = self._offspring()
-            if not offspring:
+            if not offspring and not any(processes.has_group(pid) for pid in self._runs):
                 return True
             if kill:
                 self._end(offspring, signal.SIGKILL)
             left = deadline - time.monotonic()
             if left <= 0:
                 return False
-            self._wait(min(left, 0.05))  # a grandchild's end is not told to us
+            stopped = self.stopped_by is not None
+            numbers = self._wait(min(left, 0.05))  # a grandchild's end is not told to us
+            if stopped and signal.SIGINT in numbers:  # the second Ctrl-C
+                return False
 
 
 def _spawn(command: Command, relays: tuple[Relay, Relay]) -> subprocess.Popen[bytes]:
@@ -283,7 +295,7 @@ def _spawn(command: Command, relays: tuple[Relay, Relay]) -> subprocess.Popen[by
     return process
 
 
-def _reap() -> list[tuple[int, int]]:
+def _ended_children() -> list[tuple[int, int]]:
     """Return the pid and the status of every child that has ended, orphans included."""
     found: list[tuple[int, int]] = []
     while True:
@@ -294,7 +306,3 @@ def _reap() -> list[tuple[int, int]]:
         if pid == 0:
             return found
         found.append((pid, status))
-
-
-def _tree(pid: int) -> list[int]:
-    return [pid, *processes.descendants(pid)]
