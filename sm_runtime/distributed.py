@@ -196,7 +196,6 @@ class Session:
         finally:
             self.started = ensemble.started
             ensemble.finish()
-            self._supervisor.tell_losses()
         return ensemble.outcome
 
     def _perform_ranks(self, script: Command, terms: Terms) -> Failure | None:

@@ -19,7 +19,7 @@ from sm_runtime.model import Command, Ended
 from sm_runtime.play import Play
 from sm_runtime.relay import Relay
 from sm_runtime.running import Limits, Running
-from sm_runtime.supervise import STALL_SECONDS, Supervisor
+from sm_runtime.supervise import Supervisor
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
@@ -155,9 +155,7 @@ class Ensemble(Play):
 
     def finish(self) -> None:
         """Wait for the last output of all, when nothing is left that could write any."""
-        for run in self._scripts:
-            if run.status is not None:
-                run.finish(STALL_SECONDS)
+        self._stage.gather_output(run for run in self._scripts if run.status is not None)
 
     def release(self) -> None:
         """Let go of whatever holds the services back, the end being agreed on."""

@@ -88,18 +88,18 @@ class Inputs:
 
     def finish(self) -> tuple[Saved, ...]:
         """Wait until that is done, after a signal as long as the engine gives; see ``Syncs``."""
-        return self._syncs.finish(until=self._until) if self._syncs is not None else ()
+        return self._syncs.finish(until=self.deadline) if self._syncs is not None else ()
 
     def is_over(self) -> bool:
         """Return whether a signal has asked for a stop so long ago that nothing can be sent now."""
-        return time.monotonic() >= self._until()
+        return time.monotonic() >= self.deadline()
 
     def _hurry(self) -> None:
         """A signal asks for a stop while the script runs."""
         if self._syncs is not None:
             self._syncs.hurry()
 
-    def _until(self) -> float:
+    def deadline(self) -> float:
         """Return when all has to be saved, monotonic.
 
         Only a signal is followed by another one that kills: what asks for a stop here can wait.

@@ -11,8 +11,10 @@ import logging
 import os
 import re
 import select
+import stat
 import threading
 import time
+from collections.abc import Callable
 
 log = logging.getLogger(__name__)
 
@@ -20,12 +22,18 @@ PIPE_BYTES = 2**20
 """The size that the pipes are given: the most that /proc/sys/fs/pipe-max-size allows by default."""
 SLICE_BYTES = 2**16
 """How much is written at a time: a slow reader is seen to move."""
+SAFE_BYTES = select.PIPE_BUF
+"""How much a pipe takes at a time without blocking, once poll(2) says that it takes anything."""
 TAIL_BYTES = 2**16
 """How much of each stream is kept to explain a failure."""
 IDLE_SECONDS = 1.0
 """How often the end of a stream is looked for."""
 LOG_WAIT_SECONDS = 1.0
-"""How long a log line waits for a stalled sink before it is dropped."""
+"""How long a log line waits for a stalled sink before it is dropped; the next ones do not wait."""
+STOPPING_WAIT_SECONDS = 2.0
+"""How long output waits for a stalled sink after a request to stop before it is dropped."""
+LOOK_SECONDS = 0.25
+"""How often a writer that waits for a sink looks whether a stop was asked for."""
 PART_SECONDS = 1.0
 """How long the end of a line that has a prefix is waited for."""
 
@@ -38,17 +46,32 @@ class Sink:
 
     It knows whether it stands at the start of a line, so that a log line never joins a line that
     the script has not finished.
+
+    A sink that is stalled holds its writers back, until a stop is asked for: then saving the job
+    comes before its output, and what cannot be written in ``STOPPING_WAIT_SECONDS`` is dropped.
     """
 
     def __init__(self, fd: int) -> None:
         self.fd = fd
+        self.stopping = False
+        """Whether a stop was asked for; set from any thread, or by a signal's handler."""
+        self._out, self._slice_bytes, self._may_block = _without_blocking(fd)
+        self._is_stalled = False
+        """Whether the last write was dropped for want of a reader."""
         self._lock = threading.Lock()
         self._at_line_start = True
         self._owner: object = None
         """Whose line, of those that have a prefix, is unfinished."""
         self.dropped_lines = 0
+        self._drops_lines = False
+        """Whether the last line was dropped, so that the next one does not wait."""
         self.lost_bytes = 0
         self.moved_bytes = 0
+
+    def close(self) -> None:
+        """Close what was opened here; the stream itself stays open."""
+        if self._out != self.fd:
+            os.close(self._out)
 
     def write(self, data: bytes | memoryview) -> None:
         """Write all of ``data``, however long that takes; a sink that is gone swallows it."""
@@ -76,17 +99,18 @@ class Sink:
 
     def write_line(self, line: bytes) -> None:
         """Write a whole line of our own, or drop it when the sink is stalled."""
-        if not self._lock.acquire(timeout=LOG_WAIT_SECONDS):
-            self.dropped_lines += 1
-            return
-        try:
-            if not self._writable(LOG_WAIT_SECONDS):
-                self.dropped_lines += 1
-                return
-            self._write((b"" if self._at_line_start else b"\n") + line + b"\n")
-            self._owner = None
-        finally:
-            self._lock.release()
+        seconds = 0.0 if self._drops_lines else LOG_WAIT_SECONDS
+        written = False
+        if self._lock.acquire(timeout=seconds):
+            try:
+                if self._writable(seconds):
+                    start = b"" if self._at_line_start else b"\n"
+                    written = self._write(start + line + b"\n", LOG_WAIT_SECONDS)
+                    self._owner = None
+            finally:
+                self._lock.release()
+        self._drops_lines = not written
+        self.dropped_lines += not written
 
     def lost(self) -> str:
         """Say how much could not be written so far; empty if all was."""
@@ -103,28 +127,65 @@ class Sink:
 
     def _writable(self, seconds: float) -> bool:
         poll = select.poll()
-        poll.register(self.fd, select.POLLOUT)
+        poll.register(self._out, select.POLLOUT)
         try:
             return bool(poll.poll(seconds * 1000))
         except OSError:
             return False
 
-    def _write(self, data: bytes | memoryview) -> None:
+    def _write(self, data: bytes | memoryview, seconds: float | None = None) -> bool:
+        """Write ``data``; False where it, or its rest, was given up.
+
+        ``seconds`` is how long a stalled sink is waited for; None: as long as the job may take.
+        """
         view = memoryview(data)
-        if not view:
-            return
-        self._at_line_start = view[-1] == 0x0A
         while view:
+            if self._may_block and not self._has_room(seconds):
+                break
             try:
-                count = os.write(self.fd, view[:SLICE_BYTES])
-                view = view[count:]
-                self.moved_bytes += count
-            except BlockingIOError:  # whoever gave us the stream made it non-blocking
-                self._writable(60.0)
+                count = os.write(self._out, view[: self._slice_bytes])
+            except BlockingIOError:
+                if self._has_room(seconds):
+                    continue
+                break
             except OSError:
                 # Nobody reads any more, or a full disk: the script must not die of that.
-                self.lost_bytes += len(view)
-                return
+                break
+            self._at_line_start = view[count - 1] == 0x0A
+            self._is_stalled = False
+            self.moved_bytes += count
+            view = view[count:]
+        if seconds is None:
+            self.lost_bytes += len(view)
+        return not view
+
+    def _has_room(self, seconds: float | None) -> bool:
+        """Wait until something can be written; False where that takes too long."""
+        started = time.monotonic()
+        while not self._writable(0.0 if self.stopping and self._is_stalled else LOOK_SECONDS):
+            waited = time.monotonic() - started
+            limit = STOPPING_WAIT_SECONDS if self.stopping else float("inf")
+            if (self.stopping and self._is_stalled) or waited >= min(limit, seconds or limit):
+                self._is_stalled = True
+                return False
+        return True
+
+
+def _without_blocking(fd: int) -> tuple[int, int, bool]:
+    """Return how to write to a stream: the descriptor, bytes at a time, whether to poll before.
+
+    A pipe is opened anew, for us alone: O_NONBLOCK on what we were given would be set for all that
+    share it. Where that is not allowed (the pipe is another user's), and for sockets, poll(2) and
+    short writes do. Files take everything; terminals are left as they are.
+    """
+    try:
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(mode):
+            return os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK), SLICE_BYTES, False
+        may_block = stat.S_ISSOCK(mode)
+    except OSError:
+        may_block = True
+    return fd, SAFE_BYTES if may_block else SLICE_BYTES, may_block
 
 
 def open_sinks(stdout: int = 1, stderr: int = 2) -> tuple[Sink, Sink]:
@@ -170,26 +231,36 @@ class Relay:
         os.close(self.writer)
         self._thread.start()
 
+    def hurry(self) -> None:
+        """Drop what a stalled reader does not take: a stop was asked for."""
+        if self._sink:
+            self._sink.stopping = True
+
     def abandon(self) -> None:
         """Close both ends of a relay that was never started."""
         os.close(self.writer)
         os.close(self._source)
 
-    def finish(self, stall_seconds: float) -> bool:
-        """Wait for the end of the stream, the script gone; False when its rest is given up.
+    def finish(
+        self, stall_seconds: float, until: Callable[[], float] = lambda: float("inf")
+    ) -> bool:
+        """Wait for the end of the stream, the script gone; False when its rest is still to come.
 
-        That is when our reader takes nothing for ``stall_seconds``, or when a process that is none
-        of ours keeps the pipe open and writes nothing.
+        That is when our reader takes nothing for ``stall_seconds``, or at the time ``until()``,
+        monotonic, which may change. A process that is none of ours may keep the pipe open: where
+        it writes nothing, all is here.
         """
-        seen, waited = -1, 0.0
+        seen, moved_at = -1, time.monotonic()
         while True:
-            self._thread.join(IDLE_SECONDS)
+            self._thread.join(min(IDLE_SECONDS, max(0.0, until() - time.monotonic())))
             if not self._thread.is_alive():
                 return True
+            now = time.monotonic()
             moved = self.total_bytes + (self._sink.moved_bytes if self._sink else 0)
-            waited = 0.0 if seen != moved else waited + IDLE_SECONDS
-            seen = moved
-            if waited >= stall_seconds or (waited and not self._writing):
+            if moved != seen:
+                seen, moved_at = moved, now
+            is_quiet = now - moved_at >= IDLE_SECONDS and not self._writing
+            if is_quiet or now - moved_at >= stall_seconds or now >= until():
                 return not self._writing
 
     def is_busy(self, quiet_seconds: float) -> bool:

@@ -85,6 +85,7 @@ class _Attempt:
             ownership.hand_over(self.job)
         log.info("timeline: %s", self.timeline)
         log.info("Reporting training %s", "FAILURE" if failed else "SUCCESS")
+        self.supervisor.drain_output(self.inputs.deadline() if self.inputs else 0.0)
         return failed.status if failed else 0
 
     def _until_the_end(self) -> Failure | None:

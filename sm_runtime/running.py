@@ -125,6 +125,8 @@ class Running:
             return
         self._request(sent)
         self.stopped_by, self._stop_number = reason, number
+        for relay in self._relays:
+            relay.hurry()
         grace = self._limits.grace_seconds
         self._kill_at = time.monotonic() + grace
         log.warning("%s: asked %s to stop, %g s left", reason, self.name, grace)
@@ -190,12 +192,9 @@ class Running:
             self.send_group(self._sent)
             self._spared = []
 
-    def finish(self, stall_seconds: float) -> Ended:
-        """Wait for the last of the output, and say how the process ended."""
-        for relay in set(self._relays):
-            if not relay.finish(stall_seconds):
-                log.warning("the end of the output is lost: nobody reads it")
-        return self.so_far()
+    def relays(self) -> set[Relay]:
+        """Return what carries its output."""
+        return set(self._relays)
 
     def has_output(self, quiet_seconds: float) -> bool:
         """Whether output may still come: not where what holds the pipe is quiet for so long."""

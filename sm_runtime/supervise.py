@@ -33,7 +33,11 @@ log = logging.getLogger(__name__)
 IGNORABLE = (signal.SIGHUP, signal.SIGINT, signal.SIGQUIT)
 """Signals that stay ignored where they were when we started."""
 STALL_SECONDS = 30.0
-"""How long the last output may be stuck, the script gone, before the rest of it is given up."""
+"""How long the last output may be stuck, the script gone, before the job goes on without it."""
+GATHER_SECONDS = 1.0
+"""How long the last output is waited for after a request to stop before the job is saved."""
+DRAIN_SECONDS = 3.0
+"""How long output may be stuck at the very end: longer than a relay takes to drop it."""
 
 
 class Supervisor:
@@ -53,6 +57,8 @@ class Supervisor:
         self._others: frozenset[int] = frozenset()
         self._runs: dict[int, Running] = {}
         self._actions: list[Callable[[], None]] = []
+        self._pending: set[Relay] = set()
+        """Relays that have not carried all when the job went on."""
 
     def __enter__(self) -> Supervisor:
         processes.become_subreaper()
@@ -83,14 +89,19 @@ class Supervisor:
             return
         if self.signalled_at is None:
             self.signalled_at = time.monotonic()
-        if self.stopped_by is None:
-            self.stopped_by = signal.Signals(number).name
+        self._stop(signal.Signals(number).name)
 
     def ask(self, reason: str) -> None:
         """Ask for a stop, from any thread."""
+        self._stop(reason)
+        self.wake()
+
+    def _stop(self, reason: str) -> None:
         if self.stopped_by is None:
             self.stopped_by = reason
-        self.wake()
+        for sink in (self.out, self.err):
+            if sink is not None:
+                sink.stopping = True
 
     def wake(self) -> None:
         """Have the loop look at what has changed, from any thread."""
@@ -128,11 +139,10 @@ class Supervisor:
     def _solo(self, solo: Solo) -> Ended:
         self.conduct(solo)
         assert solo.run is not None
-        ended = solo.run.finish(STALL_SECONDS)
-        self.tell_losses()
         if solo.run.stopped_by:
             self.stopped_by = solo.run.stopped_by
-        return ended
+        self.gather_output([solo.run])
+        return solo.run.so_far()
 
     def conduct(self, play: Play) -> None:
         """Run a play to its end, and leave none of its processes behind."""
@@ -180,8 +190,32 @@ class Supervisor:
             self._wait(left)
         return True
 
-    def tell_losses(self) -> None:
-        """Say what of the output or the log could not be written."""
+    def gather_output(self, runs: Iterable[Running]) -> None:
+        """Wait for the last output of processes that have ended, as long as it moves.
+
+        After a request to stop, also one that comes meanwhile, only for ``GATHER_SECONDS``: the job
+        is saved while the output drains.
+        """
+        until = float("inf")
+
+        def deadline() -> float:
+            nonlocal until
+            if until == float("inf") and self.stopped_by is not None:
+                until = time.monotonic() + GATHER_SECONDS
+            return until
+
+        for relay in {relay for run in runs for relay in run.relays()}:
+            if not relay.finish(STALL_SECONDS, deadline):
+                self._pending.add(relay)
+
+    def drain_output(self, until: float) -> None:
+        """Wait, until the time ``until`` at most, for output that is still on its way.
+
+        Logs what of the output or the log was lost.
+        """
+        for relay in self._pending:
+            if not relay.finish(DRAIN_SECONDS, lambda: until):
+                log.warning("the end of the output is lost: it has no reader")
         for sink in {self.out, self.err} - {None}:
             if sink is not None and (lost := sink.lost()):
                 log.warning("%s of the output or the log could not be written", lost)

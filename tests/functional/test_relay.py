@@ -234,6 +234,7 @@ class Place:
             os.close(self._pipes.pop())
         assert all(relay.finish(60.0) for relay in self._relays)
         if self.sink_fd >= 0:
+            self.sink.close()
             os.close(self.sink_fd)
             self.sink_fd = -1
             self._thread.join(60)

@@ -286,8 +286,10 @@ def test_sigusr1_dumps_the_stacks_of_every_python_process_and_ends_none(base: Ba
     for name in (b"waiting_for_the_barrier", b"inside_the_data_loader"):
         eventually(lambda name=name: name in running.err, f"the stack of {name!r}")
     stacks = base.path("output/data/stacks.txt")
-    eventually(stacks.exists, "the stacks are kept")
-    assert "waiting_for_the_barrier" in stacks.read_text()
+    eventually(
+        lambda: stacks.exists() and "waiting_for_the_barrier" in stacks.read_text(),
+        "the stacks are kept",
+    )
     assert running.process.poll() is None
     running.send(signal.SIGTERM)
     assert running.wait().status == 143
