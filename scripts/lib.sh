@@ -158,14 +158,17 @@ install_runtime() {
     make_venv "$venv"
     pip_install "$venv" tensorflow "" "$(tensorflow "$venv")"
     if [ "${FROM_CHECKOUT-}" = 1 ]; then
-        from=$root
+        set -- "${1-}" --editable "$root"
         pip_install "$venv" runtime "" --no-deps --editable "$root"
     else
         have_wheel
-        from=$wheel
+        set -- "${1-}" "$wheel"
         pip_install "$venv" runtime "$(sources)" --force-reinstall --no-deps "$wheel"
     fi
-    [ -z "${1-}" ] || pip_install "$venv" "$1" "$(cat "$root/setup.py")" "$from[$1]"
+    extra=$1
+    shift
+    # The last word is the package: with --editable before it, or pip would put a copy in its place.
+    [ -z "$extra" ] || pip_install "$venv" "$extra" "$(cat "$root/setup.py")" "$@[$extra]"
 }
 
 # install_examples: what preparing the examples' data needs, held to the NumPy that TensorFlow can use.
