@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+import signal
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
 
+PR_SET_PDEATHSIG = 1
 PR_SET_CHILD_SUBREAPER = 36
 
 
@@ -17,13 +19,43 @@ def become_subreaper() -> bool:
     """
     if os.getpid() == 1:
         return True
+    prctl = _prctl()
+    return prctl is not None and prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0
+
+
+def ending_with_us() -> Callable[[], None] | None:
+    """Return what a child of ours does before it starts a program, so that it ends when we do.
+
+    SIGKILL to us is SIGKILL to the child then (prctl(2)), as the end of PID 1 is for all processes
+    of a container. None where we are PID 1, or it cannot be done.
+    """
+    prctl = _prctl() if os.getpid() != 1 else None
+    if prctl is None:
+        return None
+    ours = os.getpid()
+
+    def end_with_us() -> None:
+        prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        if os.getppid() != ours:  # killed before the call
+            os._exit(1)
+
+    return end_with_us
+
+
+def _prctl() -> Callable[..., int] | None:
+    """Return the C library's prctl(2); None where there is none."""
     try:
         import ctypes
 
-        libc = ctypes.CDLL(None, use_errno=True)
-        return bool(libc.prctl(PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0) == 0)
+        found: Callable[..., int] = ctypes.CDLL(None, use_errno=True).prctl
     except (ImportError, OSError, AttributeError):
-        return False
+        return None
+    return found
+
+
+def can_be_seen() -> bool:
+    """Whether the processes of this machine, or container, can be looked at."""
+    return os.path.exists(f"/proc/{os.getpid()}/stat")
 
 
 def descendants(root: int, besides: frozenset[int] = frozenset()) -> list[int]:
@@ -89,7 +121,11 @@ def _descriptor(pid: int, number: int) -> str:
 
 def _living() -> Iterator[tuple[int, int, int, int]]:
     """Yield the pid, parent, process group and session of each living process (proc(5), stat)."""
-    for entry in os.listdir("/proc"):
+    try:
+        entries = os.listdir("/proc")
+    except OSError:
+        return
+    for entry in entries:
         if not entry.isdigit():
             continue
         try:

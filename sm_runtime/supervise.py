@@ -53,6 +53,7 @@ class Supervisor:
         """When a signal first asked for a stop, monotonic: whoever sent it may kill us later."""
         self.out, self.err = out, err
         self._undo = ExitStack()
+        self._before_exec: Callable[[], None] | None = None
         self._wakeup = self._waker = -1
         self._others: frozenset[int] = frozenset()
         self._runs: dict[int, Running] = {}
@@ -62,6 +63,11 @@ class Supervisor:
 
     def __enter__(self) -> Supervisor:
         processes.become_subreaper()
+        self._before_exec = processes.ending_with_us()
+        if not processes.can_be_seen():
+            log.warning(
+                "/proc is not mounted: what a script leaves behind in sessions of its own lives on"
+            )
         # What an entry point started before us is none of the script's: it is left alone.
         self._others = frozenset(processes.descendants(os.getpid()))
         self._wakeup, self._waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
@@ -171,7 +177,7 @@ class Supervisor:
         Raises LaunchError when it cannot be started.
         """
         oom_kills = cgroup.oom_kills()
-        process = _spawn(command, relays)
+        process = _spawn(command, relays, self._before_exec)
         offspring = self._offspring if owns_all else partial(processes.of_session, process.pid)
         run = Running(process, limits, relays, offspring, keep_stacks, oom_kills)
         self._runs[run.pid] = run
@@ -270,7 +276,7 @@ class Supervisor:
         group that was asked gets no second signal.
         """
         left = self._offspring()
-        if not left:
+        if not left and not any(processes.has_group(pid) for pid in self._runs):
             return
         named = [f"{name} (pid {pid})" for pid in left if (name := processes.command_line(pid))]
         asked = {run.pid: run.deadline for run in self._runs.values() if run.deadline is not None}
@@ -306,7 +312,9 @@ class Supervisor:
                 return False
 
 
-def _spawn(command: Command, relays: tuple[Relay, Relay]) -> subprocess.Popen[bytes]:
+def _spawn(
+    command: Command, relays: tuple[Relay, Relay], before_exec: Callable[[], None] | None
+) -> subprocess.Popen[bytes]:
     """Start a process in a session and group of its own, its output going to the relays."""
     try:
         process = subprocess.Popen(
@@ -316,6 +324,7 @@ def _spawn(command: Command, relays: tuple[Relay, Relay]) -> subprocess.Popen[by
             stdout=relays[0].writer,
             stderr=relays[1].writer,
             start_new_session=True,
+            preexec_fn=before_exec,
         )
     except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
         for relay in set(relays):
