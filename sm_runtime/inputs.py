@@ -41,6 +41,7 @@ class Inputs:
         self._supervisor, self._timeline, self._fail = supervisor, timeline, fail
         self._syncs: Syncs | None = sync.open_syncs(job, variables)
         self._placed = False
+        self._channels: channels.Placed | None = None
         self._error: BaseException | None = None
         self._opened = ExitStack()
 
@@ -62,9 +63,15 @@ class Inputs:
         threading.Thread(target=self._place, name="download", daemon=True).start()
 
     def wait(self) -> None:
-        """Wait until the data is in place; raises what went wrong with it."""
+        """Wait until the data is in place; raises what went wrong with it.
+
+        Called by the thread that starts the script: some of it only this thread's children see.
+        """
         self._supervisor.wait_until(lambda: self._placed)
         self._raise()
+        if self._channels is not None:
+            placed, self._channels = self._channels, None
+            self._opened.enter_context(channels.bound(placed))
 
     def open(self, ranks: int) -> None:
         """Begin to feed, mount and sync for a script that runs as ``ranks`` processes here."""
@@ -111,7 +118,7 @@ class Inputs:
         """Fetch the channels and what was synced by an earlier attempt."""
         try:
             with self._timeline.phase("download"):
-                channels.prepare(self._job, self._variables, self._stopped)
+                self._channels = channels.prepare(self._job, self._variables, self._stopped)
                 if self._syncs is not None:
                     self._syncs.restore(self._stopped)
         except BaseException as error:

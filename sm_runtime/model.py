@@ -33,6 +33,8 @@ class Source:
     compression: str = "None"
     """``None`` or ``Gzip``."""
     shuffle_seed: int | None = None
+    read_only: bool = False
+    """Whether the script must not write to it (``FileSystemAccessMode`` ``ro``)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -157,6 +159,8 @@ class Options:
     """How long nothing may move on a connection to storage before it is given up for a new one."""
     allow_empty_channels: bool = False
     """Whether a channel may match no objects at all."""
+    link_channels: bool = False
+    """Whether a File channel from this machine is links to its files, not copies of them."""
     require_model: bool = False
     """Whether a job with an empty model folder fails."""
     redirect_model_dir: bool | None = None

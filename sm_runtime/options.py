@@ -132,6 +132,7 @@ OPTIONS: dict[str, Callable[[Field], object]] = {
     "allow_framework_change": _flag,
     "stall_seconds": Field.seconds,
     "allow_empty_channels": _flag,
+    "link_channels": _flag,
     "require_model": _flag,
     "redirect_model_dir": _flag,
     "stop_grace_seconds": Field.seconds,

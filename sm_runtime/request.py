@@ -194,11 +194,17 @@ def _source(item: Field) -> Source | None:
         directory = _required(system, "DirectoryPath") if known else None
         if directory is None:
             return None
+        # Both are required by the API; what is not said to be written to is safe.
+        mode = system.get("FileSystemAccessMode").text("ro", choices=("rw", "ro"))
         if not directory.startswith(("/", "file:///")):
             system.get("DirectoryPath").must("an absolute path or a file:// URI")
             return None
         return Source(
-            uri=directory, data_type="FileSystem", compression=compression, shuffle_seed=seed
+            uri=directory,
+            data_type="FileSystem",
+            compression=compression,
+            shuffle_seed=seed,
+            read_only=mode != "rw",
         )
     if kinds:
         at.get(kinds[0]).wrong("is only to be had on the platform; use S3DataSource")

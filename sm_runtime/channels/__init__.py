@@ -1,8 +1,9 @@
 """Makes each channel ready before the script starts.
 
 Where the platform has placed the data there is nothing to do, and nothing else is imported. In a
-self-managed job local folders are linked, objects are downloaded (``download``), and FastFile
-channels are mounted (``fastfile``). Pipe channels are fed by ``pipe``.
+self-managed job folders are filled (``download``): with objects of S3, and with copies of files of
+this machine, unless these are shown where they are (``local``, ``binding``). FastFile channels of
+S3 are mounted by ``fastfile``. Pipe channels are fed by ``pipe``.
 """
 
 from __future__ import annotations
@@ -11,15 +12,38 @@ import errno
 import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 
 from sm_runtime.errors import ConfigError, DataError
+from sm_runtime.frozen import dataclass
 from sm_runtime.model import Channel, Job
 
 log = logging.getLogger(__name__)
 
 UNFINISHED = ".sm-runtime-download"
 """The file that a channel's folder holds until its download is complete."""
+PLACED = "user.sm_runtime.placed"
+"""The extended attribute of a folder that a job has filled; see ``folder``."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Bind:
+    """A folder that is to be seen at the path of a channel while the script runs."""
+
+    channel: str
+    source: str
+    """The path itself where what is there is only to become read-only."""
+    path: str
+    is_read_only: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """What ``prepare`` leaves to be done while the script runs, and after it."""
+
+    binds: tuple[Bind, ...] = ()
+    locked: tuple[str, ...] = ()
+    """The folders that have lost their write permission: without it nobody could remove them."""
 
 
 def check(job: Job) -> None:
@@ -39,28 +63,56 @@ def refusals(job: Job) -> list[str]:
 
 def prepare(
     job: Job, environ: Mapping[str, str], stopped: Callable[[], bool] = lambda: False
-) -> None:
-    """Place the data of every File channel that names a source, and link local FastFile channels.
+) -> Placed:
+    """Place the data of every channel that names a source and is files; see ``bound`` for the rest.
 
     A folder that holds something already is used as it is: the data has been placed by hand. The
-    rest is downloaded with the credentials of ``environ``, all channels at once. Raises DataError
+    rest is fetched with the credentials of ``environ``, all channels at once. Raises DataError
     naming the channel, also when ``stopped`` says so.
     """
     check(job)
     wanted = []
     for channel in job.channels:
-        if not _is_ours(channel, job) or _is_placed(channel.path):
+        if not is_ours(channel, job):
             continue
-        if _is_linked(channel):
-            _link(channel, _local(channel))
-        elif not _is_mounted(channel):
+        if is_placed(channel.path):
+            log.info("channel %s: what %s holds is used", channel.name, channel.path)
+            continue
+        if found := _source_problems(channel, job):
+            raise DataError(found[0])
+        if not _is_mounted(channel):
             wanted.append(channel)
-        elif missing := _source_problems(channel):  # in time: it is mounted much later
-            raise DataError(missing[0])
-    if wanted:
-        from sm_runtime.channels import download
+        elif _is_marked(channel.path):
+            from sm_runtime.channels import folder
 
-        download.run(job, wanted, environ, stopped)
+            folder.clear(channel.name, channel.path, stopped)
+    if not wanted:
+        return Placed()
+    from sm_runtime.channels import download, local
+
+    plan = local.plan(job, wanted, stopped)
+    download.run(job, plan.filled, environ, stopped, locked=plan.locked)
+    locked = tuple(channel.path for channel in plan.filled if channel.name in plan.locked)
+    return Placed(binds=plan.binds, locked=locked)
+
+
+@contextmanager
+def bound(placed: Placed) -> Iterator[None]:
+    """Show what ``prepare`` has left to be shown, while the block lasts. Raises DataError.
+
+    It is seen by this thread alone, and by the processes that it starts.
+    """
+    with ExitStack() as undo:
+        if placed.locked:
+            from sm_runtime.channels import folder
+
+            for path in placed.locked:
+                undo.callback(folder.unlock, path)
+        if placed.binds:
+            from sm_runtime.channels import binding
+
+            undo.enter_context(binding.bound(placed.binds))
+        yield
 
 
 @contextmanager
@@ -73,7 +125,7 @@ def mounted(job: Job, environ: Mapping[str, str]) -> Iterator[tuple[int, ...]]:
     wanted = [
         channel
         for channel in job.channels
-        if _is_ours(channel, job) and _is_mounted(channel) and not _is_placed(channel.path)
+        if is_ours(channel, job) and _is_mounted(channel) and not is_placed(channel.path)
     ]
     if not wanted:
         yield ()
@@ -88,35 +140,37 @@ def problems(job: Job) -> list[str]:
     """Return a sentence for each channel that the script would not find; no network is used."""
     found = refusals(job)
     for channel in job.channels:
+        if channel.mode == "Pipe":
+            continue
         try:
-            if _is_placed(channel.path) or channel.mode == "Pipe":
-                continue
             if channel.source is None:
-                if channel.mode == "File":
+                if channel.mode == "File" and not is_filled(channel.path):
                     state = "is empty" if os.path.isdir(channel.path) else "does not exist"
                     found.append(f"channel {channel.name}: {channel.path} {state}")
-            elif _is_ours(channel, job):
-                found += _source_problems(channel)
+            elif is_ours(channel, job) and not is_placed(channel.path):
+                found += _source_problems(channel, job)
         except DataError as error:
             found.append(str(error))
     return found
 
 
-def _source_problems(channel: Channel) -> list[str]:
+def _source_problems(channel: Channel, job: Job) -> list[str]:
     assert channel.source is not None
-    if _is_linked(channel):
-        _local(channel)
-    elif _is_mounted(channel):
+    if _is_mounted(channel):
         from sm_runtime.channels import fastfile
 
         return fastfile.problems(channel)
-    elif _local_path(channel.source.uri) is None:
-        from importlib.util import find_spec
+    if _is_local(channel):
+        from sm_runtime.channels import local
 
-        from sm_runtime.storage import access
+        reason = local.problem(channel, job)
+        return [reason] if reason else []
+    from importlib.util import find_spec
 
-        if not find_spec("boto3"):
-            return [f"channel {channel.name}: {access.needs_boto3(channel.source.uri)}"]
+    from sm_runtime.storage import access
+
+    if not find_spec("boto3"):
+        return [f"channel {channel.name}: {access.needs_boto3(channel.source.uri)}"]
     return []
 
 
@@ -134,13 +188,15 @@ def _refusal(channel: Channel, job: Job) -> str | None:
             return f"FastFile mode reads S3DataType S3Prefix, not {source.data_type}"
         if source.compression == "Gzip":
             return "CompressionType Gzip cannot be had in FastFile mode: use File or Pipe mode"
+    if source.data_type == "FileSystem" and source.compression == "Gzip" and not source.read_only:
+        return "CompressionType Gzip cannot be had with FileSystemAccessMode rw"
     is_augmented = source.data_type == "AugmentedManifestFile"
     if channel.mode == "File" and is_augmented and source.compression == "Gzip":
         return "CompressionType Gzip cannot be had with AugmentedManifestFile in File mode"
     return None
 
 
-def _is_ours(channel: Channel, job: Job) -> bool:
+def is_ours(channel: Channel, job: Job) -> bool:
     """Return whether the channel is to be placed on this host, as files."""
     if channel.source is None or channel.mode == "Pipe":
         return False
@@ -148,32 +204,13 @@ def _is_ours(channel: Channel, job: Job) -> bool:
     return not groups or not job.cluster.groups or job.cluster.current_group in groups
 
 
-def _is_linked(channel: Channel) -> bool:
-    """Return whether the channel's folder is just the local one that its source names."""
-    source = channel.source
-    assert source is not None
-    path = _local_path(source.uri)
-    if path is None or source.compression == "Gzip":
-        return False
-    if source.data_type == "FileSystem":
-        return True
-    is_all = source.data_type == "S3Prefix" and channel.distribution == "FullyReplicated"
-    return is_all and (os.path.isdir(path) or not _matches(path))
-
-
-def _is_mounted(channel: Channel) -> bool:
-    assert channel.source is not None
-    return channel.mode == "FastFile" and _local_path(channel.source.uri) is None
-
-
-def _is_placed(path: str) -> bool:
+def is_placed(path: str) -> bool:
     """Return whether there is data in a channel's folder that no job of ours has put there."""
-    if os.path.islink(path) or not _filled(path):
-        return False
-    return not os.path.lexists(os.path.join(path, UNFINISHED))
+    return not os.path.islink(path) and is_filled(path) and not _is_marked(path)
 
 
-def _filled(path: str) -> bool:
+def is_filled(path: str) -> bool:
+    """Return whether there is anything in a folder; raise DataError where that cannot be seen."""
     try:
         with os.scandir(path) as entries:
             return next(entries, None) is not None
@@ -185,50 +222,20 @@ def _filled(path: str) -> bool:
         raise DataError(f"{path}: {error.strerror}") from None
 
 
-def _local_path(uri: str) -> str | None:
-    """Return the path that ``file://`` or a bare path names; None for other URIs."""
-    from urllib.parse import unquote
-
-    scheme, separator, rest = uri.partition("://")
-    if not separator:
-        return uri
-    # Not urlsplit: '#' and '?' are characters of a path like any other.
-    return unquote(rest.removeprefix("localhost")) if scheme == "file" else None
-
-
-def _matches(prefix: str) -> bool:
-    """Return whether the path of anything begins with ``prefix``."""
-    folder, _, name = prefix.rpartition("/")
+def _is_marked(path: str) -> bool:
+    """Return whether a job of ours has begun to fill a folder, or has filled it."""
+    if os.path.lexists(os.path.join(path, UNFINISHED)):
+        return True
     try:
-        with os.scandir(folder or "/") as entries:
-            return any(entry.name.startswith(name) for entry in entries)
-    except OSError:
+        return bool(os.getxattr(path, PLACED))
+    except OSError:  # there is none, or no folder, or the file system has no attributes
         return False
 
 
-def _local(channel: Channel) -> str:
-    """Return the local folder that a channel's source names."""
+def _is_local(channel: Channel) -> bool:
     assert channel.source is not None
-    where = f"channel {channel.name}: {channel.source.uri}"
-    path = _local_path(channel.source.uri)
-    assert path is not None
-    if not os.path.isdir(path):
-        state = "is not a folder" if os.path.exists(path) else "does not exist"
-        raise DataError(f"{where}: {state}")
-    if not _filled(path):
-        raise DataError(f"{where}: is empty")
-    return path
+    return not channel.source.uri.startswith("s3:")
 
 
-def _link(channel: Channel, source: str) -> None:
-    """Let the channel's path lead to ``source``: nothing is copied."""
-    try:
-        os.makedirs(os.path.dirname(channel.path), exist_ok=True)
-        if os.path.isdir(channel.path) and not os.path.islink(channel.path):
-            os.rmdir(channel.path)
-        elif os.path.islink(channel.path):
-            os.unlink(channel.path)
-        os.symlink(source, channel.path)
-    except OSError as error:
-        raise DataError(f"channel {channel.name}: {channel.path}: {error.strerror}") from None
-    log.info("channel %s: %s -> %s", channel.name, channel.path, source)
+def _is_mounted(channel: Channel) -> bool:
+    return channel.mode == "FastFile" and not _is_local(channel)

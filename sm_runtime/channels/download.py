@@ -1,4 +1,4 @@
-"""Fills the folders of File channels with the objects that they name.
+"""Fills the folders of channels with the objects, or the local files, that they name.
 
 In the order that makes failures cheap: everything is listed and checked, the room is compared with
 what is free, and only then the first byte is fetched. While a folder is being filled it holds a
@@ -9,42 +9,49 @@ starts afresh, so that a partial folder is never taken for a filled one.
 from __future__ import annotations
 
 import logging
-import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Collection, Mapping, Sequence
 from itertools import chain
-from stat import S_ISREG
 
-from sm_runtime.channels import UNFINISHED, progress, room
+from sm_runtime.channels import progress, room
+from sm_runtime.channels.folder import Folder
 from sm_runtime.channels.progress import Progress
 from sm_runtime.channels.selection import Origins
-from sm_runtime.channels.survey import StoppedError, Survey, summary, survey
+from sm_runtime.channels.survey import Survey, survey
 from sm_runtime.errors import DataError
 from sm_runtime.model import Channel, Job
-from sm_runtime.storage import Blob
 
 log = logging.getLogger(__name__)
 
 _LISTED_AT_ONCE = 8
-_NAMED = 10
 
 
 def run(
-    job: Job, channels: Sequence[Channel], environ: Mapping[str, str], stopped: Callable[[], bool]
+    job: Job,
+    channels: Sequence[Channel],
+    environ: Mapping[str, str],
+    stopped: Callable[[], bool],
+    *,
+    locked: Collection[str] = (),
 ) -> None:
-    """Fill the folder of each of ``channels``; raise DataError naming the channel."""
+    """Fill the folder of each of ``channels``; raise DataError naming the channel.
+
+    Those whose names are ``locked`` lose their write permission after that.
+    """
+    if not channels:
+        return
     with Origins.of(job, environ) as origins:
         surveys = _survey_all(job, channels, origins, stopped)
-        folders = [_Folder(found) for found in surveys]
+        links = job.options.link_channels
+        folders = [Folder(found, links=links, stopped=stopped) for found in surveys]
         for folder in folders:
             folder.begin()
-        room.check(folder.need() for folder in folders)
+        _make_room(folders)
         for folder in folders:
             folder.link()
-        if any(found.copied_files for found in surveys):
-            _fetch(folders, origins, stopped)
+        for is_local in (True, False):
+            _fetch(folders, origins, stopped, is_local=is_local)
         for folder in folders:
-            folder.finish()
+            folder.finish(locked=folder.survey.channel.name in locked)
 
 
 def _survey_all(
@@ -53,186 +60,79 @@ def _survey_all(
     """Return what each channel holds; all of them are listed at once."""
     from concurrent.futures import ThreadPoolExecutor
 
-    failed = False
+    errors: list[BaseException] = []  # the first is the reason: it ends the others
 
     def one(channel: Channel) -> Survey:
-        nonlocal failed
         try:
-            found = survey(channel, job.cluster, origins, lambda: failed or stopped())
+            found = survey(channel, job.cluster, origins, lambda: bool(errors) or stopped())
             if not found.matched and not job.options.allow_empty_channels:
                 raise DataError(f"{found.where} matched 0 objects")
             return found
-        except BaseException:
-            failed = True
+        except BaseException as error:
+            errors.append(error)
             raise
 
     with ThreadPoolExecutor(min(len(channels), _LISTED_AT_ONCE), "listing") as pool:
         futures = [pool.submit(one, channel) for channel in channels]
-    errors = [error for future in futures if (error := future.exception())]
-    # One that only stopped because of another is not what the user has to know.
-    for error in sorted(errors, key=lambda error: isinstance(error, StoppedError)):
-        raise error
+    if errors:
+        raise errors[0]
     return [future.result() for future in futures]
 
 
-def _fetch(folders: Sequence[_Folder], origins: Origins, stopped: Callable[[], bool]) -> None:
-    """Fetch what is not there: one place after the other, each with all there is to give."""
-    surveys = [folder.survey for folder in folders if folder.survey.copied_files]
-    names = ", ".join(found.channel.name for found in surveys)
-    total = sum(found.copied_bytes for found in surveys)
-    plain = [folder for folder in folders if not folder.survey.unpacks]
-    packed = [folder for folder in folders if folder.survey.unpacks]
-    with Progress(f"downloading {names}", total, terminal=progress.terminal()) as telling:
-        telling.add(sum(folder.kept_bytes for folder in folders))
-        for place in sorted({place for found in surveys for place in found.places}):
-            origin = origins(f"{place[0]}://{place[1]}/")
-            chosen = [folder for folder in plain if folder.survey.is_copied(place)]
-            wanted = chain.from_iterable(folder.wanted(place) for folder in chosen)
-            origin.fetch(wanted, progress=telling.add, stopped=stopped)
-        if packed:
-            from sm_runtime.channels import gunzip
-
-            wanted = chain.from_iterable(folder.wanted() for folder in packed)
-            gunzip.fetch(wanted, origins, telling.add, stopped)
-        seconds = telling.seconds
-    log.info(
-        "downloaded %s in %s (%s/s)",
-        summary(surveys),
-        progress.duration(seconds),
-        progress.size(int(total / max(seconds, 1e-9))),
-    )
-
-
-class _Folder:
-    """The folder of a channel while it is being filled."""
-
-    def __init__(self, found: Survey) -> None:
-        self.survey = found
-        self.kept_bytes = 0
-        """Of an interrupted download: what need not be fetched again."""
-        self._path = found.channel.path
-        self._marker = os.path.join(self._path, UNFINISHED)
-        self._is_resumed = False
-
-    def begin(self) -> None:
-        """Have the folder there, marked as unfinished, with nothing in it that does not belong."""
-        version = self.survey.version
-        with self._named():
-            if os.path.islink(self._path):
-                os.unlink(self._path)
-            os.makedirs(self._path, exist_ok=True)
-            before = _read(self._marker)
-            if before is not None:
-                self._is_resumed = version is not None and before == version
-                self._tidy()
-            with open(self._marker, "w", encoding="ascii") as file:
-                file.write(version or "")
-        if self._is_resumed:
-            self.kept_bytes = sum(b.size_bytes for b, path in self._all() if self._has(b, path))
-            log.info(
-                "channel %s: %s are there from an interrupted download of the same objects",
-                self.survey.channel.name,
-                progress.size(self.kept_bytes),
-            )
-
-    def need(self) -> room.Need:
-        """Return what is still to come."""
-        return room.Need(
-            channel=self.survey.channel.name,
-            folder=self._path,
-            size_bytes=max(0, self.survey.copied_bytes - self.kept_bytes),
-            files=self.survey.copied_files,
+def _make_room(folders: Sequence[Folder]) -> None:
+    """Have local files linked where there is not room for copies; raise DataError if even so."""
+    while found := room.shortage(folder.need() for folder in folders):
+        short = {need.channel for need in found.needs}
+        able = [f for f in folders if f.survey.channel.name in short and f.coming(local=True)[0]]
+        rough = [folder for folder in able if not folder.is_measured]
+        if not able:
+            raise DataError(found.reason)
+        if rough:
+            for folder in rough:
+                folder.measure()
+            continue
+        largest = max(able, key=lambda folder: folder.need().size_bytes)
+        largest.links = True
+        log.warning(
+            "%s; so the files of channel %s are links: what the script writes into one changes %s",
+            found.reason,
+            largest.survey.channel.name,
+            largest.survey.source.uri,
         )
 
-    def wanted(self, place: tuple[str, str] | None = None) -> Iterator[tuple[Blob, str]]:
-        """Yield the objects of a place that are not there, each with its path."""
-        for blob, path in self._all(place):
-            if not (self._is_resumed and self._has(blob, path)):
-                yield blob, path
 
-    def link(self) -> None:
-        """Let the paths of local objects lead to them: nothing is copied."""
-        with self._named():
-            made = ""
-            for place in self.survey.places:
-                if self.survey.is_copied(place):
-                    continue
-                for blob, path in self._all(place):
-                    folder = os.path.dirname(path)
-                    if folder != made:
-                        os.makedirs(folder, exist_ok=True)
-                        made = folder
-                    with suppress(FileNotFoundError):
-                        os.unlink(path)
-                    os.symlink(blob.key, path)
+def _fetch(
+    folders: Sequence[Folder], origins: Origins, stopped: Callable[[], bool], *, is_local: bool
+) -> None:
+    """Fetch what is not there: one place after the other, each with all there is to give."""
+    coming = {folder: folder.coming(local=is_local) for folder in folders}
+    chosen = [folder for folder in folders if coming[folder][0]]
+    if not chosen:
+        return
+    names = ", ".join(folder.survey.channel.name for folder in chosen)
+    total = sum(coming[folder][1] for folder in chosen)
+    doing, done = ("copying", "copied") if is_local else ("downloading", "downloaded")
+    with Progress(f"{doing} {names}", total, terminal=progress.terminal()) as telling:
+        telling.add(sum(coming[folder][2][1] for folder in chosen))
+        places = {place for folder in chosen for place in folder.survey.places}
+        for place in sorted(places):
+            plain = [
+                f for f in chosen if f.survey.is_local(place) == is_local and not f.survey.unpacks
+            ]
+            if plain:
+                origin = origins(f"{place[0]}://{place[1]}/")
+                wanted = chain.from_iterable(folder.wanted(place) for folder in plain)
+                origin.fetch(wanted, progress=telling.add, stopped=stopped)
+        if packed := [folder for folder in chosen if folder.survey.unpacks]:
+            from sm_runtime.channels import gunzip
 
-    def finish(self) -> None:
-        """Check that all of it is there, and take the mark away; raise DataError if not."""
-        wrong: list[str] = []
-        count = 0
-        for blob, path in self._all():
-            if not self._has(blob, path):
-                count += 1
-                if len(wrong) < _NAMED:
-                    wrong.append(repr(blob.key))
-        if count:
-            more = ", ..." if count > len(wrong) else ""
-            raise DataError(
-                f"{self.survey.where}: {count} of {self.survey.files} objects are not there in"
-                f" full after the download: {', '.join(wrong)}{more}"
-            )
-        with self._named():
-            if self.survey.lines:
-                name, lines = self.survey.lines
-                with open(os.path.join(self._path, name), "wb") as file:
-                    file.writelines(line + b"\n" for line in lines)
-            os.unlink(self._marker)
-
-    def _all(self, place: tuple[str, str] | None = None) -> Iterator[tuple[Blob, str]]:
-        return self.survey.wanted(place)
-
-    def _has(self, blob: Blob, path: str) -> bool:
-        """Return whether the object is there; a final name never holds a part of one."""
-        try:
-            found = os.stat(path)
-        except OSError:
-            return False
-        is_whole = found.st_size == blob.size_bytes or self.survey.unpacks
-        return S_ISREG(found.st_mode) and is_whole
-
-    def _tidy(self) -> None:
-        """Remove what an interrupted download has left and this one cannot use."""
-        from shutil import rmtree
-
-        for folder, folders, files in os.walk(self._path):
-            if not self._is_resumed:
-                for name in folders:
-                    path = os.path.join(folder, name)
-                    if os.path.islink(path):
-                        os.unlink(path)
-                    else:
-                        rmtree(path)
-                folders.clear()
-            for name in files:
-                path = os.path.join(folder, name)
-                inside = os.path.relpath(path, self._path)
-                known = self.survey.layout.holds(inside)
-                if path != self._marker and not (self._is_resumed and known):
-                    os.unlink(path)
-
-    @contextmanager
-    def _named(self) -> Iterator[None]:
-        try:
-            yield
-        except OSError as error:
-            path = error.filename or self._path
-            name = self.survey.channel.name
-            raise DataError(f"channel {name}: {path}: {error.strerror}") from None
+            wanted = chain.from_iterable(f.wanted(p) for f in packed for p in f.survey.places)
+            gunzip.fetch(wanted, origins, telling.add, stopped)
+        seconds = telling.seconds
+    what = (_files(folder.survey.channel.name, *coming[folder][:2]) for folder in chosen)
+    rate = progress.size(int(total / max(seconds, 1e-9)))
+    log.info("%s %s in %s (%s/s)", done, ", ".join(what), progress.duration(seconds), rate)
 
 
-def _read(path: str) -> str | None:
-    try:
-        with open(path, encoding="ascii", errors="replace") as file:
-            return file.read(100)
-    except FileNotFoundError:
-        return None
+def _files(name: str, count: int, size_bytes: int) -> str:
+    return f"{name} {count} file{'s'[: count != 1]} of {progress.size(size_bytes)}"

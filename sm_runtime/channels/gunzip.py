@@ -12,7 +12,7 @@ from contextlib import suppress
 from sm_runtime.channels.selection import OriginOf
 from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob, Body
-from sm_runtime.storage.fetching import part_of
+from sm_runtime.storage.parts import part_of
 
 _BUFFER_BYTES = 1 << 18
 _OUTPUT_BYTES = 1 << 20

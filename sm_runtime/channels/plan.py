@@ -14,7 +14,7 @@ from sm_runtime.errors import DataError
 
 _MAX_NAME_BYTES = 255
 _PART = ".sm-runtime.part"
-"""How names end while their files are being written (storage.fetching)."""
+"""How names end while their files are being written (storage.parts)."""
 
 
 def below_prefix(key: str, prefix: str) -> str:

@@ -22,18 +22,37 @@ class Need:
     """Where; it need not be there yet."""
     size_bytes: int
     files: int
+    bare: int = 0
+    """Files that take no block: links, and those that share the blocks of others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """A file system that has not the room for what channels will take."""
+
+    needs: tuple[Need, ...]
+    reason: str
+    """A sentence."""
 
 
 def check(needs: Iterable[Need]) -> None:
     """Raise DataError if the channels of one file system need more room than it has."""
+    if found := shortage(needs):
+        raise DataError(found.reason)
+
+
+def shortage(needs: Iterable[Need]) -> Shortage | None:
+    """Return where there is not room for what is needed; None where there is."""
     devices: dict[int, list[Need]] = {}
     for need in needs:
         devices.setdefault(os.stat(_existing(need.folder)).st_dev, []).append(need)
     for device, together in devices.items():
-        _check(device, together)
+        if reason := _reason(device, together):
+            return Shortage(needs=tuple(together), reason=reason)
+    return None
 
 
-def _check(device: int, needs: list[Need]) -> None:
+def _reason(device: int, needs: list[Need]) -> str | None:
     place = _existing(needs[0].folder)
     found = os.statvfs(place)
     total, files = sum(n.size_bytes for n in needs), sum(n.files for n in needs)
@@ -44,12 +63,14 @@ def _check(device: int, needs: list[Need]) -> None:
     who = f"channel {names} needs" if len(needs) == 1 else f"channels {names} need"
     if blocks > free:
         more = "" if total > free else f" with the blocks of {files} files"
-        raise DataError(
+        return (
             f"{who} {size(max(total, blocks if more else 0))}{more},"
             f" {place} has {size(free)} free{_largest(device)}"
         )
+    files += sum(n.bare for n in needs)
     if found.f_files and files > found.f_favail:
-        raise DataError(f"{who} {files} files, {place} has room for {found.f_favail} more")
+        return f"{who} {files} files, {place} has room for {found.f_favail} more"
+    return None
 
 
 def _existing(path: str) -> str:

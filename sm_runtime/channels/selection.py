@@ -105,7 +105,9 @@ def mine(found: Iterable[Blob], part: Share) -> Iterator[Blob]:
     return (blob for position, blob in enumerate(found) if part.holds(position))
 
 
-def objects(channel: Channel, origin_of: OriginOf) -> Iterator[Blob]:
+def objects(
+    channel: Channel, origin_of: OriginOf, stopped: Callable[[], bool] = lambda: False
+) -> Iterator[Blob]:
     """Yield all objects of a channel (S3Prefix or ManifestFile), whoever's they are.
 
     Objects without a byte whose key ends in a slash are left out: consoles make them as folders.
@@ -119,7 +121,7 @@ def objects(channel: Channel, origin_of: OriginOf) -> Iterator[Blob]:
         yield from stats(uris, origin_of)
         return
     uri = prefix_of(source)
-    for blob in origin_of(uri).list(uri):
+    for blob in origin_of(uri).list(uri, stopped=stopped):
         if blob.size_bytes or not blob.key.endswith("/"):
             yield blob
 

@@ -8,7 +8,6 @@ from hashlib import blake2b
 from typing import TypeVar
 
 from sm_runtime.channels import manifest, plan, selection
-from sm_runtime.channels.progress import size
 from sm_runtime.channels.selection import OriginOf, key_of, place_of
 from sm_runtime.channels.spool import Spool
 from sm_runtime.errors import DataError
@@ -19,10 +18,6 @@ log = logging.getLogger(__name__)
 
 _STOP_EVERY = 512
 _T = TypeVar("_T")
-
-
-class StoppedError(DataError):
-    """A listing was asked to stop."""
 
 
 class Survey:
@@ -37,16 +32,16 @@ class Survey:
         self.size_bytes = 0
         self.matched = 0
         """How many objects there are for all hosts together."""
-        self.copied_files = 0
-        self.copied_bytes = 0
-        """What is fetched: all but local files, which are linked."""
+        self.local_files = 0
+        self.local_bytes = 0
+        """What could be a link to a local file as well, as it is not unpacked."""
         self.places: set[tuple[str, str]] = set()
         self.layout = plan.Layout()
         self.lines: tuple[str, list[bytes]] | None = None
         """Of an augmented manifest: the name and the lines of the file that tells of the others."""
         self._path_of = path_of
         self._spool = Spool()
-        self._head, self._copies = "", False  # of the place of the last object
+        self._head, self._is_local = "", False  # of the place of the last object
         self._digest: blake2b | None = blake2b(digest_size=16)
 
     @property
@@ -86,25 +81,25 @@ class Survey:
         self.size_bytes += blob.size_bytes
         if not (self._head and blob.uri.startswith(self._head)):
             self._enter(place_of(blob.uri))
-        if self._copies:
-            self.copied_files += 1
-            self.copied_bytes += blob.size_bytes
+        if self._is_local:
+            self.local_files += 1
+            self.local_bytes += blob.size_bytes
         self.layout.add(path)
         self._spool.add(blob)
         if blob.etag is None:
             self._digest = None
         elif self._digest:
-            text = f"{blob.uri}\0{blob.size_bytes}\0{blob.etag}\0{path}\0"
+            text = f"{blob.uri}\0{blob.size_bytes}\0{blob.etag}\0{path}\0{self.unpacks}\0"
             self._digest.update(text.encode("utf-8", "surrogatepass"))
 
     def _enter(self, place: tuple[str, str]) -> None:
         self.places.add(place)
         self._head = f"{place[0]}://{place[1]}/"
-        self._copies = self.is_copied(place)
+        self._is_local = self.is_local(place)
 
-    def is_copied(self, place: tuple[str, str]) -> bool:
-        """Return whether what comes from ``place`` is copied, not linked."""
-        return place[0] != "file" or self.unpacks
+    def is_local(self, place: tuple[str, str]) -> bool:
+        """Return whether what comes from ``place`` could be a link as well."""
+        return place[0] == "file" and not self.unpacks
 
     def check_all(self) -> None:
         """Raise DataError if two of the objects exclude each other."""
@@ -146,7 +141,7 @@ def _objects(
     source = channel.source
     assert source is not None
     prefix = selection.prefix_of(source)
-    listed: Iterable[Blob] = selection.objects(channel, origins)
+    listed: Iterable[Blob] = selection.objects(channel, origins, stopped)
     if source.data_type == "ManifestFile":
         text = manifest.content(origins(source.uri), source.uri)
         uris = manifest.entries(text, f"channel {channel.name}: {source.uri}")
@@ -158,7 +153,7 @@ def _objects(
     found = Survey(channel, _unpacked(below(key_prefix), source.compression))
     part = selection.share(channel, cluster)
     beside = _Beside(key_prefix)
-    for position, blob in enumerate(_stoppable(listed, stopped)):
+    for position, blob in enumerate(stoppable(listed, stopped)):
         beside.see(blob.key)
         found.take(blob, is_mine=part.holds(position))
     if source.data_type == "S3Prefix":
@@ -182,7 +177,7 @@ def _examples(
     count = 0
     raw = manifest.lines(origins(source.uri), source.uri)
     examples = manifest.augmented(raw, source.attribute_names, found.where)
-    for position, example in enumerate(_stoppable(examples, stopped)):
+    for position, example in enumerate(stoppable(examples, stopped)):
         count = position + 1
         if not part.holds(position):
             continue
@@ -199,7 +194,7 @@ def _examples(
     name = key_of(source.uri).rpartition("/")[2]
     found.lines = name, lines
     found.layout.add(name)
-    for blob in _stoppable(selection.stats(references, origins), stopped):
+    for blob in stoppable(selection.stats(references, origins), stopped):
         found.take(blob)
     found.matched = count  # what is counted is examples: they may refer to nothing
     return found
@@ -223,10 +218,11 @@ def _unpacked(path_of: Callable[[Blob], str], compression: str) -> Callable[[Blo
     return lambda blob: plan.unpacked(path_of(blob))
 
 
-def _stoppable(items: Iterable[_T], stopped: Callable[[], bool]) -> Iterator[_T]:
+def stoppable(items: Iterable[_T], stopped: Callable[[], bool]) -> Iterator[_T]:
+    """Yield the items; raise DataError in between when ``stopped`` says so."""
     for position, item in enumerate(items):
         if position % _STOP_EVERY == 0 and stopped():
-            raise StoppedError("the listing of a channel was stopped")
+            raise DataError("the download was stopped")
         yield item
 
 
@@ -257,12 +253,3 @@ class _Beside:
                 self._first,
                 more,
             )
-
-
-def summary(surveys: Iterable[Survey]) -> str:
-    """Return how many files of how many bytes each channel has, for the log."""
-    return ", ".join(
-        f"{found.channel.name} {found.files} file{'s'[: found.files != 1]} of"
-        f" {size(found.size_bytes)}"
-        for found in surveys
-    )

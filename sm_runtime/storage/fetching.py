@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
-import hashlib
 import logging
 import os
 import select
@@ -13,13 +11,13 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 
-from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.checksums import checksum
 from sm_runtime.storage.client import Broken, Client
 from sm_runtime.storage.crew import Crew
 from sm_runtime.storage.exchange import CROWDED_SECONDS
 from sm_runtime.storage.line import TICK_SECONDS
+from sm_runtime.storage.parts import new_file, not_written, part_of
 from sm_runtime.storage.reading import Reader, Version
 
 log = logging.getLogger(__name__)
@@ -34,8 +32,6 @@ PART_BYTES = 8 << 20
 _LARGEST_PART_BYTES = 64 << 20
 _BUFFER_BYTES = 1 << 17
 _PATIENCE_SECONDS = 10.0
-_LONGEST_NAME = 255
-_SUFFIX = ".sm-runtime.part"
 
 
 class Fetch:
@@ -247,20 +243,6 @@ class _LargeFile:
             _remove(self._part)
 
 
-def part_of(path: str) -> str:
-    """Return the name that a file has until it is complete: none that a key is likely to have."""
-    folder, name = os.path.split(path)
-    if len(os.fsencode(name)) + len(_SUFFIX) > _LONGEST_NAME:
-        name = hashlib.sha256(os.fsencode(name)).hexdigest()
-    return os.path.join(folder, name + _SUFFIX)
-
-
-def new_file(path: str) -> int:
-    """Open an empty file, in the place of what an earlier attempt may have left."""
-    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(path, flags, 0o666)
-
-
 @contextlib.contextmanager
 def _errors_named(blob: Blob, path: str) -> Iterator[None]:
     """Turn what the file system says into a sentence with the object, the path and the space."""
@@ -268,17 +250,6 @@ def _errors_named(blob: Blob, path: str) -> Iterator[None]:
         yield
     except OSError as error:
         raise not_written(blob, path, error) from error
-
-
-def not_written(blob: Blob, path: str, error: OSError) -> DataError:
-    """Return the sentence about a file that cannot be written."""
-    reason = error.strerror or str(error)
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        folder = os.path.dirname(path) or "."
-        with contextlib.suppress(OSError):
-            found = os.statvfs(folder)
-            reason += f" ({blob.size_bytes} bytes needed, {found.f_bavail * found.f_frsize} free)"
-    return DataError(f"{blob.uri} cannot be written to {path}: {reason}")
 
 
 def _write(descriptor: int, view: memoryview) -> None:

@@ -3,24 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import logging
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from urllib.parse import quote
 
 from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.fetching import new_file, not_written, part_of
+from sm_runtime.storage.copying import UnreadableError, clone, copy
+from sm_runtime.storage.crew import Crew
+from sm_runtime.storage.line import Stopped
 from sm_runtime.storage.local import path_of
+from sm_runtime.storage.parts import new_file, not_written, part_of
 
-_PIECE_BYTES = 8 << 20
-_BUFFER_BYTES = 1 << 20
+log = logging.getLogger(__name__)
+
+_THREADS = 8
+"""Local disks gain nothing by them; on a network each file costs several round trips."""
+_TOGETHER = 16
+"""How many small files a thread is given at once."""
+_TOGETHER_BYTES = 1 << 20
+_STOP_EVERY = 4096
+_DEEPEST = 500
+"""A key of S3 has room for as many folders."""
+_OPEN = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
+"""Not to wait should there be a FIFO by now."""
 
 
 class FileOrigin:
     """Files by their absolute paths; see ``Origin``.
 
-    Links are followed. What is neither a file nor a folder is left out.
+    Links are followed. What is neither a file nor a folder is left out, with a warning.
     """
+
+    def __init__(self) -> None:
+        self._warned: set[str] = set()
 
     def list(self, uri: str, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[Blob]:
         """Yield the file at ``uri``, or all files below the folder there, in the order of paths.
@@ -28,16 +47,20 @@ class FileOrigin:
         As a prefix of S3 would do, a path that names neither stands for all that begin with it.
         """
         path = _path(uri)
+        walk = _Walk(stopped)
         try:
             if os.path.isdir(path):
-                yield from _walk(path, "", frozenset(), stopped)
+                yield from walk.below(path)
             elif os.path.isfile(path) and not uri.endswith("/"):
-                yield _blob(path)
+                yield _readable(path)
             elif not uri.endswith("/") and os.path.isdir(os.path.dirname(path)):
-                folder, name = os.path.split(path)
-                yield from _walk(folder, name, frozenset(), stopped)
+                yield from walk.below(*os.path.split(path))
         except OSError as error:
             raise _unreadable(error.filename or uri, error) from error
+        if walk.others and uri not in self._warned:  # a channel is listed for each epoch
+            self._warned.add(uri)
+            more = f" and {walk.others - 1} more" if walk.others > 1 else ""
+            log.warning("%s%s left out: neither a file nor a folder", walk.first, more)
 
     def stat(self, uri: str) -> Blob:
         """Return the one file at ``uri``."""
@@ -63,7 +86,7 @@ class FileOrigin:
     ) -> Iterator[_Body]:
         """Read a file, or a range of it; see ``Origin``."""
         try:
-            descriptor = os.open(blob.key, os.O_RDONLY | os.O_CLOEXEC)
+            descriptor = os.open(blob.key, _OPEN)
         except OSError as error:
             raise _unreadable(blob.uri, error) from error
         try:
@@ -80,9 +103,14 @@ class FileOrigin:
         progress: Callable[[int], None] = lambda _: None,
         stopped: Callable[[], bool] = lambda: False,
     ) -> None:
-        """Copy each file to its path; see ``Origin``."""
-        for blob, path in wanted:
-            _copy(blob, path, progress, stopped)
+        """Copy each file to its path, with its time and as executable as it is; see ``Origin``."""
+        try:
+            with Crew(_THREADS, stopped) as crew:
+                copies = _Copies(crew, progress)
+                for few in _together(wanted):
+                    crew.submit(partial(copies.make, few))
+        except Stopped:
+            raise DataError("the files cannot be copied: a stop was asked for") from None
 
     def close(self) -> None:
         """Close nothing."""
@@ -114,99 +142,146 @@ class _Body:
         return count
 
 
-def _copy(
-    blob: Blob, path: str, progress: Callable[[int], None], stopped: Callable[[], bool]
-) -> None:
-    try:
-        source = os.open(blob.key, os.O_RDONLY | os.O_CLOEXEC)
-    except OSError as error:
-        raise _unreadable(blob.uri, error) from error
-    part = part_of(path)
-    try:
-        _check_version(blob, source)
-        os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-        target = new_file(part)
+class _Copies:
+    """The copies that one call of ``fetch`` makes, on several threads."""
+
+    def __init__(self, crew: Crew, progress: Callable[[int], None]) -> None:
+        self._crew, self._progress = crew, progress
+        self._refusing: set[int] = set()  # devices whose blocks cannot be shared
+        self._folders: set[str] = set()
+
+    def make(self, few: Sequence[tuple[Blob, str]]) -> None:
+        """Copy some files, one after the other."""
+        for blob, path in few:
+            self._crew.check()
+            try:
+                source = os.open(blob.key, _OPEN)
+            except OSError as error:
+                raise _unreadable(blob.uri, error) from error
+            try:
+                self._copy(blob, source, path)
+            except UnreadableError as error:
+                raise _unreadable(blob.uri, error) from error
+            except OSError as error:
+                raise not_written(blob, path, error) from error
+            finally:
+                os.close(source)
+
+    def _copy(self, blob: Blob, source: int, path: str) -> None:
+        status = _check_version(blob, source)
+        folder = os.path.dirname(path)
+        if folder not in self._folders:
+            os.makedirs(folder or ".", exist_ok=True)
+            self._folders.add(folder)
+        part = part_of(path)
+        target = new_file(part, 0o777 if status.st_mode & 0o111 else 0o666)
         try:
-            _copy_bytes(blob, source, target, progress, stopped)
+            self._fill(blob, source, target, status.st_dev)
+            _check_version(blob, source)
+            with contextlib.suppress(OSError):  # not every network file system has it
+                os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
+            os.rename(part, path)
         except BaseException:
             os.unlink(part)
             raise
         finally:
             os.close(target)
-        os.rename(part, path)
-    except OSError as error:
-        raise not_written(blob, path, error) from error
-    finally:
-        os.close(source)
 
-
-def _copy_bytes(
-    blob: Blob, source: int, target: int, progress: Callable[[int], None],
-    stopped: Callable[[], bool],
-) -> None:  # fmt: skip
-    position = 0
-    while position < blob.size_bytes:
-        if stopped():
-            raise DataError(f"{blob.uri} cannot be copied: a stop was asked for")
-        count = _copy_piece(source, target, position, min(_PIECE_BYTES, blob.size_bytes - position))
-        if not count:
+    def _fill(self, blob: Blob, source: int, target: int, device: int) -> None:
+        if not blob.size_bytes:
+            return
+        if device not in self._refusing:
+            if clone(source, target):
+                self._progress(blob.size_bytes)
+                return
+            self._refusing.add(device)
+        if copy(source, target, blob.size_bytes, self._moved) < blob.size_bytes:
             raise _shrank(blob)
-        position += count
-        progress(count)
+
+    def _moved(self, size_bytes: int) -> None:
+        self._progress(size_bytes)
+        self._crew.check()
 
 
-def _copy_piece(source: int, target: int, position: int, size_bytes: int) -> int:
-    """Copy some bytes, in the kernel where the file systems can; return how many, 0 at the end."""
-    with contextlib.suppress(OSError):  # writing says what is wrong, if it is not just inability
-        count = os.copy_file_range(source, target, size_bytes, position)
-        if count:
-            return count
-    piece = memoryview(os.pread(source, min(size_bytes, _BUFFER_BYTES), position))
-    count = len(piece)
-    while piece:
-        piece = piece[os.write(target, piece) :]
-    return count
+def _together(wanted: Iterable[tuple[Blob, str]]) -> Iterator[list[tuple[Blob, str]]]:
+    """Yield what a thread copies at once: some small files, or a large one."""
+    few: list[tuple[Blob, str]] = []
+    size_bytes = 0
+    for blob, path in wanted:
+        few.append((blob, path))
+        size_bytes += blob.size_bytes
+        if len(few) == _TOGETHER or size_bytes >= _TOGETHER_BYTES:
+            yield few
+            few, size_bytes = [], 0
+    if few:
+        yield few
 
 
-def _walk(
-    folder: str, begin: str, above: frozenset[tuple[int, int]], stopped: Callable[[], bool]
-) -> Iterator[Blob]:
-    """Yield what is below ``folder`` under names that begin so, in the order of S3's keys."""
-    status = os.stat(folder)
-    identity = status.st_dev, status.st_ino
-    if identity in above:
-        raise DataError(f"{folder} holds itself: a symbolic link leads back to it")
-    found: list[tuple[bytes, str, bool]] = []
-    with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(begin):
-                continue
-            if entry.is_dir():
-                found.append((os.fsencode(entry.name) + b"/", entry.path, True))
-            elif entry.is_file():
-                found.append((os.fsencode(entry.name), entry.path, False))
-            elif entry.is_symlink():
-                raise DataError(f"{entry.path} is a link to what does not exist")
-    for _, path, is_folder in sorted(found):
-        if stopped():
+class _Walk:
+    """A listing of what is below a folder, in the order of S3's keys."""
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        self._stopped = stopped
+        self.others, self.first = 0, ""
+        """What is neither a file nor a folder: how many, and the path of the first."""
+
+    def below(
+        self, folder: str, begin: str = "", above: frozenset[tuple[int, int]] = frozenset()
+    ) -> Iterator[Blob]:
+        """Yield what is below ``folder`` under names that begin so."""
+        status = os.stat(folder)
+        identity = status.st_dev, status.st_ino
+        if identity in above:
+            raise DataError(f"{folder} holds itself: a symbolic link leads back to it")
+        if len(above) > _DEEPEST:
+            raise DataError(f"{folder} is more than {_DEEPEST} folders deep")
+        for _, path, is_folder in sorted(self._entries(folder, begin)):
+            self._check_stop(folder)
+            if is_folder:
+                yield from self.below(path, "", above | {identity})
+            else:
+                yield _readable(path)
+
+    def _entries(self, folder: str, begin: str) -> Iterator[tuple[bytes, str, bool]]:
+        with os.scandir(folder) as entries:
+            for position, entry in enumerate(entries):
+                if position % _STOP_EVERY == 0:
+                    self._check_stop(folder)
+                if not entry.name.startswith(begin):
+                    continue
+                if entry.is_dir():
+                    yield os.fsencode(entry.name) + b"/", entry.path, True
+                elif entry.is_file():
+                    yield os.fsencode(entry.name), entry.path, False
+                elif entry.is_symlink() and not os.path.exists(entry.path):
+                    raise DataError(f"{entry.path} is a link to what does not exist")
+                else:
+                    self.first = self.first or entry.path
+                    self.others += 1
+
+    def _check_stop(self, folder: str) -> None:
+        if self._stopped():
             raise DataError(f"{folder} cannot be listed: a stop was asked for")
-        if is_folder:
-            yield from _walk(path, "", above | {identity}, stopped)
-        else:
-            yield _blob(path)
 
 
-def _check_version(blob: Blob, descriptor: int) -> None:
-    """Raise DataError where a file is not the one that was listed."""
+def _check_version(blob: Blob, descriptor: int) -> os.stat_result:
+    """Return the status of a file; raise DataError where it is not the one that was listed."""
     status = os.fstat(descriptor)
     if status.st_size < blob.size_bytes:
         raise _shrank(blob)
-    if blob.etag not in (None, _etag(status)):
+    if blob.etag is not None and blob.etag.partition(".")[0] != _etag(status).partition(".")[0]:
         raise DataError(f"{blob.uri} cannot be read: it has changed meanwhile")
+    return status
 
 
 def _etag(status: os.stat_result) -> str:
-    return f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    """Return what tells this content from any other.
+
+    After the point is what tells a file whose time was set back, and what a new permission or link
+    alters, too: it counts from one job to the next, and not while one reads.
+    """
+    content = f"{status.st_ino:x}-{status.st_size:x}-{status.st_mtime_ns:x}"
+    return f"{content}.{status.st_ctime_ns:x}"
 
 
 def _blob(path: str) -> Blob:
@@ -217,6 +292,13 @@ def _blob(path: str) -> Blob:
         size_bytes=status.st_size,
         etag=_etag(status),
     )
+
+
+def _readable(path: str) -> Blob:
+    """Return a file; raise OSError where it cannot be read, before anything is copied."""
+    if not os.access(path, os.R_OK):
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+    return _blob(path)
 
 
 def _path(uri: str) -> str:

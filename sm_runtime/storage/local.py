@@ -10,14 +10,11 @@ from collections.abc import Iterator, Sequence
 
 from sm_runtime.errors import ConfigError
 from sm_runtime.storage import Blob
+from sm_runtime.storage.copying import copy
 
 log = logging.getLogger(__name__)
 
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-_COPY_BYTES = 1 << 30
-_BUFFER_BYTES = 1 << 20
-# what kernels and file systems say when they cannot copy by themselves
-_CANNOT_COPY = (errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EBADF, errno.EPERM)
 
 
 class LocalStore:
@@ -99,7 +96,7 @@ class LocalStore:
         _remove(part)
         try:
             with _new_file(part, 0o666) as file:
-                copied = _copy(source, file, size_bytes)
+                copied = copy(source, file.descriptor, size_bytes)
             if copied < size_bytes:
                 raise OSError(errno.EIO, f"the file shrank from {size_bytes} to {copied} bytes")
             os.rename(part, path)
@@ -155,7 +152,7 @@ class _Folder:
         path = os.path.join(self._root, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         with _new_file(path, 0o777 if executable else 0o666) as file:
-            return _copy(source, file, size_bytes)
+            return copy(source, file.descriptor, size_bytes)
 
 
 def path_of(uri: str) -> str:
@@ -188,35 +185,6 @@ def _new_file(path: str, mode: int) -> Iterator[_File]:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _copy(source: int, file: _File, size_bytes: int) -> int:
-    """Copy the start of ``source`` into the empty ``file``; return how many bytes there were."""
-    copied = _copy_in_kernel(source, file.descriptor, size_bytes)
-    while copied < size_bytes:
-        piece = os.pread(source, min(_BUFFER_BYTES, size_bytes - copied), copied)
-        if not piece:
-            break
-        file.write(piece)
-        copied += len(piece)
-    return copied
-
-
-def _copy_in_kernel(source: int, target: int, size_bytes: int) -> int:
-    """Copy as much as the kernel can by itself, sharing blocks where the file system does so."""
-    copied = 0
-    while copied < size_bytes:
-        wanted = min(_COPY_BYTES, size_bytes - copied)
-        try:
-            taken = os.copy_file_range(source, target, wanted, copied)
-        except OSError as error:
-            if error.errno in _CANNOT_COPY:
-                break
-            raise
-        if not taken:  # the end, or a file system that claims so: reading tells
-            break
-        copied += taken
-    return copied
 
 
 def _exchange(part: str, path: str, old: str) -> None:

@@ -37,7 +37,7 @@ class Bucket:
     def __call__(self, uri: str) -> Bucket:
         return self
 
-    def list(self, uri: str) -> Iterator[Blob]:
+    def list(self, uri: str, *, stopped: object = None) -> Iterator[Blob]:
         prefix = uri.removeprefix("s3://b/")
         return (each for each in self.blobs if each.key.startswith(prefix))
 
@@ -204,7 +204,7 @@ from sm_runtime.channels.survey import survey
 from sm_runtime.model import Channel, Cluster, Source
 from sm_runtime.storage import Blob
 class Bucket:
-    def list(self, uri):
+    def list(self, uri, stopped):
         for i in range(int(sys.argv[1])):
             key = f"train/part-{i // 1000:05d}/image-{i:09d}.jpg"
             tag = f"{hash(key) & (1 << 64) - 1:016x}" * 2

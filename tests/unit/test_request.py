@@ -112,7 +112,7 @@ def test_everything_that_a_container_needs_is_read() -> None:
     )
     assert (shared.mode, shared.source) == (
         "File",
-        Source(uri="/mnt/e", data_type="FileSystem"),
+        Source(uri="/mnt/e", data_type="FileSystem", read_only=True),
     )
     assert there.source is None
     assert found.output == Output(uri="s3://b/out", kms_key="k", compression="NONE")

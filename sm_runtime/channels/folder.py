@@ -1,0 +1,346 @@
+"""The folder of a channel that this runtime fills, and what an earlier job has left there.
+
+While it is being filled the folder holds a file that says so, and which content it is to have. When
+all is there an extended attribute of the folder says the same: it is out of the script's sight, and
+gone with the folder, so that what somebody puts in its place is not taken for ours. The next job
+keeps of it what is still the content of its source, and removes the rest: what the script has
+altered or added (whatever changes a file changes its ctime), and what another source has left.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+from collections.abc import Callable, Iterator
+from stat import S_ISREG
+
+from sm_runtime.channels import PLACED, UNFINISHED, progress, room
+from sm_runtime.channels.mountpoint import mounts_below
+from sm_runtime.channels.survey import Survey, stoppable
+from sm_runtime.errors import DataError
+from sm_runtime.frozen import dataclass
+from sm_runtime.storage import Blob
+from sm_runtime.storage.copying import can_clone, data_bytes
+from sm_runtime.storage.parts import new_file, part_of
+
+log = logging.getLogger(__name__)
+
+_NAMED = 10
+_OWNER = 0o700
+_WRITABLE = 0o222
+
+
+class Folder:
+    """The folder of a channel while it is being filled."""
+
+    def __init__(self, found: Survey, *, links: bool, stopped: Callable[[], bool]) -> None:
+        self.survey = found
+        self.links = links
+        """Whether local files are links to their sources, not copies."""
+        self.is_measured = False
+        """Whether ``need`` knows what copies of local files really take."""
+        self._stopped = stopped
+        self._path = found.channel.path
+        self._is_resumed = False
+        self._kept = {True: (0, 0), False: (0, 0)}
+        """How many files of how many bytes are here, of local files and of others."""
+        self._local_bytes, self._sharing = found.local_bytes, 0
+
+    def begin(self) -> None:
+        """Have the folder there, marked as unfinished, with nothing in it that does not belong."""
+        version = self.survey.version
+        with self._named():
+            if os.path.islink(self._path):
+                os.unlink(self._path)
+            os.makedirs(self._path, exist_ok=True)
+            left = _earlier(self.survey.channel.name, self._path)
+            if left is not None:
+                self._is_resumed = version is not None and version == left.version
+                keeps = self._is_intact(left) if self._is_resumed else _none
+                _prune(self._path, keeps, self._stopped)
+            _mark_begun(self._path, version)
+        if self._is_resumed:
+            for is_local in (True, False):
+                self._kept[is_local] = self._count_kept(is_local)
+        if kept := sum(size_bytes for _, size_bytes in self._kept.values()):
+            log.info(
+                "channel %s: %s of the same objects are there from an earlier attempt",
+                self.survey.channel.name,
+                progress.size(kept),
+            )
+
+    def _is_intact(self, left: Left) -> Callable[[str, os.stat_result], bool]:
+        """Return what says of a file that an earlier job has left whether it is as it was then."""
+        layout, begin = self.survey.layout, len(self._path) + 1
+
+        def is_intact(path: str, status: os.stat_result) -> bool:
+            untouched = left.finished_ns is None or status.st_ctime_ns < left.finished_ns
+            return untouched and S_ISREG(status.st_mode) and layout.holds(path[begin:])
+
+        return is_intact
+
+    def _count_kept(self, is_local: bool) -> tuple[int, int]:
+        sizes = [b.size_bytes for b, path in self._all(is_local) if self._has(b, path)]
+        return len(sizes), sum(sizes)
+
+    def measure(self) -> None:
+        """Find out what copies of local files really take: holes and shared blocks take nothing."""
+        self.is_measured = True
+        can_share: dict[int, bool] = {}
+        self._local_bytes = self._sharing = 0
+        for blob, path in self._all(is_local=True):
+            with contextlib.suppress(OSError):  # copying it says why
+                status = os.stat(blob.key)
+                device = status.st_dev
+                if device not in can_share:
+                    can_share[device] = can_clone(blob.key, self._path)
+                if can_share[device]:
+                    self._sharing += 1
+                elif not self._has(blob, path):
+                    self._local_bytes += data_bytes(blob.key, status)
+
+    def need(self) -> room.Need:
+        """Return what is still to come."""
+        found = self.survey
+        count, size_bytes, (kept_files, kept_bytes) = self.coming(local=False)
+        files, total = count - kept_files, size_bytes - kept_bytes
+        bare = found.local_files if self.links else self._sharing
+        if not self.links:
+            kept_files, kept_bytes = self._kept[True]
+            files += found.local_files - self._sharing - kept_files
+            total += self._local_bytes - (0 if self.is_measured else kept_bytes)
+        return room.Need(
+            channel=found.channel.name,
+            folder=self._path,
+            size_bytes=max(0, total),
+            files=max(0, files),
+            bare=bare,
+        )
+
+    def coming(self, *, local: bool) -> tuple[int, int, tuple[int, int]]:
+        """Return how many files of how many bytes are copied from here or from afar.
+
+        And how many of how many bytes of them are there.
+        """
+        found = self.survey
+        if not local:
+            count, size_bytes = (
+                found.files - found.local_files,
+                found.size_bytes - found.local_bytes,
+            )
+        elif self.links:
+            return 0, 0, (0, 0)
+        else:
+            count, size_bytes = found.local_files, found.local_bytes
+        return count, size_bytes, self._kept[local]
+
+    def wanted(self, place: tuple[str, str]) -> Iterator[tuple[Blob, str]]:
+        """Yield the objects of a place that are not there, each with its path."""
+        for blob, path in self.survey.wanted(place):
+            if not (self._is_resumed and self._has(blob, path)):
+                yield blob, path
+
+    def link(self) -> None:
+        """Let the paths of local objects lead to them, if they are to: nothing is copied."""
+        if not self.links:
+            return
+        with self._named():
+            made = ""
+            for blob, path in self._all(is_local=True):
+                folder = os.path.dirname(path)
+                if folder != made:
+                    os.makedirs(folder, exist_ok=True)
+                    made = folder
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                os.symlink(blob.key, path)
+
+    def finish(self, *, locked: bool = False) -> None:
+        """Check that all of it is there, and take the mark away; raise DataError if not.
+
+        ``locked``: nothing may be written to it from now on, as far as permissions can do that.
+        """
+        wrong: list[str] = []
+        count = 0
+        with self._named():
+            for blob, path in stoppable(self.survey.wanted(), self._stopped):
+                if not self._has(blob, path, linked=self.links):
+                    count += 1
+                    if len(wrong) < _NAMED:
+                        wrong.append(repr(blob.key))
+                elif locked and not os.path.islink(path):
+                    _take_away(path, _WRITABLE)
+        if count:
+            more = ", ..." if count > len(wrong) else ""
+            raise DataError(
+                f"{self.survey.where}: {count} of {self.survey.files} objects are not there in"
+                f" full after the download: {', '.join(wrong)}{more}"
+            )
+        with self._named():
+            if self.survey.lines:
+                self._write_lines(*self.survey.lines, locked=locked)
+            _mark_finished(self._path, self.survey.version)
+            if locked:
+                _lock(self._path)
+
+    def _write_lines(self, name: str, lines: list[bytes], *, locked: bool) -> None:
+        path = os.path.join(self._path, name)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(path)
+        with open(path, "xb") as file:
+            file.writelines(line + b"\n" for line in lines)
+            if locked:
+                os.fchmod(file.fileno(), 0o444)
+
+    def _all(self, is_local: bool) -> Iterator[tuple[Blob, str]]:
+        """Yield the objects that are local, or the others."""
+        for place in self.survey.places:
+            if self.survey.is_local(place) == is_local:
+                yield from stoppable(self.survey.wanted(place), self._stopped)
+
+    def _has(self, blob: Blob, path: str, *, linked: bool = False) -> bool:
+        """Return whether the object is there; a final name never holds a part of one."""
+        try:
+            found = os.stat(path, follow_symlinks=linked)
+        except OSError:
+            return False
+        is_whole = found.st_size == blob.size_bytes or self.survey.unpacks
+        return S_ISREG(found.st_mode) and is_whole
+
+    @contextlib.contextmanager
+    def _named(self) -> Iterator[None]:
+        with _errors_named(self.survey.channel.name, self._path):
+            yield
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What an earlier job says of the folder that it has left."""
+
+    version: str
+    """The content, as ``Survey.version``; empty where its store does not tell."""
+    finished_ns: int | None = None
+    """When all was there, in the time of the file system; None: it was not."""
+
+
+def clear(channel: str, path: str, stopped: Callable[[], bool]) -> None:
+    """Remove what an earlier job has left at the path of a channel, which is shown anew."""
+    with _errors_named(channel, path):
+        if os.path.islink(path):
+            os.unlink(path)
+        elif _earlier(channel, path) is not None:
+            _prune(path, _none, stopped)
+            with contextlib.suppress(OSError):
+                os.removexattr(path, PLACED)
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(f"{path}/{UNFINISHED}")
+            with contextlib.suppress(OSError):  # something is mounted there
+                os.rmdir(path)
+
+
+def unlock(path: str) -> None:
+    """Let folders be written to again: else their owner could not even remove them."""
+    for folder, _, _ in os.walk(path):
+        _open_up(folder)
+
+
+@contextlib.contextmanager
+def _errors_named(channel: str, path: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        where = error.filename or path
+        raise DataError(f"channel {channel}: {where}: {error.strerror}") from None
+
+
+def _earlier(channel: str, path: str) -> Left | None:
+    """Return what an earlier job has left in a folder, which can then be written to."""
+    left = _left(path)
+    if left is None:
+        return None
+    if mounts := mounts_below(path):
+        raise DataError(
+            f"channel {channel}: {mounts[0]} is mounted inside {path}, which an earlier job has"
+            " filled and this one would clear"
+        )
+    _open_up(path)
+    return left
+
+
+def _left(path: str) -> Left | None:
+    try:
+        # The script may have put anything there.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(os.open(f"{path}/{UNFINISHED}", flags), "rb") as file:
+            return Left(version=file.read(100).decode("ascii", "replace"))
+    except (FileNotFoundError, NotADirectoryError):
+        pass
+    except OSError:
+        return Left(version="")
+    try:
+        version, _, finished = os.getxattr(path, PLACED).decode("ascii", "replace").partition(" ")
+    except OSError:
+        return None
+    return Left(version=version, finished_ns=int(finished) if finished.isdecimal() else 0)
+
+
+def _mark_begun(path: str, version: str | None) -> None:
+    mark = f"{path}/{UNFINISHED}"
+    part = part_of(mark)
+    with open(new_file(part), "w", encoding="ascii") as file:
+        file.write(version or "")
+    os.rename(part, mark)
+    with contextlib.suppress(OSError):
+        os.removexattr(path, PLACED)
+
+
+def _mark_finished(path: str, version: str | None) -> None:
+    """Have the attribute take the place of the file; where there are none, nothing does."""
+    mark = f"{path}/{UNFINISHED}"
+    os.utime(mark)
+    text = f"{version or ''} {os.stat(mark).st_ctime_ns}"
+    with contextlib.suppress(OSError):
+        os.setxattr(path, PLACED, text.encode("ascii"))
+    os.unlink(mark)
+
+
+def _none(_path: str, _status: os.stat_result) -> bool:
+    return False
+
+
+def _prune(
+    top: str, keeps: Callable[[str, os.stat_result], bool], stopped: Callable[[], bool]
+) -> None:
+    """Remove all below ``top`` but the files that ``keeps`` says, and the mark."""
+    folders, mark = [top], f"{top}/{UNFINISHED}"
+    for folder in folders:  # more are found as it goes
+        _open_up(folder)
+        with os.scandir(folder) as entries:
+            found = list(entries)
+        for entry in stoppable(found, stopped):
+            if entry.is_dir(follow_symlinks=False):
+                folders.append(entry.path)
+            elif entry.path != mark and not keeps(entry.path, entry.stat(follow_symlinks=False)):
+                os.unlink(entry.path)
+    for folder in reversed(folders[1:]):
+        with contextlib.suppress(OSError):  # something is kept in it
+            os.rmdir(folder)
+
+
+def _lock(top: str) -> None:
+    for folder, _, _ in os.walk(top, topdown=False):
+        _take_away(folder, _WRITABLE)
+
+
+def _take_away(path: str, bits: int) -> None:
+    with contextlib.suppress(OSError):  # not every file system has permissions
+        os.chmod(path, os.stat(path).st_mode & ~bits)
+
+
+def _open_up(folder: str) -> None:
+    """Let the owner of a folder do everything in it."""
+    mode = os.stat(folder).st_mode
+    if mode & _OWNER != _OWNER:
+        with contextlib.suppress(OSError):
+            os.chmod(folder, mode | _OWNER)
