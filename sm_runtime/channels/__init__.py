@@ -22,8 +22,6 @@ log = logging.getLogger(__name__)
 
 UNFINISHED = ".sm-runtime-download"
 """The file that a channel's folder holds until its download is complete."""
-PLACED = "user.sm_runtime.placed"
-"""The extended attribute of a folder that a job has filled; see ``folder``."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,7 +80,7 @@ def prepare(
             raise DataError(found[0])
         if not _is_mounted(channel):
             wanted.append(channel)
-        elif _is_marked(channel.path):
+        else:
             from sm_runtime.channels import folder
 
             folder.clear(channel.name, channel.path, stopped)
@@ -206,7 +204,11 @@ def is_ours(channel: Channel, job: Job) -> bool:
 
 def is_placed(path: str) -> bool:
     """Return whether there is data in a channel's folder that no job of ours has put there."""
-    return not os.path.islink(path) and is_filled(path) and not _is_marked(path)
+    if os.path.islink(path) or not is_filled(path):
+        return False
+    from sm_runtime.channels import marks
+
+    return marks.read(path) is None
 
 
 def is_filled(path: str) -> bool:
@@ -220,16 +222,6 @@ def is_filled(path: str) -> bool:
         if error.errno == errno.ENOTCONN:  # a mount that nobody serves any more
             return False
         raise DataError(f"{path}: {error.strerror}") from None
-
-
-def _is_marked(path: str) -> bool:
-    """Return whether a job of ours has begun to fill a folder, or has filled it."""
-    if os.path.lexists(os.path.join(path, UNFINISHED)):
-        return True
-    try:
-        return bool(os.getxattr(path, PLACED))
-    except OSError:  # there is none, or no folder, or the file system has no attributes
-        return False
 
 
 def _is_local(channel: Channel) -> bool:

@@ -1,10 +1,8 @@
 """The folder of a channel that this runtime fills, and what an earlier job has left there.
 
-While it is being filled the folder holds a file that says so, and which content it is to have. When
-all is there an extended attribute of the folder says the same: it is out of the script's sight, and
-gone with the folder, so that what somebody puts in its place is not taken for ours. The next job
-keeps of it what is still the content of its source, and removes the rest: what the script has
-altered or added (whatever changes a file changes its ctime), and what another source has left.
+The next job keeps of it what is still the content of its source, and removes the rest: what the
+script has altered or added (whatever changes a file changes its ctime), and what another source has
+left.
 """
 
 from __future__ import annotations
@@ -15,14 +13,12 @@ import os
 from collections.abc import Callable, Iterator
 from stat import S_ISREG
 
-from sm_runtime.channels import PLACED, UNFINISHED, progress, room
+from sm_runtime.channels import UNFINISHED, marks, progress, room
 from sm_runtime.channels.mountpoint import mounts_below
 from sm_runtime.channels.survey import Survey, stoppable
 from sm_runtime.errors import DataError
-from sm_runtime.frozen import dataclass
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import can_clone, data_bytes
-from sm_runtime.storage.parts import new_file, part_of
 
 log = logging.getLogger(__name__)
 
@@ -58,8 +54,8 @@ class Folder:
             if left is not None:
                 self._is_resumed = version is not None and version == left.version
                 keeps = self._is_intact(left) if self._is_resumed else _none
-                _prune(self._path, keeps, self._stopped)
-            _mark_begun(self._path, version)
+                self._tell_removed(*_prune(self._path, keeps, self._stopped))
+            marks.begun(self._path, version)
         if self._is_resumed:
             for is_local in (True, False):
                 self._kept[is_local] = self._count_kept(is_local)
@@ -70,7 +66,15 @@ class Folder:
                 progress.size(kept),
             )
 
-    def _is_intact(self, left: Left) -> Callable[[str, os.stat_result], bool]:
+    def _tell_removed(self, count: int, first: str) -> None:
+        if count:
+            log.info(
+                "channel %s: removed %d file%s that an earlier job has left or altered: %s%s",
+                self.survey.channel.name, count, "s"[: count > 1],
+                os.path.relpath(first, self._path), ", ..." if count > 1 else "",
+            )  # fmt: skip
+
+    def _is_intact(self, left: marks.Left) -> Callable[[str, os.stat_result], bool]:
         """Return what says of a file that an earlier job has left whether it is as it was then."""
         layout, begin = self.survey.layout, len(self._path) + 1
 
@@ -180,7 +184,7 @@ class Folder:
         with self._named():
             if self.survey.lines:
                 self._write_lines(*self.survey.lines, locked=locked)
-            _mark_finished(self._path, self.survey.version)
+            marks.finished(self._path, self.survey.version)
             if locked:
                 _lock(self._path)
 
@@ -214,16 +218,6 @@ class Folder:
             yield
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Left:
-    """What an earlier job says of the folder that it has left."""
-
-    version: str
-    """The content, as ``Survey.version``; empty where its store does not tell."""
-    finished_ns: int | None = None
-    """When all was there, in the time of the file system; None: it was not."""
-
-
 def clear(channel: str, path: str, stopped: Callable[[], bool]) -> None:
     """Remove what an earlier job has left at the path of a channel, which is shown anew."""
     with _errors_named(channel, path):
@@ -231,10 +225,7 @@ def clear(channel: str, path: str, stopped: Callable[[], bool]) -> None:
             os.unlink(path)
         elif _earlier(channel, path) is not None:
             _prune(path, _none, stopped)
-            with contextlib.suppress(OSError):
-                os.removexattr(path, PLACED)
-            with contextlib.suppress(FileNotFoundError):
-                os.unlink(f"{path}/{UNFINISHED}")
+            marks.forgotten(path)
             with contextlib.suppress(OSError):  # something is mounted there
                 os.rmdir(path)
 
@@ -254,9 +245,9 @@ def _errors_named(channel: str, path: str) -> Iterator[None]:
         raise DataError(f"channel {channel}: {where}: {error.strerror}") from None
 
 
-def _earlier(channel: str, path: str) -> Left | None:
+def _earlier(channel: str, path: str) -> marks.Left | None:
     """Return what an earlier job has left in a folder, which can then be written to."""
-    left = _left(path)
+    left = marks.read(path)
     if left is None:
         return None
     if mounts := mounts_below(path):
@@ -268,64 +259,34 @@ def _earlier(channel: str, path: str) -> Left | None:
     return left
 
 
-def _left(path: str) -> Left | None:
-    try:
-        # The script may have put anything there.
-        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        with open(os.open(f"{path}/{UNFINISHED}", flags), "rb") as file:
-            return Left(version=file.read(100).decode("ascii", "replace"))
-    except (FileNotFoundError, NotADirectoryError):
-        pass
-    except OSError:
-        return Left(version="")
-    try:
-        version, _, finished = os.getxattr(path, PLACED).decode("ascii", "replace").partition(" ")
-    except OSError:
-        return None
-    return Left(version=version, finished_ns=int(finished) if finished.isdecimal() else 0)
-
-
-def _mark_begun(path: str, version: str | None) -> None:
-    mark = f"{path}/{UNFINISHED}"
-    part = part_of(mark)
-    with open(new_file(part), "w", encoding="ascii") as file:
-        file.write(version or "")
-    os.rename(part, mark)
-    with contextlib.suppress(OSError):
-        os.removexattr(path, PLACED)
-
-
-def _mark_finished(path: str, version: str | None) -> None:
-    """Have the attribute take the place of the file; where there are none, nothing does."""
-    mark = f"{path}/{UNFINISHED}"
-    os.utime(mark)
-    text = f"{version or ''} {os.stat(mark).st_ctime_ns}"
-    with contextlib.suppress(OSError):
-        os.setxattr(path, PLACED, text.encode("ascii"))
-    os.unlink(mark)
-
-
 def _none(_path: str, _status: os.stat_result) -> bool:
     return False
 
 
 def _prune(
     top: str, keeps: Callable[[str, os.stat_result], bool], stopped: Callable[[], bool]
-) -> None:
-    """Remove all below ``top`` but the files that ``keeps`` says, and the mark."""
+) -> tuple[int, str]:
+    """Remove all below ``top`` but the files that ``keeps`` says, and the mark.
+
+    Returns how many files that were, and the path of the first.
+    """
     folders, mark = [top], f"{top}/{UNFINISHED}"
+    count, first = 0, ""
     for folder in folders:  # more are found as it goes
         _open_up(folder)
         with os.scandir(folder) as entries:
             found = list(entries)
         for entry in stoppable(found, stopped):
+            path = entry.path
             if entry.is_dir(follow_symlinks=False):
-                folders.append(entry.path)
-            elif entry.path != mark and not keeps(entry.path, entry.stat(follow_symlinks=False)):
-                os.unlink(entry.path)
+                folders.append(path)
+            elif path != mark and not keeps(path, entry.stat(follow_symlinks=False)):
+                os.unlink(path)
+                count, first = count + 1, first or path
     for folder in reversed(folders[1:]):
         with contextlib.suppress(OSError):  # something is kept in it
             os.rmdir(folder)
+    return count, first
 
 
 def _lock(top: str) -> None:

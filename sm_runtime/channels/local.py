@@ -65,7 +65,7 @@ def plan(job: Job, channels: Sequence[Channel], stopped: Callable[[], bool]) -> 
         if reason := _overlap(channel, job):
             raise DataError(reason)
         filled.append(channel)
-    _warn(locked, refused)
+    _warn(locked, refused, is_linked=job.options.link_channels)
     return Plan(filled=tuple(filled), locked=frozenset(locked), binds=tuple(binds))
 
 
@@ -201,16 +201,19 @@ def _link(channel: Channel, source: str, reason: str) -> None:
     )  # fmt: skip
 
 
-def _warn(locked: Sequence[str], refused: Mapping[str, str]) -> None:
+def _warn(locked: Sequence[str], refused: Mapping[str, str], *, is_linked: bool) -> None:
     """Say once what is not as read-only as it should be."""
     if not locked:
         return
-    names = f"channel{'s'[: len(locked) > 1]} {', '.join(locked)}"
-    root = ", which does not bind root" if os.geteuid() == 0 else ""
+    what = "copied, without write permission"
+    if is_linked:
+        what = "links, through which the script can write to the source"
+    elif os.geteuid() == 0:
+        what += ", which does not bind root"
     log.warning(
-        "%s: nothing can be mounted read-only here (%s), so the files are copied, without write"
-        " permission%s; %s allows mounts",
-        names, refused[locked[0]], root, _ALLOW,
+        "channel%s %s: nothing can be mounted read-only here (%s), so the files are %s; %s allows"
+        " mounts",
+        "s"[: len(locked) > 1], ", ".join(locked), refused[locked[0]], what, _ALLOW,
     )  # fmt: skip
 
 

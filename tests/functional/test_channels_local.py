@@ -495,12 +495,15 @@ def test_the_next_attempt_gets_its_source_again_whatever_the_script_did(
     users.mkdir()
     (users / "kept").write_bytes(b"the user's")
     base.environ["USERS"] = str(users)
-    folder = base.path("input/data/train")
+    folder, folder_was_used = base.path("input/data/train"), False
     for uri in (one, one, two):
         request(base, local(uri))
         result = base.script(SPOIL).run()
         assert result.status == 137, result.log
         expected = content("one" if uri == one else "two")
+        if folder_was_used:
+            assert "that an earlier job has left or altered: " in result.log
+        folder_was_used = True
         assert result.out.decode() == f"{expected}\n", result.log
         assert (folder / "d1").is_symlink()
         assert files(users) == {"kept": b"the user's"}
@@ -512,8 +515,7 @@ def test_what_nobody_has_touched_is_not_fetched_again(
 ) -> None:
     one, _ = sources(kind, base, tmp_path, server)
     request(base, local(one))
-    # Whatever is done to the last file is done in the same tick of the clock.
-    eventually(lambda: base.script("").run().status == 0, "a job")
+    assert base.script("").run().status == 0
     kept = base.path("input/data/train/d0/0").stat()
     result = base.script("import os\nos.remove(os.environ['SM_CHANNEL_TRAIN'] + '/d1/1')").run()
     assert result.status == 0
@@ -536,14 +538,43 @@ def test_a_source_that_was_rewritten_in_place_is_copied_anew(base: Base, data: P
     assert base.path("input/data/train/a.jpg").read_bytes() == b"ONE"
 
 
-def test_what_somebody_puts_in_the_place_of_a_channel_is_theirs(base: Base, data: Path) -> None:
+def _anew(folder: Path) -> None:
+    shutil.rmtree(folder)
+    folder.mkdir()
+    (folder / "mine").write_bytes(b"mine")
+
+
+def _copied(folder: Path) -> None:
+    subprocess.run(("cp", "-a", folder, folder.parent / "copy"), check=True)
+    shutil.rmtree(folder)
+    (folder.parent / "copy").rename(folder)
+    (folder / "mine").write_bytes(b"mine")
+
+
+def _mounted(folder: Path) -> None:
+    kept = folder.parents[2] / "kept"
+    folder.rename(kept)
+    folder.mkdir()
+    (kept / "mine").write_bytes(b"mine")
+    subprocess.run(("mount", "--bind", kept, folder), check=True)
+
+
+@pytest.mark.parametrize("put", [_anew, _copied, _mounted])
+def test_what_somebody_puts_in_the_place_of_a_channel_is_theirs(
+    base: Base, data: Path, put: Callable[[Path], None]
+) -> None:
+    """Also where it was one of ours: copied with all its attributes, or moved and mounted."""
     assert run(base, "", local(data)).status == 0
     folder = base.path("input/data/train")
-    shutil.rmtree(folder)
-    base.write("input/data/train/mine", b"mine")
-    result = run(base, "", local(data))
+    put(folder)
+    before = files(folder)
+    try:
+        result = run(base, "", local(data))
+    finally:
+        subprocess.run(("umount", folder), check=put == _mounted, stderr=subprocess.DEVNULL)
     assert result.status == 0
-    assert files(folder) == {"mine": b"mine"}
+    assert files(folder if put != _mounted else base.path("kept")) == before
+    assert before["mine"] == b"mine"
     assert f"channel train: what {folder} holds is used" in result.log
 
 
@@ -675,6 +706,19 @@ def test_what_is_read_only_is_so_for_the_script_as_far_as_can_be(
     assert str(base.root) not in Path("/proc/self/mountinfo").read_text()
     # Its owner can do away with it.
     subprocess.run((*NO_RIGHTS, "rm", "-rf", base.root), check=True)
+    assert snapshot(data) == before
+
+
+def test_what_is_read_only_is_links_on_request_where_nothing_can_be_mounted(
+    base: Base, data: Path
+) -> None:
+    before = snapshot(data)
+    script = "import os\nprint(open(os.environ['SM_CHANNEL_TRAIN'] + '/a.jpg').read())"
+    for rights in (NO_RIGHTS, ()):
+        request(base, file_system(data, "ro"))
+        result = base.script(script).run(prefix=rights, SM_RUNTIME_LINK_CHANNELS="1")
+        assert (result.status, result.out) == (0, b"one\n"), result.log
+        assert ("the files are links, through which" in result.log) == bool(rights)
     assert snapshot(data) == before
 
 
