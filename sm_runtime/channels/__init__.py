@@ -41,7 +41,7 @@ class Placed:
 
     binds: tuple[Bind, ...] = ()
     locked: tuple[str, ...] = ()
-    """The folders that have lost their write permission: without it nobody could remove them."""
+    """The folders without write permission, which their owner could not even remove."""
 
 
 def check(job: Job) -> None:
@@ -80,10 +80,10 @@ def prepare(
             raise DataError(found[0])
         if not _is_mounted(channel):
             wanted.append(channel)
-        else:
-            from sm_runtime.channels import folder
+            continue
+        from sm_runtime.channels import folder
 
-            folder.clear(channel.name, channel.path, stopped)
+        folder.clear(channel.name, channel.path, stopped)
     if not wanted:
         return Placed()
     from sm_runtime.channels import download, local

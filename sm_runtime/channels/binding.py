@@ -1,9 +1,9 @@
 """Shows folders at the paths of channels: bind mounts, in a mount namespace of the job's own.
 
 What is mounted there is seen by the thread that calls ``bound`` and by the processes that it starts
-from then on, and by nobody else: the kernel takes it away with the last of them, also after a
-SIGKILL, and no ``rm -rf`` of the base folder ever reaches a user's data through it. It needs the
-right CAP_SYS_ADMIN, which containers have where it was given to them (mount_namespaces(7)).
+from then on, and by no other: the kernel takes it away with the last of them, also after a SIGKILL,
+and an ``rm -rf`` of the base folder never reaches a user's data through it. It takes CAP_SYS_ADMIN,
+which containers have where it was given to them (mount_namespaces(7)).
 """
 
 from __future__ import annotations

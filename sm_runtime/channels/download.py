@@ -35,14 +35,17 @@ def run(
 ) -> None:
     """Fill the folder of each of ``channels``; raise DataError naming the channel.
 
-    Those whose names are ``locked`` lose their write permission after that.
+    All that is in those whose names are ``locked`` loses its write permission after that.
     """
     if not channels:
         return
     with Origins.of(job, environ) as origins:
         surveys = _survey_all(job, channels, origins, stopped)
         links = job.options.link_channels
-        folders = [Folder(found, links=links, stopped=stopped) for found in surveys]
+        folders = [
+            Folder(found, links=links, is_locked=found.channel.name in locked, stopped=stopped)
+            for found in surveys
+        ]
         for folder in folders:
             folder.begin()
         _make_room(folders)
@@ -51,7 +54,7 @@ def run(
         for is_local in (True, False):
             _fetch(folders, origins, stopped, is_local=is_local)
         for folder in folders:
-            folder.finish(locked=folder.survey.channel.name in locked)
+            folder.finish()
 
 
 def _survey_all(

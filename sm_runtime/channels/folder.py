@@ -30,14 +30,18 @@ _WRITABLE = 0o222
 class Folder:
     """The folder of a channel while it is being filled."""
 
-    def __init__(self, found: Survey, *, links: bool, stopped: Callable[[], bool]) -> None:
+    def __init__(
+        self, found: Survey, *, links: bool, is_locked: bool, stopped: Callable[[], bool]
+    ) -> None:
         self.survey = found
         self.links = links
         """Whether local files are links to their sources, not copies."""
+        self._is_locked = is_locked  # nothing may be written to it, as far as permissions can do
         self.is_measured = False
         """Whether ``need`` knows what copies of local files really take."""
         self._stopped = stopped
         self._path = found.channel.path
+        self._version = f"{found.version}{' locked' if is_locked else ''}" if found.version else ""
         self._is_resumed = False
         self._kept = {True: (0, 0), False: (0, 0)}
         """How many files of how many bytes are here, of local files and of others."""
@@ -45,17 +49,16 @@ class Folder:
 
     def begin(self) -> None:
         """Have the folder there, marked as unfinished, with nothing in it that does not belong."""
-        version = self.survey.version
         with self._named():
             if os.path.islink(self._path):
                 os.unlink(self._path)
             os.makedirs(self._path, exist_ok=True)
             left = _earlier(self.survey.channel.name, self._path)
             if left is not None:
-                self._is_resumed = version is not None and version == left.version
+                self._is_resumed = bool(self._version) and self._version == left.version
                 keeps = self._is_intact(left) if self._is_resumed else _none
                 self._tell_removed(*_prune(self._path, keeps, self._stopped))
-            marks.begun(self._path, version)
+            marks.begun(self._path, self._version)
         if self._is_resumed:
             for is_local in (True, False):
                 self._kept[is_local] = self._count_kept(is_local)
@@ -69,7 +72,7 @@ class Folder:
     def _tell_removed(self, count: int, first: str) -> None:
         if count:
             log.info(
-                "channel %s: removed %d file%s that an earlier job has left or altered: %s%s",
+                "channel %s: removed %d file%s that an earlier job has left or altered: %r%s",
                 self.survey.channel.name, count, "s"[: count > 1],
                 os.path.relpath(first, self._path), ", ..." if count > 1 else "",
             )  # fmt: skip
@@ -129,10 +132,8 @@ class Folder:
         """
         found = self.survey
         if not local:
-            count, size_bytes = (
-                found.files - found.local_files,
-                found.size_bytes - found.local_bytes,
-            )
+            count = found.files - found.local_files
+            size_bytes = found.size_bytes - found.local_bytes
         elif self.links:
             return 0, 0, (0, 0)
         else:
@@ -160,11 +161,8 @@ class Folder:
                     os.unlink(path)
                 os.symlink(blob.key, path)
 
-    def finish(self, *, locked: bool = False) -> None:
-        """Check that all of it is there, and take the mark away; raise DataError if not.
-
-        ``locked``: nothing may be written to it from now on, as far as permissions can do that.
-        """
+    def finish(self) -> None:
+        """Check that all of it is there, and take the mark away; raise DataError if not."""
         wrong: list[str] = []
         count = 0
         with self._named():
@@ -173,8 +171,8 @@ class Folder:
                     count += 1
                     if len(wrong) < _NAMED:
                         wrong.append(repr(blob.key))
-                elif locked and not os.path.islink(path):
-                    _take_away(path, _WRITABLE)
+                elif self._is_locked and not os.path.islink(path):
+                    _make_read_only(path)
         if count:
             more = ", ..." if count > len(wrong) else ""
             raise DataError(
@@ -183,19 +181,20 @@ class Folder:
             )
         with self._named():
             if self.survey.lines:
-                self._write_lines(*self.survey.lines, locked=locked)
-            marks.finished(self._path, self.survey.version)
-            if locked:
-                _lock(self._path)
+                self._write_lines(*self.survey.lines)
+            marks.finished(self._path, self._version)
+            if self._is_locked:
+                for folder, _, _ in os.walk(self._path, topdown=False):
+                    _make_read_only(folder)
 
-    def _write_lines(self, name: str, lines: list[bytes], *, locked: bool) -> None:
+    def _write_lines(self, name: str, lines: list[bytes]) -> None:
         path = os.path.join(self._path, name)
         with contextlib.suppress(FileNotFoundError):
             os.unlink(path)
         with open(path, "xb") as file:
             file.writelines(line + b"\n" for line in lines)
-            if locked:
-                os.fchmod(file.fileno(), 0o444)
+        if self._is_locked:
+            _make_read_only(path)
 
     def _all(self, is_local: bool) -> Iterator[tuple[Blob, str]]:
         """Yield the objects that are local, or the others."""
@@ -289,14 +288,9 @@ def _prune(
     return count, first
 
 
-def _lock(top: str) -> None:
-    for folder, _, _ in os.walk(top, topdown=False):
-        _take_away(folder, _WRITABLE)
-
-
-def _take_away(path: str, bits: int) -> None:
+def _make_read_only(path: str) -> None:
     with contextlib.suppress(OSError):  # not every file system has permissions
-        os.chmod(path, os.stat(path).st_mode & ~bits)
+        os.chmod(path, os.stat(path).st_mode & ~_WRITABLE)
 
 
 def _open_up(folder: str) -> None:

@@ -71,7 +71,7 @@ def plan(job: Job, channels: Sequence[Channel], stopped: Callable[[], bool]) -> 
 
 def problem(channel: Channel, job: Job) -> str | None:
     """Return what is wrong with the source of a channel, as a sentence; None for what is remote."""
-    source, path = channel.source, path_of(channel)
+    source, path = channel.source, source_path(channel)
     assert source is not None
     if path is None:
         return None
@@ -88,7 +88,7 @@ def problem(channel: Channel, job: Job) -> str | None:
     return None if source.data_type == "FileSystem" else _overlap(channel, job)
 
 
-def path_of(channel: Channel) -> str | None:
+def source_path(channel: Channel) -> str | None:
     """Return the path that a channel's source names; None where it is not on this machine."""
     assert channel.source is not None
     uri = file_uri(channel.source.uri)
@@ -106,7 +106,7 @@ def _is_shared(channel: Channel) -> bool:
 
 def _wish(channel: Channel, stopped: Callable[[], bool]) -> Bind | None:
     """Return the mount that a channel should be; None where a folder of its own is right."""
-    source, path = channel.source, path_of(channel)
+    source, path = channel.source, source_path(channel)
     assert source is not None
     if path is None:
         return None
@@ -161,7 +161,7 @@ def _leads_out(link: str, top: str, real: str) -> bool:
 
 def _overlap(channel: Channel, job: Job) -> str | None:
     """Return why a source cannot be copied, as it holds what is filled meanwhile, or lies in it."""
-    source, path = channel.source, path_of(channel)
+    source, path = channel.source, source_path(channel)
     assert source is not None
     if path is None or source.data_type in ("ManifestFile", "AugmentedManifestFile"):
         return None

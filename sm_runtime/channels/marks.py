@@ -26,7 +26,7 @@ class Left:
     """What a folder says of the job that was the last to fill it."""
 
     version: str
-    """The content, as ``Survey.version``; empty where its store does not tell."""
+    """What tells its content from any other; empty where the store does not."""
     finished_ns: int | None = None
     """When all was there, in the time of the file system; None: it was not."""
 
@@ -50,20 +50,20 @@ def read(path: str) -> Left | None:
         return None
 
 
-def begun(path: str, version: str | None) -> None:
+def begun(path: str, version: str) -> None:
     """Mark a folder as one that is being filled."""
     mark = f"{path}/{UNFINISHED}"
     part = part_of(mark)
     with open(new_file(part), "w", encoding="ascii") as file:
-        file.write(version or "")
+        file.write(version)
     os.rename(part, mark)
     _remove_attribute(path)
 
 
-def finished(path: str, version: str | None) -> None:
+def finished(path: str, version: str) -> None:
     """Mark a folder as filled, where the file system has attributes."""
     mark = f"{path}/{UNFINISHED}"
-    text = f"{version or ''}\n{_next_tick(mark)}\n{_identity(path)}"
+    text = f"{version}\n{_next_tick(mark)}\n{_identity(path)}"
     with contextlib.suppress(OSError):
         os.setxattr(path, ATTRIBUTE, text.encode("ascii"))
     os.unlink(mark)

@@ -7,6 +7,7 @@ import os
 import re
 import subprocess
 from collections.abc import Iterator
+from contextlib import suppress
 from shutil import which
 
 from sm_runtime.frozen import dataclass
@@ -16,6 +17,7 @@ log = logging.getLogger(__name__)
 HELPERS = ("fusermount3", "fusermount")
 """The programs that may mount and unmount for FUSE, the first that is there counts."""
 _SECONDS = 10.0
+_ERRORS = "surrogateescape"
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 """Blanks, tabs, newlines and backslashes, as octal numbers."""
 
@@ -60,7 +62,8 @@ def mounts_of(path: str) -> list[Mount]:
 def mounts() -> Iterator[Mount]:
     """Yield all that is mounted, each after what it is mounted upon (proc(5), mountinfo)."""
     path = "/proc/thread-self/mountinfo"
-    with open(path, encoding="utf-8", errors="surrogateescape") as file:
+    # Without /proc nothing can be told.
+    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors=_ERRORS) as file:
         for line in file:
             number, parent, _, _, place, options, _ = line.split(" ", 6)
             yield Mount(

@@ -14,7 +14,7 @@ import fcntl
 import os
 from collections.abc import Callable, Iterator
 
-PIECE_BYTES = 8 << 20
+PIECE_BYTES = 2 << 20
 """What is copied between two looks at whether to stop."""
 _BUFFER_BYTES = 1 << 20
 _FICLONE: int = getattr(fcntl, "FICLONE", 0x40049409)  # named since Python 3.12; <linux/fs.h>

@@ -60,7 +60,7 @@ class FileOrigin:
         if walk.others and uri not in self._warned:  # a channel is listed for each epoch
             self._warned.add(uri)
             more = f" and {walk.others - 1} more" if walk.others > 1 else ""
-            log.warning("%s%s left out: neither a file nor a folder", walk.first, more)
+            log.warning("%r%s left out: neither a file nor a folder", walk.first, more)
 
     def stat(self, uri: str) -> Blob:
         """Return the one file at ``uri``."""

@@ -818,7 +818,7 @@ def test_another_way_to_show_the_same_channel_clears_the_earlier_one(
 ) -> None:
     ways = [
         local(data), file_system(data, "ro"), local(data, InputMode="FastFile"),
-        file_system(data, "rw"), local(data),
+        local(data), file_system(data, "rw"), local(data),
     ]  # fmt: skip
     for prefix in ((), NO_MOUNTS):
         for given in ways:
@@ -826,4 +826,7 @@ def test_another_way_to_show_the_same_channel_clears_the_earlier_one(
             assert result.status == 0, result.log
             if "a link to" not in result.log:
                 assert json.loads(result.out)["found"] == sorted(CONTENT)
+            folder = base.path("input/data/train")
+            if given == ways[0]:
+                assert {path.stat().st_mode & 0o222 for path in folder.rglob("*")} == {0o200}
     assert files(data) == CONTENT
