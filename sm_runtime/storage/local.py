@@ -11,6 +11,7 @@ from collections.abc import Iterator, Sequence
 from sm_runtime.errors import ConfigError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import copy
+from sm_runtime.storage.parts import is_part, part_of
 
 log = logging.getLogger(__name__)
 
@@ -91,7 +92,7 @@ class LocalStore:
         """Copy the start of the file ``source`` to ``key``; see ``Store``."""
         path = self._path(key)
         # Hosts may share the folder: one must not rename what another is writing.
-        part = f"{path}.{os.uname().nodename}.part"
+        part = part_of(path, os.uname().nodename)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _remove(part)
         try:
@@ -119,7 +120,7 @@ class LocalStore:
             folders.sort()
             for name in sorted(files):
                 key = os.path.relpath(os.path.join(folder, name), self._root)
-                if not key.endswith(".part"):
+                if not is_part(key):
                     size_bytes = os.stat(self._path(key)).st_size
                     yield Blob(uri=self.locate(key), key=key, size_bytes=size_bytes)
 

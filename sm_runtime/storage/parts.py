@@ -13,14 +13,24 @@ _LONGEST_NAME = 255
 _SUFFIX = ".sm-runtime.part"
 
 
-def part_of(path: str) -> str:
-    """Return the name that a file has until it is complete: none that a key is likely to have."""
+def part_of(path: str, writer: str = "") -> str:
+    """Return the name that a file has until it is complete: none that a key is likely to have.
+
+    ``writer`` tells apart those who may write the same file at the same time.
+    """
     folder, name = os.path.split(path)
+    if writer:
+        name = f"{name}.{writer}"
     if len(os.fsencode(name)) + len(_SUFFIX) > _LONGEST_NAME:
         import hashlib
 
         name = hashlib.sha256(os.fsencode(name)).hexdigest()
     return os.path.join(folder, name + _SUFFIX)
+
+
+def is_part(name: str) -> bool:
+    """Return whether ``part_of`` has made this name."""
+    return name.endswith(_SUFFIX)
 
 
 def new_file(path: str, mode: int = 0o666) -> int:

@@ -6,15 +6,24 @@ import threading
 import time
 from collections.abc import Iterable
 
+from sm_runtime.storage.parts import is_part
 from sm_runtime.sync.snapshot import Listing, Signature, is_temporary, signature
 
-_MAX_KEY_BYTES = 1024
+MAX_KEY_BYTES = 1024
+"""The longest key of an object (S3's user guide, "Naming Amazon S3 objects")."""
 
 
 class Ledger:
-    """What is known of a place; its methods may be called from several threads."""
+    """What is known of a place; its methods may be called from several threads.
 
-    def __init__(self) -> None:
+    ``prefix`` is what the keys of an object store begin with there; None for a file system, which
+    can hold every name.
+    """
+
+    def __init__(self, prefix: str | None = None) -> None:
+        self._prefix = prefix
+        self._is_final = False
+        self._mapped: set[str] = set()
         self.sent_bytes = 0
         self.last_success = time.monotonic()
         self._lock = threading.Lock()
@@ -65,6 +74,18 @@ class Ledger:
             if unreadable:
                 self._unreadable.add(name)
 
+    def mapped(self, names: Iterable[str]) -> None:
+        """Note files that a process could write to through its memory, unseen by their times."""
+        with self._lock:
+            self._mapped.update(names)
+
+    def finalize(self) -> None:
+        """Note that nothing writes any more: all is complete, whatever its name is."""
+        with self._lock:
+            self._is_final = True
+            for name in self._mapped:
+                self._sent.pop(name, None)
+
     def differing(self, listing: Listing) -> list[str]:
         """Return the files whose content is not known to be there, though it should be."""
         with self._lock:
@@ -72,9 +93,22 @@ class Ledger:
                 name
                 for name, status in listing.items()
                 if self._sent.get(name) != signature(status)
-                and not is_temporary(name)
-                and not _no_key(name)
+                and (self._is_final or not is_temporary(name))
+                and not is_part(name)
+                and self._has_key(name)
             ]
+
+    def without_key(self, listing: Listing) -> list[str]:
+        """Return the files that the place cannot hold, by their names."""
+        return sorted(name for name in listing if not self._has_key(name))
+
+    def _has_key(self, name: str) -> bool:
+        if self._prefix is None:
+            return True
+        try:
+            return len((self._prefix + name).encode()) <= MAX_KEY_BYTES
+        except UnicodeEncodeError:
+            return False
 
     def due(self, listing: Listing) -> list[str]:
         """Return those of the differing files that may be sent now."""
@@ -96,27 +130,6 @@ class Ledger:
             return next(reasons, "no time was left")
 
 
-def left_out(listing: Listing) -> list[str]:
-    """Return a sentence for each kind of files that are never sent."""
-    sentences = []
-    for why, test in (
-        ("by their names they are not complete", is_temporary),
-        ("object storage cannot hold their names", _no_key),
-    ):
-        names = sorted(name for name in listing if test(name))
-        if names:
-            files = f"{len(names)} file{'s' * (len(names) > 1)}"
-            sentences.append(f"{files} left out, {shown(names[0])} for one: {why}")
-    return sentences
-
-
 def shown(name: str) -> str:
     """Return ``name`` as one line of text can hold it."""
     return name if name.isprintable() else ascii(name)
-
-
-def _no_key(name: str) -> bool:
-    try:
-        return len(name.encode()) > _MAX_KEY_BYTES
-    except UnicodeEncodeError:
-        return True

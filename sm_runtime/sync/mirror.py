@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 from sm_runtime.saved import Saved
 from sm_runtime.storage import Store
-from sm_runtime.sync.ledger import Ledger, left_out, shown
+from sm_runtime.sync.ledger import Ledger, shown
 from sm_runtime.sync.plan import Folder
 from sm_runtime.sync.sending import Sender
 from sm_runtime.sync.snapshot import Listing, scan, take
@@ -36,7 +36,7 @@ class Mirror:
     def __init__(self, folder: Folder, store: Store, *, patience: float = PATIENCE_SECONDS) -> None:
         self.folder = folder
         self._patience = patience
-        self._ledger = Ledger()
+        self._ledger = Ledger(folder.prefix)
         self._sender = Sender(folder, store, self._ledger)
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
@@ -64,6 +64,7 @@ class Mirror:
         self._ledger.last_success = time.monotonic()
         self._sender.deadline = deadline
         self._failures = 0
+        self._ledger.finalize()
         self._final = True
         self._wake.set()
 
@@ -89,16 +90,16 @@ class Mirror:
             listing = scan(path) or {}
         except OSError as error:
             return Saved(what=what, folder=path, failure=f"{what}: {path} cannot be read: {error}")
-        missing = self._ledger.differing(listing)
-        warnings = [f"{what}: {sentence}" for sentence in left_out(listing)]
-        failure = None
-        if missing:
-            failure = (
-                f"{what}: {len(missing)} of {len(listing)} files are not in {place},"
-                f" {shown(missing[0])} for one: {self._ledger.reason(missing)}"
-            )
-            if not self.folder.required:
-                warnings.append(failure)
+        failures = []
+        for names, why in (
+            (missing := self._ledger.differing(listing), self._ledger.reason(missing)),
+            (self._ledger.without_key(listing), "object storage cannot hold its name"),
+        ):
+            if names:
+                failures.append(
+                    f"{what}: {len(names)} of {len(listing)} files are not in {place},"
+                    f" {shown(names[0])} for one: {why}"
+                )
         return Saved(
             what=what,
             folder=path,
@@ -107,8 +108,8 @@ class Mirror:
             destination=place,
             stored_bytes=self._ledger.sent_bytes,
             seconds=self._seconds,
-            warnings=tuple(warnings),
-            failure=failure if self.folder.required else None,
+            warnings=() if self.folder.required else tuple(failures),
+            failure="; ".join(failures) or None if self.folder.required else None,
         )
 
     def _run(self) -> None:
@@ -145,6 +146,8 @@ class Mirror:
         self._scan_seconds = time.monotonic() - began
         if listing is None:  # not made yet, or unmounted: no reason to delete anything
             return True
+        if not self._final:
+            self._sender.look_for_maps(listing)
         if not self._due(listing) and not self._sender.gone(listing):
             return True
         with take(self.folder.path, listing, self._due) as snapshot:

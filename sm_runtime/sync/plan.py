@@ -39,6 +39,13 @@ class Folder:
         parts = self.parts if self.uri.startswith("s3:") else map(quote, self.parts)
         return "/".join((self.uri.rstrip("/"), *parts, ""))
 
+    @property
+    def prefix(self) -> str | None:
+        """What the keys of the place begin with, where it is one of an object store."""
+        if not self.place.startswith("s3:"):
+            return None
+        return self.place.removeprefix("s3://").partition("/")[2]
+
 
 def folders(job: Job) -> tuple[Folder, ...]:
     """Return the folders of ``job`` that are synced.

@@ -9,8 +9,8 @@ from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.frozen import dataclass
 from sm_runtime.model import Job
 from sm_runtime.storage import Blob, Origin, open_origin
+from sm_runtime.storage.parts import is_part
 from sm_runtime.sync.plan import Folder
-from sm_runtime.sync.snapshot import is_temporary
 
 _SPARE_BYTES = 64 << 20
 
@@ -66,11 +66,11 @@ def _nothing_there(folder: Folder) -> bool:
 
 def _named(folder: Folder, origin: Origin, stopped: Callable[[], bool]) -> dict[str, Blob]:
     """Return the objects of the place by the names that they get in the folder."""
-    prefix = _prefix(folder.place)
+    prefix = _prefix(folder)
     found = {}
     for blob in origin.list(folder.place, stopped=stopped):
         name = blob.key.removeprefix(prefix)
-        if blob.key.endswith("/") or is_temporary(name):  # a folder's mark; a file never completed
+        if blob.key.endswith("/") or is_part(name):  # a folder's mark; a copy never completed
             continue
         if "\0" in name or any(part in ("", ".", "..") for part in name.split("/")):
             raise DataError(f"{folder.what}: {blob.uri} cannot be the name of a file: {name!r}")
@@ -78,12 +78,12 @@ def _named(folder: Folder, origin: Origin, stopped: Callable[[], bool]) -> dict[
     return found
 
 
-def _prefix(place: str) -> str:
-    if place.startswith("s3:"):
-        return place.removeprefix("s3://").partition("/")[2]
+def _prefix(folder: Folder) -> str:
+    if (prefix := folder.prefix) is not None:
+        return prefix
     from sm_runtime.storage.local import path_of
 
-    return path_of(place).rstrip("/") + "/"
+    return path_of(folder.place).rstrip("/") + "/"
 
 
 def _check_space(folder: Folder, size_bytes: int) -> None:

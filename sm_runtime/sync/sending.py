@@ -13,7 +13,7 @@ from sm_runtime.storage import Store
 from sm_runtime.sync.ledger import Ledger, shown
 from sm_runtime.sync.plan import Folder
 from sm_runtime.sync.snapshot import Listing, Signature, Snapshot, is_growing, rank, signature
-from sm_runtime.sync.writers import open_for_writing
+from sm_runtime.sync.writers import Identity, being_written
 
 log = logging.getLogger(__name__)
 
@@ -21,6 +21,9 @@ SETTLED_SECONDS = 1.0
 """How long a file has to stay the same where it cannot be known whether someone has it open."""
 GROWING_SECONDS = 15.0
 """From one time that a growing file is sent to the next."""
+MAPS_SECONDS = 10.0
+"""How often all files are looked for in the memory of processes: some file systems (tmpfs) do not
+change the times of a file that is written to there."""
 _COMPLAIN_SECONDS = 60.0
 _THREADS = 4
 _LARGE_BYTES = 8 << 20
@@ -39,6 +42,7 @@ class Sender:
         self._large = threading.Lock()
         self._seen: dict[str, tuple[Signature, float]] = {}
         self._complained = float("-inf")
+        self._next_maps = 0.0
 
     def close(self) -> None:
         """Close the connections."""
@@ -66,20 +70,30 @@ class Sender:
     def _ready(self, snapshot: Snapshot) -> tuple[list[str], bool]:
         """Return the changed files that are complete, and whether it is unknown of some others."""
         listing = snapshot.listing
-        identities = {(listing[n].st_dev, listing[n].st_ino) for n in snapshot.changed}
-        written, whole = open_for_writing(identities)
+        identities = {name: _identity(listing[name]) for name in snapshot.changed}
+        written = being_written(set(identities.values()))
+        self._ledger.mapped(n for n, identity in identities.items() if identity in written.mapped)
         ready, unsettled = [], False
         for name in snapshot.changed:
             status = listing[name]
             if is_growing(name):
                 ready.append(name)
-            elif (status.st_dev, status.st_ino) in written:
+            elif identities[name] in written.opened | written.mapped:
                 continue
-            elif whole or _renamed(status) or self._settled(name, signature(status)):
+            elif written.whole or _renamed(status) or self._settled(name, signature(status)):
                 ready.append(name)
             else:
                 unsettled = True
         return ready, unsettled
+
+    def look_for_maps(self, listing: Listing) -> None:
+        """Note now and then which files are in the memory of a process that may write there."""
+        now = time.monotonic()
+        if listing and now >= self._next_maps:
+            self._next_maps = now + MAPS_SECONDS
+            identities = {_identity(status): name for name, status in listing.items()}
+            mapped = being_written(set(identities)).mapped
+            self._ledger.mapped(identities[identity] for identity in mapped)
 
     def _settled(self, name: str, found: Signature) -> bool:
         now = time.monotonic()
@@ -175,6 +189,10 @@ class Sender:
             self._folder.place,
             _reason(error),
         )
+
+
+def _identity(status: os.stat_result) -> Identity:
+    return status.st_dev, status.st_ino
 
 
 def _renamed(status: os.stat_result) -> bool:

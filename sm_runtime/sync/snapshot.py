@@ -16,8 +16,9 @@ from functools import lru_cache
 
 Listing = dict[str, os.stat_result]
 """The regular files below a folder by their relative names, links followed."""
-Signature = tuple[int, int, int, int]
-"""What differs when a file's content does: device, inode, size, time of the last write."""
+Signature = tuple[int, int, int, int, int]
+"""What differs when a file's content does: device, inode, size, time of the last write, and time of
+the last change of any kind, which no program can set back."""
 
 _ATTEMPTS = 5
 _MAX_PINS = 256
@@ -27,10 +28,13 @@ _POINTER = re.compile(
     re.IGNORECASE,
 )
 _INDEX = re.compile(r".+\.index(\.json)?|.*index\.json")
+_RANDOM = r"(?=[0-9a-f]*[0-9])[0-9a-f]+"
+"""A number, or random digits as of a UUID; a word has no digit."""
 _TEMPORARY = re.compile(
-    r"\.?te?mp"  # tmp/, .tmp
-    r"|\.?tmp[a-z0-9_]{8}"  # Python's tempfile
-    r"|.+[._-]te?mp([._-]?\w*)?"  # x.tmp, x.tmp123, ckpt_temp, step.orbax-checkpoint-tmp-12
+    # A whole part of the name: x.tmp, x.tmp123, tmp-checkpoint-500, step.orbax-checkpoint-tmp-12.
+    rf"(?:.*[._-])?tmp(?:{_RANDOM})?(?:[._-].*)?"
+    # Also a word of many names (lr_temp_beta_1): only at the end, or before a number.
+    rf"|(?:.*[._-])?temp(?:[._-]?{_RANDOM})?"
     r"|.+\.tempstate\w*"  # TensorFlow's
     r"|.+\.(part|partial)|.+~|\..+\.sw[a-p]"
 )
@@ -76,7 +80,8 @@ def scan(folder: str) -> Listing | None:
 
 def signature(status: os.stat_result) -> Signature:
     """Return what differs when the content of a file does."""
-    return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
+    times = status.st_mtime_ns, status.st_ctime_ns
+    return status.st_dev, status.st_ino, status.st_size, *times
 
 
 @lru_cache(maxsize=1 << 16)

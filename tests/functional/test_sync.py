@@ -24,6 +24,7 @@ from sm_runtime.redirect import redirected
 from sm_runtime.storage.local import LocalStore
 from sm_runtime.sync.mirror import Mirror
 from sm_runtime.sync.plan import Folder
+from sm_runtime.sync.sending import MAPS_SECONDS
 from sm_runtime.sync.syncs import Syncs
 from tests.harness import eventually
 from tests.s3 import CREDENTIALS, serving
@@ -113,7 +114,7 @@ def test_what_an_earlier_attempt_left_is_there_before_the_script(
     case: Case, logged: pytest.LogCaptureFixture
 ) -> None:
     fill(case.remote, checkpoint="2", **{"deep/er": "x", "ckpt-2.data": "22"})
-    (case.remote / "half.part").write_text("never completed")
+    (case.remote / "half.sm-runtime.part").write_text("never completed")
     case.syncs().restore()
     assert files_of(case.local) == {"checkpoint": "2", "ckpt-2.data": "22", "deep/er": "x"}
     (line,) = lines(logged, "INFO")
@@ -215,6 +216,119 @@ def test_a_file_is_sent_when_it_is_closed(case: Case) -> None:
         process.stdin.write(b"\n")
         process.stdin.close()
         case.arrives(**{"model.h5": "half and half", "other": "x"})
+
+
+@pytest.mark.parametrize(
+    "name",
+    ["additional_chat_templates/a", "sweep_temperature/b", "model_temporal/c", "lr_temp_beta_1/d"],
+)
+def test_a_word_that_begins_as_temporary_does_is_a_name_like_any(case: Case, name: str) -> None:
+    with case.running():
+        replace(case.local / name, "x")
+        case.arrives(**{name: "x"})
+    again = Case(case.remote.parent / "again")
+    again.remote = case.remote
+    again.syncs().restore()
+    assert files_of(again.local) == {name: "x"}
+
+
+def test_when_nothing_writes_any_more_everything_is_sent_and_comes_back(case: Case) -> None:
+    with case.running():
+        fill(case.local, a="1")
+        (case.local / "b.tmp").write_text("2")
+        (case.local / "tmp").mkdir()
+        (case.local / "tmp" / "c").write_text("3")
+        case.arrives(a="1")
+    everything = {"a": "1", "b.tmp": "2", "tmp/c": "3"}
+    assert files_of(case.remote) == everything
+    again = Case(case.remote.parent / "again")
+    again.remote = case.remote
+    again.syncs().restore()
+    assert files_of(again.local) == everything
+
+
+def test_a_file_that_is_rewritten_with_the_same_size_and_time_is_sent(case: Case) -> None:
+    with case.running():
+        fill(case.local, x="old")
+        case.arrives(x="old")
+        status = (case.local / "x").stat()
+        (case.local / "x").write_text("new")
+        os.utime(case.local / "x", ns=(status.st_atime_ns, status.st_mtime_ns))
+        case.arrives(x="new")
+
+
+MAPS = """
+import mmap, os, sys
+with open(sys.argv[1], "r+b") as file:
+    memory = mmap.mmap(file.fileno(), 0)
+for name in os.listdir("/proc/self/fd"):  # mmap keeps one open; libraries close it
+    if int(name) > 2:
+        try: os.close(int(name))
+        except OSError: pass
+for line in sys.stdin:
+    memory[:3] = line.strip().encode()
+    print("written", flush=True)
+os._exit(0)
+"""
+
+
+@contextmanager
+def mapping(path: Path) -> Iterator[Any]:
+    """Yield a process that writes the lines it is sent into a file, through its memory."""
+    with subprocess.Popen(
+        (sys.executable, "-c", MAPS, str(path)), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdin and process.stdout
+
+        def write(text: str) -> None:
+            process.stdin.write(text.encode() + b"\n")  # type: ignore[union-attr]
+            process.stdin.flush()  # type: ignore[union-attr]
+            assert process.stdout.readline() == b"written\n"  # type: ignore[union-attr]
+
+        yield write
+        process.stdin.close()
+
+
+def test_what_is_written_through_a_mapping_whose_file_is_closed_arrives(case: Case) -> None:
+    fill(case.local, x="old")
+    with case.running():
+        case.arrives(x="old")
+        with mapping(case.local / "x") as write:
+            write("one")
+            fill(case.local, beside="1")
+            case.arrives(x="old", beside="1")  # while it is mapped it is being written
+            write("two")
+        case.arrives(x="two", beside="1")
+
+
+def test_where_mappings_change_no_times_the_end_sends_what_was_mapped(
+    case: Case, tmp_path: Path
+) -> None:
+    case.local.mkdir(parents=True)
+    subprocess.run(("mount", "-t", "tmpfs", "tmpfs", case.local), check=True)
+    try:
+        fill(case.local, x="old")
+        with case.running():
+            case.arrives(x="old")
+            with mapping(case.local / "x") as write:
+                write("one")
+                time.sleep(MAPS_SECONDS + 2)  # from one look at the mappings to the next
+                write("two")
+        assert files_of(case.remote) == {"x": "two"}
+    finally:
+        subprocess.run(("umount", "-l", case.local), check=True)
+
+
+def test_a_name_as_long_as_a_name_may_be_arrives(case: Case) -> None:
+    name = "x" * 255
+    with case.running():
+        fill_one(case.local / name, "1")
+        case.arrives(**{name: "1"})
+
+
+def fill_one(path: Path, text: str) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
 
 
 def test_logs_are_sent_while_they_grow(case: Case) -> None:
@@ -467,6 +581,7 @@ import os, shutil, sys, urllib.parse
 from sm_runtime.storage.local import LocalStore
 from sm_runtime.sync.mirror import Mirror
 from sm_runtime.sync.plan import Folder
+from sm_runtime.sync.sending import MAPS_SECONDS
 os.setuid(12345)
 folder = Folder(what="x", path={str(case.local)!r}, uri="file:///x", setting="x", required=True)
 mirror = Mirror(folder, LocalStore({str(case.remote)!r}))

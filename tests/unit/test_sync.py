@@ -13,10 +13,10 @@ from sm_runtime.errors import ConfigError
 from sm_runtime.model import Cluster, Job, Options, Sync
 from sm_runtime.paths import Paths
 from sm_runtime.redirect import note, redirected, tensorflow_variables
-from sm_runtime.sync.ledger import left_out
+from sm_runtime.sync.ledger import MAX_KEY_BYTES, Ledger
 from sm_runtime.sync.plan import folders
 from sm_runtime.sync.snapshot import is_growing, is_temporary, rank, scan, signature, take
-from sm_runtime.sync.writers import open_for_writing
+from sm_runtime.sync.writers import being_written
 
 ALONE = Cluster(current_host="algo-1", hosts=("algo-1",))
 SECOND = Cluster(current_host="algo-2", hosts=("algo-1", "algo-2"))
@@ -59,7 +59,11 @@ def test_data_goes_before_indexes_and_these_before_pointers(name: str, expected:
         ("x.tmp.1234", True),
         (".tmp", True),
         ("tmp/x", True),
-        ("tmpab12_xyz", True),
+        ("tmp-checkpoint-500/model.bin", True),
+        ("checkpoint.tmpa1b2c3d4e5f60718", True),
+        ("model.ckpt-1_temp_0a1b2c3d/part-00000-of-00001.index", True),
+        ("x.temp", True),
+        ("x_temp12", True),
         ("ckpt-1_temp/part-00000-of-00001.data-00000-of-00001", True),
         ("checkpoint.tmp0c1d", True),
         ("ckpt-1.index.tempstate1234", True),
@@ -68,6 +72,16 @@ def test_data_goes_before_indexes_and_these_before_pointers(name: str, expected:
         ("x~", True),
         (".x.swp", True),
         ("temperature.npy", False),
+        ("sweep_temperature/1", False),
+        ("additional_chat_templates/rag.jinja", False),
+        ("chat_template.json", False),
+        ("prompt_templates/a", False),
+        ("email_templates/a", False),
+        ("model_temporal/weights", False),
+        ("lr_temp_beta_1/weights", False),
+        ("temp_sensor.csv", False),
+        ("tmpl_8_chars", False),
+        ("contemp", False),
         ("tmpl/x", False),
         ("part-1.bin", False),
         ("weights.part.1", False),
@@ -153,9 +167,12 @@ def test_a_folder_that_is_gone_is_not_taken_for_an_empty_one(tmp_path: Path) -> 
 def test_a_file_that_is_rewritten_in_its_place_has_another_signature(tmp_path: Path) -> None:
     path = tmp_path / "x"
     path.write_bytes(b"1")
-    before = signature(path.stat())
-    os.utime(path, ns=(0, 0))
-    assert signature(path.stat()) != before
+    before = path.stat()
+    path.write_bytes(b"2")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))  # as rsync and some writers do
+    after = path.stat()
+    assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
+    assert signature(after) != signature(before)
 
 
 def test_only_files_that_another_process_writes_are_being_written(tmp_path: Path) -> None:
@@ -166,10 +183,18 @@ def test_only_files_that_another_process_writes_are_being_written(tmp_path: Path
         "import sys\n"
         f"w = open({str(tmp_path / 'written')!r}, 'w')\n"
         f"r = open({str(tmp_path / 'read')!r})\n"
+        "import mmap\n"
+        f"with open({str(tmp_path / 'mapped')!r}, 'r+b') as m: m = mmap.mmap(m.fileno(), 0)\n"
+        f"with open({str(tmp_path / 'private')!r}, 'r+b') as file:\n"
+        "    p = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)\n"
+        "import os\nfor name in os.listdir('/proc/self/fd'):\n"
+        "    if int(name) > 2 and int(name) not in (w.fileno(), r.fileno()):\n"
+        "        try: os.close(int(name))\n"
+        "        except OSError: pass\n"
         "print('ready', flush=True)\nsys.stdin.read()\n"
     )
     identities = {}
-    for name in ("written", "read", "closed"):
+    for name in ("written", "read", "mapped", "private", "closed"):
         (tmp_path / name).write_text(name)
         status = (tmp_path / name).stat()
         identities[name] = (status.st_dev, status.st_ino)
@@ -178,20 +203,46 @@ def test_only_files_that_another_process_writes_are_being_written(tmp_path: Path
     ) as process:
         assert process.stdout is not None
         assert process.stdout.readline() == b"ready\n"
-        found, _ = open_for_writing(set(identities.values()))
+        found = being_written(set(identities.values()))
         assert process.stdin is not None
         process.stdin.close()
-    assert found == {identities["written"]}
+    assert (found.opened, found.mapped) == ({identities["written"]}, {identities["mapped"]})
 
 
-def test_what_is_never_sent_is_named_with_its_reason(tmp_path: Path) -> None:
-    (tmp_path / "x.tmp").write_text("")
-    (tmp_path / os.fsdecode(b"\xff")).write_text("")
-    sentences = left_out(scan(str(tmp_path)) or {})
-    assert sentences == [
-        "1 file left out, x.tmp for one: by their names they are not complete",
-        "1 file left out, '\\udcff' for one: object storage cannot hold their names",
-    ]
+def test_names_that_object_storage_cannot_hold_are_known(tmp_path: Path) -> None:
+    ok, odd = "x" * 200, os.fsdecode(b"\xff")
+    (tmp_path / ok).write_text("")
+    (tmp_path / odd).write_text("")
+    listing = scan(str(tmp_path)) or {}
+    assert Ledger("c/").without_key(listing) == [odd]
+    assert Ledger("c/").differing(listing) == [ok]
+    assert Ledger("c" * (MAX_KEY_BYTES - 200)).without_key(listing) == [odd]
+    assert Ledger("c" * (MAX_KEY_BYTES - 199)).without_key(listing) == [ok, odd]
+    assert Ledger(None).without_key(listing) == []
+    assert sorted(Ledger(None).differing(listing)) == [ok, odd]
+
+
+def test_names_of_what_is_not_complete_count_until_nothing_writes_any_more(tmp_path: Path) -> None:
+    for name in ("x.tmp", "x", "x.sm-runtime.part"):
+        (tmp_path / name).write_text("")
+    listing = scan(str(tmp_path)) or {}
+    ledger = Ledger("c/")
+    assert ledger.differing(listing) == ["x"]
+    ledger.finalize()
+    assert sorted(ledger.differing(listing)) == ["x", "x.tmp"]
+
+
+def test_what_was_mapped_is_sent_once_more_at_the_end(tmp_path: Path) -> None:
+    (tmp_path / "x").write_text("")
+    listing = scan(str(tmp_path)) or {}
+    ledger = Ledger("c/")
+    ledger.mapped(["x"])
+    ledger.sent("x", signature(listing["x"]), again_at=None)
+    assert ledger.differing(listing) == []
+    ledger.finalize()
+    assert ledger.differing(listing) == ["x"]
+    ledger.sent("x", signature(listing["x"]), again_at=None)
+    assert ledger.differing(listing) == []
 
 
 def test_a_job_that_wants_nothing_synced_has_no_syncs() -> None:
