@@ -8,7 +8,7 @@ import sys
 import time
 from collections.abc import Callable
 
-from sm_runtime import __version__
+from sm_runtime import __version__, shortage
 from sm_runtime.redact import Mask
 from sm_runtime.relay import Sink, open_sinks
 
@@ -27,7 +27,8 @@ Runs the job that the files below /opt/ml and the environment describe, as PID 1
 files:
   /opt/ml/input/config/   hyperparameters.json, inputdataconfig.json, resourceconfig.json: what a
                           platform writes; all may be absent. job.json: a CreateTrainingJob
-                          request, which makes the job self-managed: the runtime saves artifacts.
+                          request, which makes the job self-managed: the runtime saves artifacts,
+                          and writes what is absent of the other files for scripts that open them.
   /opt/ml/input/data/     a folder for each channel
   /opt/ml/code/           the user's code and its requirements.txt
   /opt/ml/model/          what the script leaves here is the model
@@ -158,8 +159,12 @@ def _train() -> NoReturn:
     try:
         with Supervisor(out, err) as supervisor:
             status = train(dict(os.environ), supervisor, mask)
-    except BaseException:
-        logging.getLogger("sm_runtime").exception("the runtime itself failed")
+    except BaseException as error:
+        logger = logging.getLogger("sm_runtime")
+        if reason := shortage.reason(error):
+            logger.error("%s", reason)
+        else:
+            logger.exception("the runtime itself failed")
     finally:
         # All is written and closed: tearing the interpreter down would only take its 7 ms.
         os._exit(status)

@@ -7,11 +7,12 @@ JSON is the value itself (SageMaker training toolkit).
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from sm_runtime.frozen import dataclass, field
 from sm_runtime.model import Json
-from sm_runtime.reader import Field, shallow, shown, unfit
+from sm_runtime.reader import LARGEST, Field, shallow, shown, unfit
 
 PREFIX = "sagemaker_"
 WELL_KNOWN = frozenset(
@@ -28,6 +29,9 @@ WELL_KNOWN = frozenset(
     }
 )
 """The reserved keys that are no framework's parameters."""
+MOST_PROCESSES = 1024
+"""The most processes that a host may be asked to run, five times the CPUs of the largest training
+instance: a launcher that is asked for 100,000 is at work for minutes before it fails."""
 
 _LEVELS = {
     "NOTSET": 0,
@@ -57,7 +61,10 @@ _FLAGS = frozenset(
         "sagemaker_training_compiler_debug_mode",
     }
 )
-_COUNTS = frozenset({"sagemaker_mpi_num_of_processes_per_host", "sagemaker_mpi_num_processes"})
+_COUNTS = {
+    "sagemaker_mpi_num_of_processes_per_host": MOST_PROCESSES,
+    "sagemaker_mpi_num_processes": LARGEST,  # see launch.distribution: the hosts count, too
+}
 _TEXTS = frozenset(
     {
         *WELL_KNOWN - {"sagemaker_enable_cloudwatch_metrics", "sagemaker_container_log_level"},
@@ -87,9 +94,9 @@ def read_hyperparameters(raw: Mapping[str, Field]) -> Hyperparameters:
     for key, at in raw.items():
         value = decode(at.value)
         if not (key in WELL_KNOWN or key.startswith(PREFIX)):
-            _check(key, at, value)
-            found.user[key] = value
-            found.texts[key] = at.value if isinstance(at.value, str) else _compact(value)
+            if _fits(key, at, value):
+                found.user[key] = value
+                found.texts[key] = encoded(at.value)
             continue
         value = _reserved(key, at, value)
         if key not in WELL_KNOWN:
@@ -98,6 +105,11 @@ def read_hyperparameters(raw: Mapping[str, Field]) -> Hyperparameters:
         elif value is not None:
             found.reserved[key] = value
     return found
+
+
+def encoded(value: Json) -> str:
+    """Return a value as the platform has it in ``hyperparameters.json``: as a text."""
+    return value if isinstance(value, str) else _compact(value)
 
 
 def decode(value: Json) -> Json:
@@ -116,7 +128,7 @@ def log_level(at: Field) -> int | None:
     value = at.value
     if isinstance(value, str):
         text = value.strip().upper()
-        value = int(text) if text.isascii() and text.isdigit() else _LEVELS.get(text)
+        value = int(text) if re.fullmatch("[0-9]{1,4}", text) else _LEVELS.get(text)
     elif not at.present:
         return None
     if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1000:
@@ -133,7 +145,7 @@ def _reserved(key: str, at: Field, value: Json) -> Json:
     if key in _FLAGS:
         return decoded.flag()
     if key in _COUNTS:
-        return decoded.integer(minimum=1)
+        return decoded.integer(minimum=1, maximum=_COUNTS[key])
     if key == "sagemaker_container_log_level":
         return log_level(decoded)
     if key == "sagemaker_distribution_instance_groups":
@@ -148,8 +160,9 @@ def _reserved(key: str, at: Field, value: Json) -> Json:
     return value
 
 
-def _check(key: str, at: Field, value: Json) -> None:
-    """Note what cannot become an argument and a variable."""
+def _fits(key: str, at: Field, value: Json) -> bool:
+    """Whether a hyperparameter can become an argument and a variable; note what cannot."""
+    faults = len(at.findings.problems)
     if "=" in key:
         at.wrong("holds '=' in its key, which the name of a variable (SM_HP_...) cannot")
     reason = unfit(key)
@@ -162,6 +175,7 @@ def _check(key: str, at: Field, value: Json) -> None:
         reason = unfit(text) if isinstance(text, str) else None
         if reason:
             at.wrong(f"{reason}: {shown(key, text)}")
+    return len(at.findings.problems) == faults
 
 
 def _compact(value: Json) -> str:

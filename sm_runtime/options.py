@@ -5,6 +5,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping
 
 from sm_runtime.model import Json, Options
@@ -13,7 +14,11 @@ from sm_runtime.reader import Field, Findings, closest, one_of
 VARIABLE_PREFIX = "SM_RUNTIME_"
 KEY_PREFIX = "sagemaker_runtime_"
 _STYLES = ("sagemaker", "flags", "json")
+_PORTS = 10
+"""How many ports from ``cluster_port`` on the leader tries: see ``link.gate``."""
 _SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
+_LAST_ID = 2**32 - 2
+"""The largest id of a user or a group; the one after it means none to chown(2)."""
 _OTHERS = ("JOB", "HOSTS", "CURRENT_HOST", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE")
 """What other parts of the runtime read from variables, and only from there."""
 
@@ -91,11 +96,22 @@ def _flag(at: Field) -> bool:
 
 
 def _size(at: Field) -> int | None:
-    return at.integer(minimum=1)
+    return at.integer(minimum=1, maximum=2**63 - 1)
 
 
 def _port(at: Field) -> int | None:
-    return at.integer(minimum=1024)
+    return at.integer(minimum=1024, maximum=2**16 - _PORTS)
+
+
+def _a_while(at: Field) -> float | None:
+    """Return seconds of which none would mean that all fails at once."""
+    return at.seconds(0.1)
+
+
+def _silence(at: Field) -> float | None:
+    """Return seconds, or None where 0 says that no silence is too long."""
+    found = at.seconds()
+    return _a_while(at) if found else None
 
 
 def _signal(at: Field) -> str | None:
@@ -108,8 +124,11 @@ def _signal(at: Field) -> str | None:
 
 def _owner(at: Field) -> tuple[int, int] | None:
     user, _, group = str(at.value).partition(":")
-    if not (user.isdecimal() and group.isdecimal()):
+    if not all(re.fullmatch("[0-9]{1,10}", number) for number in (user, group)):
         at.must("numbers like 1000:1000")
+        return None
+    if max(int(user), int(group)) > _LAST_ID:
+        at.must(f"numbers of at most {_LAST_ID}")
         return None
     return int(user), int(group)
 
@@ -130,7 +149,7 @@ OPTIONS: dict[str, Callable[[Field], object]] = {
     "install": _flag,
     "requirements": Field.text,
     "allow_framework_change": _flag,
-    "stall_seconds": Field.seconds,
+    "stall_seconds": _a_while,
     "allow_empty_channels": _flag,
     "link_channels": _flag,
     "require_model": _flag,
@@ -139,14 +158,14 @@ OPTIONS: dict[str, Callable[[Field], object]] = {
     "stop_timeout_seconds": Field.seconds,
     "stop_signal": _signal,
     "leftover_grace_seconds": Field.seconds,
-    "silence_seconds": Field.seconds,
+    "silence_seconds": _silence,
     "silence_fails": _flag,
     "chown": _owner,
     "unbuffered": _flag,
     "pipe_per_rank": _flag,
     "cluster_port": _port,
     "peer_wait_seconds": Field.seconds,
-    "peer_silence_seconds": Field.seconds,
+    "peer_silence_seconds": _a_while,
     "launcher": _arguments,
     "parameter_server_layout": _layout,
     "worker_seconds": Field.seconds,

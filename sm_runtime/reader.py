@@ -23,6 +23,10 @@ class _Absent:
 ABSENT: Json = _Absent()
 """The value of a field that is not there."""
 
+LARGEST = 2**31 - 1
+"""The largest whole number of the API's type ``integer``."""
+LONGEST_SECONDS = 2_147_483
+"""The longest that a socket can wait: poll(2) counts milliseconds in an ``int``."""
 _DEEPEST = 200
 _BOMS = (
     (codecs.BOM_UTF8, "UTF-8"),
@@ -40,7 +44,8 @@ class Document:
     """The bytes of a configuration file, and what to call it in messages."""
 
     path: str
-    data: bytes
+    data: bytes | None
+    """None: it is there and cannot be read, which is a problem of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,6 +75,13 @@ class Field:
     def place(self) -> str:
         """The file and the key path."""
         return f"{self.file}: {self.key}" if self.key else self.file
+
+    @property
+    def spoiled(self) -> bool:
+        """Whether something is wrong here, or with a part of this."""
+        place = self.place
+        starts = (f"{place}:", f"{place}.", f"{place}[")
+        return any(problem.startswith(starts) for problem in self.findings.problems)
 
     def wrong(self, what: str) -> None:
         """Note that ``what`` is wrong here."""
@@ -150,28 +162,36 @@ class Field:
         self.must("true or false")
         return default
 
-    def integer(self, *, minimum: int) -> int | None:
-        """Return a whole number of at least ``minimum``; its text counts too."""
+    def integer(self, *, minimum: int, maximum: int = LARGEST) -> int | None:
+        """Return a whole number from ``minimum`` to ``maximum``; its text counts too."""
         if not self.present:
             return None
         value = self.value
-        if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,18}\s*", value):
+        if isinstance(value, str) and re.fullmatch(r"\s*[+-]?[0-9]{1,100}\s*", value):
             value = int(value)
         if isinstance(value, bool) or not isinstance(value, int) or value < minimum:
             self.must(f"a whole number of at least {minimum}")
             return None
+        if value > maximum:
+            self.must(f"a whole number of at most {maximum}")
+            return None
         return value
 
-    def seconds(self) -> float | None:
-        """Return a finite number of at least 0; its text counts too."""
+    def seconds(self, minimum: float = 0) -> float | None:
+        """Return a number from ``minimum`` to LONGEST_SECONDS; its text counts too."""
         if not self.present:
             return None
         try:
             found = math.nan if isinstance(self.value, bool) else float(self.value)
-        except (TypeError, ValueError, OverflowError):
+        except OverflowError:  # a whole number that no float can hold
+            found = math.inf if self.value > 0 else -math.inf
+        except (TypeError, ValueError):
             found = math.nan
-        if not (math.isfinite(found) and found >= 0):
-            self.must("a number of seconds of at least 0")
+        if math.isnan(found) or found < minimum:
+            self.must(f"a number of seconds of at least {minimum:g}")
+            return None
+        if found > LONGEST_SECONDS:
+            self.must(f"a number of seconds of at most {LONGEST_SECONDS}")
             return None
         return found
 
@@ -183,7 +203,7 @@ class Field:
 def load(document: Document | None, path: str, findings: Findings) -> Field:
     """Return the root field of ``document``, which must be a JSON object; absent if it is not."""
     root = Field(document.path if document else path, "", ABSENT, findings)
-    if document is None:
+    if document is None or document.data is None:
         return root
     before = len(findings.problems)
     value = _decode(document.data, root)
@@ -266,8 +286,8 @@ def _decode(data: bytes, root: Field) -> Json:
         )
     except json.JSONDecodeError as error:
         root.wrong(f"invalid JSON at line {error.lineno} column {error.colno}: {error.msg}")
-    except ValueError as error:
-        root.wrong(f"invalid JSON: {error}")
+    except ValueError:  # json raises no other: Python's limit against numbers that take minutes
+        root.wrong("holds a whole number of more digits than can be read (4300)")
     except RecursionError:
         root.wrong(f"is nested more than {_DEEPEST} levels deep")
     return ABSENT

@@ -227,8 +227,13 @@ class Relay:
         self._thread = threading.Thread(target=self._carry, name=f"relay-{name}", daemon=True)
 
     def start(self) -> None:
-        """Start to carry; the writing end is closed here, the child has its own."""
+        """Start to carry; the writing end is closed here, the child has its own.
+
+        Raises MemoryError, or RuntimeError where there can be no more threads: in the thread itself
+        the output would only be lost.
+        """
         os.close(self.writer)
+        self._buffer = bytearray(PIPE_BYTES)
         self._thread.start()
 
     def hurry(self) -> None:
@@ -280,7 +285,7 @@ class Relay:
 
     def _carry(self) -> None:
         # One buffer for ever: fresh ones of this size would cost more than the copying.
-        buffer = bytearray(PIPE_BYTES)
+        buffer = self._buffer
         view = memoryview(buffer)
         poll = select.poll()
         poll.register(self._source, select.POLLIN)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from sm_runtime.errors import ConfigError
 from sm_runtime.frozen import dataclass, field
+from sm_runtime.hyperparameters import MOST_PROCESSES
 from sm_runtime.model import Hardware, Job
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
@@ -121,9 +122,10 @@ class Plan:
 def problems(job: Job) -> list[str]:
     """Return a sentence for each thing that the job asks for and cannot have.
 
-    A framework hook decides by itself, and a host whose group takes no part runs a plain process.
+    A framework hook or an entry point of the request decides by itself, and a host whose group
+    takes no part runs a plain process.
     """
-    if job.training_module or not _takes_part(job):
+    if job.decides_itself or not _takes_part(job):
         return []
     found = [f"hyperparameters: {key}: {why}" for key, why in _REFUSED.items() if _is_on(job, key)]
     asked = _asked(job)
@@ -149,7 +151,7 @@ def plan(job: Job, devices: Hardware, host: str | None = None) -> Plan:
         raise ConfigError(found)
     host = host or job.cluster.current_host
     hosts = _hosts(job)
-    asked = [] if job.training_module or host not in hosts else _asked(job)
+    asked = [] if job.decides_itself or host not in hosts else _asked(job)
     if not asked:
         return Plan(kind=PLAIN, host=host, hosts=(host,))
     origin, kind = asked[0]
@@ -236,9 +238,22 @@ def _problems_of(job: Job, kinds: set[str]) -> list[str]:
     if MPI in kinds:
         from sm_runtime.launch import mpirun
 
+        found += _too_many(job)
         found += mpirun.problems(job, _hosts(job))
     if TEMPLATE in kinds:
         from sm_runtime.launch import template
 
         found += template.problems(options.launcher)
     return found
+
+
+def _too_many(job: Job) -> list[str]:
+    """Return the sentence for more processes than the hosts may be asked to run."""
+    key = "sagemaker_mpi_num_processes"
+    asked, hosts = job.framework_parameters.get(key) or 0, len(_hosts(job))
+    if asked <= MOST_PROCESSES * hosts:
+        return []
+    return [
+        f"hyperparameters: {key}: must be a whole number of at most {MOST_PROCESSES * hosts} on"
+        f" {hosts} host{'s' * (hosts > 1)}, not {asked}"
+    ]
