@@ -97,7 +97,7 @@ def save(
 
 def _parts(job: Job) -> tuple[_Part, ...]:
     cluster, paths = job.cluster, job.paths
-    host = "" if cluster.is_leader else f"-{cluster.current_host}"
+    host = "" if cluster.is_first else f"-{cluster.current_host}"
     model = _Part(
         what="model", folder=paths.model, archive=f"model{host}.tar.gz", plain=f"model{host}"
     )
@@ -248,12 +248,12 @@ def _has_files(folder: str) -> bool:
 
 def _wants_model(job: Job) -> bool:
     """Return whether an empty model folder fails the job: only the leader's counts."""
-    return job.options.require_model and job.cluster.is_leader
+    return job.options.require_model and job.cluster.is_first
 
 
 def _warn_of_nothing(job: Job, part: _Part, warnings: Warnings) -> None:
     """Say that there is no model; hosts that do not lead, and output data, need not have any."""
-    if part.what != "model" or not job.cluster.is_leader:
+    if part.what != "model" or not job.cluster.is_first:
         return
     given = job.hyperparameters.get("model_dir")
     elsewhere = job.model_dir.uri if job.model_dir else given

@@ -8,9 +8,10 @@ from collections.abc import Mapping
 from sm_runtime.hyperparameters import DISTRIBUTIONS
 from sm_runtime.model import Cluster, InstanceGroup, Json
 from sm_runtime.reader import Document, Field
-from sm_runtime.request import Request
+from sm_runtime.request import Group, Request, Resources
 
 _GROUP = "homogeneousCluster"
+_TYPE = "local"
 _HOST = re.compile(r"[^\s/,=\0]+")
 
 
@@ -37,10 +38,13 @@ def read_cluster(
             f"{root.file}: does not exist though other files do: {current!r} is taken for the only"
             " host"
         )
-    _check_count(request.instance_count, hosts)
-    config = _synthesised(root, request, hosts, current)
+    if root.present or document is None:  # else a file that cannot be read may name them
+        _check_count(request.resources, hosts)
+    config = _synthesised(root, request.resources, hosts, current)
     at = root.with_value(config)
     groups = _groups(at.get("instance_groups"))
+    if not managed:
+        _check_groups(at.get("instance_groups"), groups, hosts)
     group = at.get("current_group_name").text(_GROUP) or _GROUP
     topology = at.get("topology")
     topology.items()
@@ -48,11 +52,12 @@ def read_cluster(
         current_host=current,
         hosts=hosts,
         network_interface=at.get("network_interface_name").text("eth0") or "eth0",
-        current_instance_type=at.get("current_instance_type").text("local") or "local",
+        current_instance_type=at.get("current_instance_type").text(_TYPE) or _TYPE,
         current_group=group,
         groups=groups,
         distribution_groups=_distribution_groups(framework, group, groups, root),
         topology=config.get("topology", []),
+        first=_first(framework, groups),
     )
     return cluster, config
 
@@ -103,41 +108,79 @@ def _current_host(
     return hosts[0]
 
 
-def _check_count(at: Field | None, hosts: tuple[str, ...]) -> None:
-    if at is None:
+def _check_count(asked: Resources, hosts: tuple[str, ...]) -> None:
+    """Note that the request wants other hosts than are known: each would believe to be alone."""
+    if asked.at is None or not asked.counts or len(hosts) in asked.counts:
         return
-    count = at.integer(minimum=0)
-    if count and count != len(hosts):
-        known = f"{len(hosts)} host{'s are' if len(hosts) != 1 else ' is'} known"
-        at.wrong(f"is {count}, but {known}; resourceconfig.json or SM_RUNTIME_HOSTS must name all")
+    known = f"{len(hosts)} host{'s are' if len(hosts) != 1 else ' is'} known"
+    wanted = " or ".join(map(str, sorted(asked.counts)))
+    says = f"is {wanted}" if asked.at.key.endswith("Count") else f"asks for {wanted} hosts"
+    asked.at.wrong(f"{says}, but {known}; resourceconfig.json or SM_RUNTIME_HOSTS must name all")
 
 
 def _synthesised(
-    root: Field, request: Request, hosts: tuple[str, ...], current: str
+    root: Field, asked: Resources, hosts: tuple[str, ...], current: str
 ) -> dict[str, Json]:
     """Return the file with what it leaves out; without a file, what the platform would write."""
+    groups = _of_request(asked, hosts)
     if root.present:
         config: dict[str, Json] = {**root.value}
         config.setdefault("hosts", list(hosts))
         config.setdefault("current_host", current)
-        if request.instance_type:
-            config.setdefault("current_instance_type", request.instance_type)
+        instance_type = asked.counts.get(len(hosts)) or asked.instance_type
+        if asked.groups:
+            own = _group_of(config.setdefault("instance_groups", groups), current)
+            config.setdefault("current_group_name", own.get("instance_group_name", _GROUP))
+            instance_type = own.get("instance_type")
+        if instance_type:
+            config.setdefault("current_instance_type", instance_type)
         return config
-    instance_type = request.instance_type or "local"
+    own = _group_of(groups, current)
     return {
         "current_host": current,
-        "current_instance_type": instance_type,
-        "current_group_name": _GROUP,
+        "current_instance_type": own.get("instance_type", _TYPE),
+        "current_group_name": own.get("instance_group_name", _GROUP),
         "hosts": list(hosts),
-        "instance_groups": [
-            {
-                "instance_group_name": _GROUP,
-                "instance_type": instance_type,
-                "hosts": list(hosts),
-            }
-        ],
+        "instance_groups": groups,
         "network_interface_name": "eth0",
     }
+
+
+def _of_request(asked: Resources, hosts: tuple[str, ...]) -> list[dict[str, Json]]:
+    """Return the groups that the request makes of ``hosts``, in their order."""
+    instance_type = asked.counts.get(len(hosts)) or asked.instance_type
+    wanted = asked.groups or (Group(name=_GROUP, instance_type=instance_type, count=len(hosts)),)
+    groups: list[dict[str, Json]] = []
+    taken = 0
+    for group in wanted:
+        groups.append(
+            {
+                "instance_group_name": group.name,
+                "instance_type": group.instance_type or _TYPE,
+                "hosts": list(hosts[taken : taken + group.count]),
+            }
+        )
+        taken += group.count
+    return groups
+
+
+def _group_of(groups: Json, host: str) -> Mapping[str, Json]:
+    """Return the group that has ``host``; ``groups`` may be whatever the file has."""
+    for group in groups if isinstance(groups, list) else ():
+        if isinstance(group, dict) and host in (group.get("hosts") or ()):
+            return group
+    return {}
+
+
+def _check_groups(at: Field, groups: tuple[InstanceGroup, ...], hosts: tuple[str, ...]) -> None:
+    """Note each host of a group that is none of the job's."""
+    for group in groups:
+        for host in group.hosts:
+            if host not in hosts:
+                at.wrong(
+                    f"the host {host!r} of the group {group.name!r} is not one of the hosts"
+                    f" {', '.join(map(repr, hosts))}"
+                )
 
 
 def _groups(at: Field) -> tuple[InstanceGroup, ...]:
@@ -152,7 +195,7 @@ def _groups(at: Field) -> tuple[InstanceGroup, ...]:
         elif name in [group.name for group in groups]:
             item.get("instance_group_name").wrong(f"another group has the name {name!r} already")
         else:
-            instance_type = item.get("instance_type").text("local") or "local"
+            instance_type = item.get("instance_type").text(_TYPE) or _TYPE
             hosts = item.get("hosts").texts()
             groups.append(InstanceGroup(name=name, instance_type=instance_type, hosts=hosts))
     return tuple(groups)
@@ -177,3 +220,12 @@ def _distribution_groups(
                 f" {', '.join(map(repr, known))}"
             )
     return tuple(named)
+
+
+def _first(framework: Mapping[str, Json], groups: tuple[InstanceGroup, ...]) -> str:
+    """Return the host that comes first where each group trains by itself, under its own leader."""
+    if framework.get("sagemaker_distribution_instance_groups") is not None or len(groups) < 2:
+        return ""
+    if not any(framework.get(flag) for flag in DISTRIBUTIONS):
+        return ""
+    return next((group.hosts[0] for group in groups if group.hosts), "")

@@ -83,6 +83,8 @@ class Cluster:
     distribution_groups: tuple[str, ...] = ()
     """The groups that take part in distributed training (contract 7.1)."""
     topology: Json = None
+    first: str = ""
+    """The host whose artifacts have the plain names, the same on all hosts; empty: the leader."""
 
     @property
     def current_group_hosts(self) -> tuple[str, ...]:
@@ -105,6 +107,11 @@ class Cluster:
     def is_leader(self) -> bool:
         """Whether the current host leads."""
         return self.leader == self.current_host
+
+    @property
+    def is_first(self) -> bool:
+        """Whether the current host's artifacts have the plain names."""
+        return (self.first or self.leader) == self.current_host
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -215,11 +222,15 @@ class Job:
     """The nine well-known reserved keys that are present, decoded (contract 2.3)."""
     framework_parameters: Mapping[str, Json] = field(default_factory=dict)
     """The other reserved keys, decoded: SM_FRAMEWORK_PARAMS."""
+    hyperparameter_config: Mapping[str, Json] = field(default_factory=dict)
+    """All of them, as ``hyperparameters.json`` has them or would have them."""
     resource_config: Mapping[str, Json] = field(default_factory=dict)
     input_data_config: Mapping[str, Json] = field(default_factory=dict)
     channels: tuple[Channel, ...] = ()
     program: str | None = None
     """The entry point, relative to the code folder, or a module."""
+    entry_point: tuple[str, ...] = ()
+    """The request's ``ContainerEntrypoint``, run in place of a program of the code folder."""
     submit_directory: str | None = None
     """Where the code is; None: the code folder."""
     region: str = ""
@@ -236,6 +247,11 @@ class Job:
     """The request's ``Environment``: exported to the script."""
     max_runtime_seconds: float | None = None
     options: Options = Options()
+
+    @property
+    def decides_itself(self) -> bool:
+        """Whether what is run, and not the hyperparameters, decides on distributed training."""
+        return bool(self.training_module or self.entry_point)
 
     @property
     def stop_grace_seconds(self) -> float:

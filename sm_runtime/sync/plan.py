@@ -76,7 +76,7 @@ def folders(job: Job) -> tuple[Folder, ...]:
                 deletes=True,
                 required=True,
                 # All hosts are given the same one: others' files would take the place of these.
-                uploads=job.cluster.is_leader,
+                uploads=job.cluster.is_first,
             )
         )
     if job.tensorboard:

@@ -53,7 +53,7 @@ class Syncs:
             mirror = self._mirrors.get(folder)
             if mirror:
                 # A host that does not lead leaves to the leader what another host may have written.
-                mirror.restored(found.names, owned=self._job.cluster.is_leader)
+                mirror.restored(found.names, owned=self._job.cluster.is_first)
             if found.kept:
                 log.warning(
                     "%s: in %s already, and left as they are: %d of the files of %s",

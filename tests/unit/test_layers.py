@@ -20,6 +20,7 @@ PURE_NAMES = (
     "frozen",
     "secrecy",
     "reader",
+    "api",
     "request",
     "hyperparameters",
     "cluster",

@@ -7,32 +7,33 @@ from typing import Any
 
 import pytest
 
-from sm_runtime import contract
+from sm_runtime import contract, environ
 from sm_runtime.contract import Parsed
-from sm_runtime.model import Job, Metric, Output, Source, Sync
+from sm_runtime.launch import distribution
+from sm_runtime.model import Hardware, Job, Metric, Output, Source, Sync
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
 
 S3 = {"S3DataType": "S3Prefix", "S3Uri": "s3://b/p"}
 
 
-def parse(request: Any, environ: dict[str, str] | None = None, **documents: Any) -> Parsed:
+def parse(request: Any, variables: dict[str, str] | None = None, **documents: Any) -> Parsed:
     found = {
         name: Document(f"{name}.json", json.dumps(value).encode())
         for name, value in {"job": request, **documents}.items()
     }
-    return contract.parse(found, environ or {}, Paths(), "box")
+    return contract.parse(found, variables or {}, Paths(), "box")
 
 
-def job(request: Any, environ: dict[str, str] | None = None, **documents: Any) -> Job:
-    parsed = parse(request, environ, **documents)
+def job(request: Any, variables: dict[str, str] | None = None, **documents: Any) -> Job:
+    parsed = parse(request, variables, **documents)
     assert parsed.problems == ()
     assert parsed.job is not None
     return parsed.job
 
 
-def problem(request: Any, environ: dict[str, str] | None = None, **documents: Any) -> str:
-    parsed = parse(request, environ, **documents)
+def problem(request: Any, variables: dict[str, str] | None = None, **documents: Any) -> str:
+    parsed = parse(request, variables, **documents)
     assert parsed.job is None
     assert len(parsed.problems) == 1, parsed.problems
     return parsed.problems[0]
@@ -316,3 +317,281 @@ def test_settings_may_stand_in_the_environment_of_the_request() -> None:
     )
     assert found.options.install is False
     assert found.options.args == ("--env",)
+
+
+THREE = {"SM_RUNTIME_HOSTS": "algo-1,algo-2,algo-3"}
+GROUPS = [
+    {"InstanceGroupName": "readers", "InstanceType": "ml.c5.large", "InstanceCount": 2},
+    {"InstanceGroupName": "trainers", "InstanceType": "ml.g5.large", "InstanceCount": 1},
+]
+GROUPED = {"ResourceConfig": {"InstanceGroups": GROUPS}}
+
+
+@pytest.mark.parametrize(
+    ("host", "group", "instance_type"),
+    [
+        ("algo-1", "readers", "ml.c5.large"),
+        ("algo-2", "readers", "ml.c5.large"),
+        ("algo-3", "trainers", "ml.g5.large"),
+    ],
+)
+def test_groups_are_formed_from_the_list_of_hosts_in_order(
+    host: str, group: str, instance_type: str
+) -> None:
+    found = job(GROUPED, {**THREE, "SM_RUNTIME_CURRENT_HOST": host})
+    assert found.resource_config == {
+        "current_host": host,
+        "current_instance_type": instance_type,
+        "current_group_name": group,
+        "hosts": ["algo-1", "algo-2", "algo-3"],
+        "instance_groups": [
+            {
+                "instance_group_name": "readers",
+                "instance_type": "ml.c5.large",
+                "hosts": ["algo-1", "algo-2"],
+            },
+            {
+                "instance_group_name": "trainers",
+                "instance_type": "ml.g5.large",
+                "hosts": ["algo-3"],
+            },
+        ],
+        "network_interface_name": "eth0",
+    }
+    variables = environ.variables(found, Hardware(cpus=1))
+    assert variables["SM_CURRENT_INSTANCE_GROUP"] == group
+    assert variables["SM_CURRENT_INSTANCE_TYPE"] == instance_type
+    assert variables["SM_INSTANCE_GROUPS"] == '["readers","trainers"]'
+    assert variables["SM_IS_HETERO"] == "true"
+    assert json.loads(variables["SM_INSTANCE_GROUPS_DICT"])["trainers"]["hosts"] == ["algo-3"]
+    hosts = json.loads(variables["SM_CURRENT_INSTANCE_GROUP_HOSTS"])
+    assert (host in hosts, len(hosts)) == (True, 2 if group == "readers" else 1)
+
+
+RESOURCE_COUNTS: list[tuple[dict[str, Any], str]] = [
+    ({"InstanceGroups": GROUPS}, "InstanceGroups: asks for 3 hosts, but 1 host is known"),
+    ({"InstanceCount": 2}, "InstanceCount: is 2, but 1 host is known"),
+    ({"SelectedInstanceCount": 2}, "SelectedInstanceCount: is 2, but 1 host is known"),
+    (
+        {"InstancePreferences": [{"InstanceType": "a", "InstanceCount": n} for n in (4, 2)]},
+        "InstancePreferences: asks for 2 or 4 hosts, but 1 host is known",
+    ),
+    (
+        {"InstanceCount": 2, "InstancePreferences": [{"InstanceType": "a"}]},
+        "InstancePreferences: asks for 2 hosts, but 1 host is known",
+    ),
+]
+
+
+@pytest.mark.parametrize(("resources", "reason"), RESOURCE_COUNTS)
+def test_a_host_does_not_believe_to_be_alone(resources: dict[str, Any], reason: str) -> None:
+    found = problem({"ResourceConfig": resources})
+    assert found == (
+        f"job.json: ResourceConfig.{reason}; resourceconfig.json or SM_RUNTIME_HOSTS must name all"
+    )
+
+
+def test_more_hosts_than_the_groups_have_are_a_problem_too() -> None:
+    hosts = {"SM_RUNTIME_HOSTS": "a,b,c,d", "SM_RUNTIME_CURRENT_HOST": "a"}
+    assert "asks for 3 hosts, but 4 hosts are known" in problem(GROUPED, hosts)
+
+
+def test_the_number_of_hosts_tells_which_preference_was_chosen() -> None:
+    preferences = [
+        {"InstanceType": "ml.a", "InstanceCount": 1},
+        {"InstanceType": "ml.b", "InstanceCount": 3},
+        {"InstanceType": "ml.c", "InstanceCount": 3},
+    ]
+    asked = {"ResourceConfig": {"InstancePreferences": preferences}}
+    assert job(asked).cluster.current_instance_type == "ml.a"
+    three = job(asked, {**THREE, "SM_RUNTIME_CURRENT_HOST": "algo-1"})
+    assert three.cluster.current_instance_type == "local"  # either of two
+
+
+def test_a_preference_without_a_number_leaves_the_hosts_open() -> None:
+    asked = {"ResourceConfig": {"InstancePreferences": [{"InstanceType": "ml.a"}]}}
+    assert job(asked).cluster.hosts == ("box",)
+
+
+@pytest.mark.parametrize(
+    ("resources", "reason"),
+    [
+        ({"InstanceCount": 2, "InstanceGroups": GROUPS}, "is 2, but InstanceGroups have 3 hosts"),
+        ({"InstanceGroups": [{**GROUPS[0], "InstanceCount": None}]}, "InstanceCount: is missing"),
+        ({"InstanceGroups": [{**GROUPS[0], "InstanceGroupName": ""}]}, "Name: is missing"),
+        ({"InstanceGroups": [GROUPS[1], GROUPS[1]]}, "another group has the name 'trainers'"),
+        ({"InstanceGroups": [{**GROUPS[0], "Count": 2}]}, "InstanceGroups[0]: unknown key 'Count'"),
+        ({"InstanceGroups": {}}, "InstanceGroups: must be a list, not an object"),
+        ({"InstanceGroups": ["x"]}, "InstanceGroups[0]: must be an object, not 'x'"),
+        (
+            {"InstanceGroups": [{**GROUPS[0], "InstanceCount": 10**400}]},
+            "InstanceCount: must be a whole number of at most 2147483647, not 1000",
+        ),
+    ],
+)
+def test_what_is_wrong_with_groups_is_named(resources: dict[str, Any], reason: str) -> None:
+    hosts = {**THREE, "SM_RUNTIME_CURRENT_HOST": "algo-1"}
+    found = parse({"ResourceConfig": resources}, hosts).problems
+    assert any(text.startswith("job.json: ") and reason in text for text in found), found
+
+
+def test_the_groups_of_the_file_win_key_by_key() -> None:
+    own = [
+        {"instance_group_name": "mine", "instance_type": "ml.m", "hosts": ["algo-3", "algo-1"]},
+        {"instance_group_name": "rest", "instance_type": "ml.r", "hosts": ["algo-2"]},
+    ]
+    resources = {
+        "hosts": ["algo-1", "algo-2", "algo-3"],
+        "current_host": "algo-2",
+        "instance_groups": own,
+    }
+    found = job(GROUPED, resourceconfig=resources)
+    assert found.resource_config == {
+        **resources,
+        "current_group_name": "rest",
+        "current_instance_type": "ml.r",
+    }
+    assert found.cluster.current_group_hosts == ("algo-2",)
+    named = job(GROUPED, resourceconfig={**resources, "current_group_name": "mine"})
+    assert named.cluster.current_group == "mine"
+
+
+def test_a_group_of_the_file_with_a_host_of_no_job_is_a_problem() -> None:
+    group = {"instance_group_name": "g", "instance_type": "t", "hosts": ["algo-1", "other"]}
+    resources = {"hosts": ["algo-1"], "current_host": "algo-1", "instance_groups": [group]}
+    found = problem({}, resourceconfig=resources)
+    assert "the host 'other' of the group 'g' is not one of the hosts 'algo-1'" in found
+
+
+def test_a_channel_reaches_the_groups_that_it_names() -> None:
+    def of(name: str, *groups: str) -> dict[str, Any]:
+        source = {**S3, "InstanceGroupNames": list(groups)}
+        return {"ChannelName": name, "DataSource": {"S3DataSource": source}}
+
+    channels = [of("all"), of("read", "readers"), of("both", "readers", "trainers")]
+    asked = {**GROUPED, "InputDataConfig": channels}
+    names = {
+        host: [c.name for c in job(asked, {**THREE, "SM_RUNTIME_CURRENT_HOST": host}).channels]
+        for host in ("algo-1", "algo-3")
+    }
+    assert names == {"algo-1": ["all", "read", "both"], "algo-3": ["all", "both"]}
+    found = job(asked, {**THREE, "SM_RUNTIME_CURRENT_HOST": "algo-3"})
+    assert list(found.input_data_config) == ["all", "both"]
+
+
+@pytest.mark.parametrize(
+    ("hyperparameters", "leaders", "first"),
+    [
+        ({}, {"algo-1"}, "algo-1"),
+        ({"sagemaker_mpi_enabled": "true"}, {"algo-1", "algo-3"}, "algo-1"),
+        (
+            {
+                "sagemaker_mpi_enabled": "true",
+                "sagemaker_distribution_instance_groups": '["trainers"]',
+            },
+            {"algo-3"},
+            "algo-3",
+        ),
+    ],
+)
+def test_one_host_alone_has_the_artifacts_of_the_job(
+    hyperparameters: dict[str, str], leaders: set[str], first: str
+) -> None:
+    """Each group may train by itself, under a leader of its own."""
+    clusters = [
+        job(
+            {**GROUPED, "HyperParameters": hyperparameters},
+            {**THREE, "SM_RUNTIME_CURRENT_HOST": host},
+        ).cluster
+        for host in ("algo-1", "algo-2", "algo-3")
+    ]
+    assert {cluster.leader for cluster in clusters} == leaders
+    assert [cluster.current_host for cluster in clusters if cluster.is_first] == [first]
+
+
+ENTRY = {
+    "AlgorithmSpecification": {
+        "ContainerEntrypoint": ["/bin/bash", "-c"],
+        "ContainerArguments": ["x && y"],
+    }
+}
+
+
+def test_an_entry_point_has_the_arguments_of_the_request_alone() -> None:
+    found = job({**ENTRY, "HyperParameters": {"lr": "0.1", "sagemaker_program": "train.py"}})
+    assert found.entry_point == ("/bin/bash", "-c")
+    assert environ.arguments(found) == ("x && y",)
+    assert environ.variables(found, Hardware(cpus=1))["SM_HP_LR"] == "0.1"
+
+
+def test_the_setting_for_arguments_wins_with_an_entry_point_as_without() -> None:
+    assert environ.arguments(job(ENTRY, {"SM_RUNTIME_ARGS": '["z"]'})) == ("z",)
+
+
+def test_arguments_without_an_entry_point_follow_the_hyperparameters() -> None:
+    asked = {
+        "AlgorithmSpecification": {"ContainerArguments": ["--more", "1"]},
+        "HyperParameters": {"lr": "0.1"},
+    }
+    assert environ.arguments(job(asked)) == ("--lr", "0.1", "--more", "1")
+
+
+@pytest.mark.parametrize(
+    ("value", "reason"),
+    [
+        ([], "must name a program"),
+        ([""], "must name a program"),
+        ([None], "ContainerEntrypoint[0]: must be a string"),
+        (["a\0b"], "NUL"),
+        ("x", "must be a list, not 'x'"),
+        ([1], "ContainerEntrypoint[0]: must be a string, not 1"),
+    ],
+)
+def test_an_entry_point_that_is_none_is_a_problem(value: Any, reason: str) -> None:
+    found = parse({"AlgorithmSpecification": {"ContainerEntrypoint": value}}).problems
+    assert any(reason in text for text in found), found
+
+
+def test_an_entry_point_decides_by_itself_on_distributed_training() -> None:
+    asked = {**ENTRY, "HyperParameters": {"sagemaker_mpi_enabled": "true"}}
+    hosts = {"SM_RUNTIME_HOSTS": "a,b", "SM_RUNTIME_CURRENT_HOST": "a"}
+    hook = {"SAGEMAKER_TRAINING_MODULE": "a.b:c"}
+    parsed = parse(asked, {**hosts, **hook})
+    assert parsed.job is not None
+    assert distribution.plan(parsed.job, Hardware(cpus=1)).kind == distribution.PLAIN
+    assert parsed.job.training_module is None
+    (warning,) = parsed.warnings
+    assert "sagemaker_mpi_enabled: has no effect" in warning
+
+
+def test_what_a_file_says_of_checkpoints_wins_where_the_request_wants_them() -> None:
+    wanted = {"CheckpointConfig": {"S3Uri": "s3://b/c", "LocalPath": "/request"}}
+    here = {"LocalPath": "/file"}
+    assert job(wanted, checkpointconfig=here).checkpoints == Sync(
+        local_path="/file", uri="s3://b/c"
+    )
+    assert job({}, checkpointconfig=here).checkpoints is None
+    relative = problem(wanted, checkpointconfig={"LocalPath": "x"})
+    assert relative.startswith("checkpointconfig.json: LocalPath: must be an absolute path")
+
+
+def test_what_is_read_of_a_job_with_problems_is_what_is_right_with_it() -> None:
+    parsed = parse(
+        {
+            "TrainingJobName": "a/b",
+            "HyperParameters": {"lr": "0.1", "bad=": "1"},
+            "InputDataConfig": [
+                {"ChannelName": "good", "DataSource": {"S3DataSource": S3}},
+                {"ChannelName": "bad", "InputMode": "Fiel", "DataSource": {"S3DataSource": S3}},
+            ],
+        }
+    )
+    assert parsed.job is None
+    assert dict(parsed.draft.hyperparameters) == {"lr": 0.1}
+    assert [channel.name for channel in parsed.draft.channels] == ["good"]
+    assert parsed.unread == frozenset()
+
+
+def test_a_document_that_cannot_be_read_is_no_empty_one() -> None:
+    found = {"hyperparameters": Document("hyperparameters.json", b"{")}
+    assert contract.parse(found, {}, Paths(), "box").unread == {"hyperparameters"}
