@@ -7,12 +7,25 @@ import os
 from collections.abc import Mapping
 
 from sm_runtime import contract, documents, environ, redirect
+from sm_runtime.contract import Parsed
 from sm_runtime.errors import ConfigError
+from sm_runtime.frozen import dataclass
 from sm_runtime.model import Job
 from sm_runtime.paths import Paths
 from sm_runtime.redact import Mask
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Examined:
+    """A job, and what is wrong with its configuration."""
+
+    job: Job
+    """The job as far as it can be read."""
+    problems: tuple[str, ...] = ()
+    unread: frozenset[str] = frozenset()
+    """The documents of which nothing can be read, so wrong are they."""
 
 
 def paths_of(variables: Mapping[str, str]) -> Paths:
@@ -26,18 +39,34 @@ def configure(variables: Mapping[str, str], mask: Mask) -> Job:
 
     Raises ConfigError with every problem that there is.
     """
+    found = examine(variables, mask)
+    if found.problems:
+        raise ConfigError(found.problems)
+    return found.job
+
+
+def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
+    """Return the job as far as it can be read, and have its secrets masked from here on."""
     paths = paths_of(variables)
     mask.learn(environ.secrets(None, variables))
-    parsed = contract.parse(documents.read(paths, variables), variables, paths, os.uname().nodename)
-    if parsed.job is None:
-        raise ConfigError(parsed.problems)
-    job = redirect.redirected(parsed.job)
+    found, unreadable = documents.collect(paths, variables)
+    parsed = contract.parse(found, variables, paths, os.uname().nodename)
+    job = redirect.redirected(parsed.draft)
     mask.learn(environ.secrets(job, variables))
-    logging.getLogger("sm_runtime").setLevel(parsed.job.log_level)
+    logging.getLogger("sm_runtime").setLevel(job.log_level)
+    if not (unreadable or parsed.problems):
+        _tell(job, parsed)
+    return Examined(
+        job=job,
+        problems=(*unreadable.values(), *parsed.problems),
+        unread=parsed.unread,
+    )
+
+
+def _tell(job: Job, parsed: Parsed) -> None:
     for note in parsed.notes:
         log.info("%s", note)
     for warning in parsed.warnings:
         log.warning("%s", warning)
     if told := redirect.note(job):
         log.info("%s", told)
-    return job

@@ -10,10 +10,11 @@ import json
 from collections.abc import Mapping
 
 from sm_runtime.cluster import read_cluster
-from sm_runtime.frozen import dataclass
-from sm_runtime.hyperparameters import Hyperparameters, read_hyperparameters
+from sm_runtime.frozen import dataclass, replace
+from sm_runtime.hyperparameters import DISTRIBUTIONS as DISTRIBUTED
+from sm_runtime.hyperparameters import Hyperparameters, encoded, read_hyperparameters
 from sm_runtime.hyperparameters import log_level as read_log_level
-from sm_runtime.model import Channel, Cluster, Job, Json
+from sm_runtime.model import Channel, Cluster, Job, Json, Options, Sync
 from sm_runtime.options import read_options
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document, Field, Findings, load, unfit
@@ -22,8 +23,10 @@ from sm_runtime.request import (
     MODES,
     WRAPPERS,
     Request,
+    absolute_path,
     channel_name,
     read_request,
+    storage_uri,
 )
 
 
@@ -32,10 +35,14 @@ class Parsed:
     """A job, or the sentences that say why there is none."""
 
     job: Job | None
+    draft: Job
+    """The job as far as it can be read, also where something is wrong with it."""
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
     """What was decided and is worth a line in the log."""
+    unread: frozenset[str] = frozenset()
+    """The documents that are there and say nothing, so wrong are they."""
 
 
 def parse(
@@ -46,17 +53,21 @@ def parse(
 ) -> Parsed:
     """Return the job that ``documents`` and ``environ`` describe, or everything wrong with them."""
     findings = Findings()
+    names = ["hyperparameters", "inputdataconfig", "resourceconfig", "job"]
+    if "job" in documents:
+        names.append("checkpointconfig")
     roots = {
-        name: load(documents.get(name), f"{paths.config}/{name}.json", findings)
-        for name in ("hyperparameters", "inputdataconfig", "resourceconfig", "job")
+        name: load(documents.get(name), f"{paths.config}/{name}.json", findings) for name in names
     }
     job = _job(roots, documents, environ, paths, hostname, findings)
     problems = tuple(dict.fromkeys(findings.problems))
     return Parsed(
         job=None if problems else job,
+        draft=job,
         problems=problems,
         warnings=tuple(dict.fromkeys(findings.warnings)),
         notes=tuple(findings.notes),
+        unread=frozenset(name for name in documents if name in roots and not roots[name].present),
     )
 
 
@@ -73,6 +84,7 @@ def _job(
     settings = {**environ, **request.environment}
     raw = {**request.hyperparameters, **roots["hyperparameters"].fields()}
     keys = read_hyperparameters(raw)
+    faults = len(findings.problems)
     cluster, resource_config = read_cluster(
         roots["resourceconfig"],
         request,
@@ -83,12 +95,13 @@ def _job(
         bare=managed and not documents,
         managed=managed,
     )
+    if len(findings.problems) > faults:  # nothing else is to be held to groups that may be others
+        cluster = replace(cluster, groups=(), distribution_groups=())
     channels, input_data_config = _channels(roots["inputdataconfig"], request, paths, cluster)
-    name = request.name or settings.get("TRAINING_JOB_NAME") or None
-    if request.output is not None and name is None:
-        roots["job"].get("TrainingJobName").wrong(
-            "is missing, and OutputDataConfig needs it: artifacts go below the job's name"
-        )
+    name = _name(roots["job"], request, settings)
+    options = read_options(settings, keys.decoded, request.arguments, findings)
+    if request.entry_point:
+        _warn_of_distribution(keys, options, findings)
     user, texts = _tuned(keys, name, paths, findings)
     return Job(
         paths=paths,
@@ -99,25 +112,52 @@ def _job(
         texts=texts,
         reserved=keys.reserved,
         framework_parameters=keys.framework,
+        hyperparameter_config=_written(roots["hyperparameters"], request, texts),
         resource_config=resource_config,
         input_data_config=input_data_config,
         channels=channels,
         program=_setting(settings, "SAGEMAKER_PROGRAM", findings)
         or keys.reserved.get("sagemaker_program")
         or None,
+        entry_point=request.entry_point,
         submit_directory=keys.reserved.get("sagemaker_submit_directory")
         or _setting(settings, "SAGEMAKER_SUBMIT_DIRECTORY", findings)
         or None,
         region=_region(keys, settings),
         log_level=_log_level(keys, settings, findings),
-        training_module=_training_module(settings, findings),
+        training_module=None if request.entry_point else _training_module(settings, findings),
         output=request.output,
-        checkpoints=request.checkpoints,
+        checkpoints=_checkpoints(roots.get("checkpointconfig"), request.checkpoints),
         tensorboard=request.tensorboard,
         metrics=request.metrics,
         environment=request.environment,
         max_runtime_seconds=request.max_runtime_seconds,
-        options=read_options(settings, keys.decoded, request.arguments, findings),
+        options=options,
+    )
+
+
+def _name(root: Field, request: Request, settings: Mapping[str, str]) -> str | None:
+    name = request.name or settings.get("TRAINING_JOB_NAME") or None
+    at = root.get("TrainingJobName")
+    if request.output is not None and name is None and not at.spoiled:
+        at.wrong("is missing, and OutputDataConfig needs it: artifacts go below the job's name")
+    return name
+
+
+def _written(root: Field, request: Request, texts: Mapping[str, str]) -> dict[str, Json]:
+    """Return ``hyperparameters.json``: as it is, and with what the request has on top of it."""
+    found = {key: at.value for key, at in root.fields().items()}
+    for key, at in request.hyperparameters.items():
+        found.setdefault(key, texts.get(key, encoded(at.value)))
+    return found
+
+
+def _warn_of_distribution(keys: Hyperparameters, options: Options, findings: Findings) -> None:
+    """Note what asks for distributed training: an entry point does that by itself."""
+    asked = [f"hyperparameter {flag}" for flag in DISTRIBUTED if keys.framework.get(flag)]
+    asked += ["option launcher"] * bool(options.launcher)
+    findings.warnings.extend(
+        f"{name}: has no effect: ContainerEntrypoint is run on each host, once" for name in asked
     )
 
 
@@ -180,8 +220,28 @@ def _channels(
         )
         for name, at in described.items()
     )
-    mine = tuple(channel for channel in channels if channel.reaches(cluster))
+    mine = tuple(
+        channel
+        for channel in channels
+        if channel.reaches(cluster)
+        and channel.name not in request.spoiled
+        and not described[channel.name].spoiled
+    )
     return mine, {channel.name: described[channel.name].value for channel in mine}
+
+
+def _checkpoints(root: Field | None, asked: Sync | None) -> Sync | None:
+    """Return where checkpoints go; what ``checkpointconfig.json`` says wins over the request.
+
+    The file alone asks for nothing: it may be what an earlier job has left.
+    """
+    if root is None or asked is None or not root.present:
+        return asked
+    path, uri = root.get("LocalPath"), root.get("S3Uri")
+    return Sync(
+        local_path=absolute_path(path, asked.local_path),
+        uri=(storage_uri(uri) if uri.present else None) or asked.uri,
+    )
 
 
 def _tuned(

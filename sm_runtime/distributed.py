@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Mapping
 
-from sm_runtime import environ
+from sm_runtime import environ, regular
 from sm_runtime.ensemble import Ensemble, Terms
 from sm_runtime.errors import ConfigError, JobError, LaunchError
 from sm_runtime.failure import Failure
@@ -263,10 +263,12 @@ def secret(variables: Mapping[str, str]) -> bytes:
     if path and not text:
         name = SECRET_FILE
         try:
-            with open(path, encoding="utf-8", errors="surrogateescape") as file:
-                text = file.read(65536).strip()
-        except OSError as error:
-            raise ConfigError(f"environment: {name}: {path}: {error.strerror}") from None
+            data = regular.read(path)
+        except ConfigError as error:
+            raise ConfigError(f"environment: {name}: {error}") from None
+        if data is None:
+            raise ConfigError(f"environment: {name}: {path}: does not exist")
+        text = data.decode("utf-8", "surrogateescape").strip()
         if not text:
             raise ConfigError(f"environment: {name}: {path} is empty")
     found = text.encode("utf-8", "surrogateescape")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+from sm_runtime import configfiles, regular
 from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
@@ -13,35 +14,59 @@ _FILES = {
     "inputdataconfig": "inputdataconfig.json",
     "resourceconfig": "resourceconfig.json",
     "job": "job.json",
+    "checkpointconfig": "checkpointconfig.json",
 }
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION", "SAGEMAKER_REGION")
-_MAX_BYTES = 16 << 20
 VARIABLE = "SM_RUNTIME_JOB"
 """Names the request, or holds it, instead of ``input/config/job.json``."""
 
 
 def read(paths: Paths, environ: Mapping[str, str]) -> dict[str, Document]:
     """Return the documents that exist, by ``hyperparameters``, ``inputdataconfig``,
-    ``resourceconfig`` and ``job``.
+    ``resourceconfig``, ``job`` and ``checkpointconfig``.
 
     Raises ConfigError, naming every file that exists and cannot be read.
     """
+    found, problems = collect(paths, environ)
+    if problems:
+        raise ConfigError(problems.values())
+    return found
+
+
+def collect(paths: Paths, environ: Mapping[str, str]) -> tuple[dict[str, Document], dict[str, str]]:
+    """Return the documents that exist, and a sentence for each one that cannot be read.
+
+    What an earlier job has written is as it was before that: see ``configfiles``.
+    """
     found: dict[str, Document] = {}
-    problems: list[str] = []
+    problems: dict[str, str] = {}
     for key, name in _FILES.items():
+        path = f"{paths.config}/{name}"
         try:
             if key == "job" and environ.get(VARIABLE, "").strip():
                 found[key] = _named(environ[VARIABLE].strip(), environ)
                 continue
-            path = f"{paths.config}/{name}"
-            data = _bytes(path)
+            if key == "checkpointconfig" and "job" not in found:
+                continue  # a platform's, of which only the script makes something
+            data = regular.read(path)
             if data is not None:
                 found[key] = Document(path, data)
         except ConfigError as error:
-            problems += error.problems
-    if problems:
-        raise ConfigError(problems)
-    return found
+            found[key] = Document(path, None)
+            problems[key] = str(error)
+    record = configfiles.read_record(paths.config)
+    for key in record.files.keys() & found.keys() - problems.keys():
+        data = record.original(key, found[key].data)
+        if data is None:
+            del found[key]
+        else:
+            found[key] = Document(found[key].path, data)
+    return found, problems
+
+
+def request_file(paths: Paths, environ: Mapping[str, str]) -> str | None:
+    """Return the file in the folder of the configuration that holds the request, if one does."""
+    return None if environ.get(VARIABLE, "").strip() else f"{paths.config}/job.json"
 
 
 def _named(value: str, environ: Mapping[str, str]) -> Document:
@@ -58,7 +83,7 @@ def _named(value: str, environ: Mapping[str, str]) -> Document:
         path = path[len("localhost") :]
     if separator and not path.startswith("/"):
         raise ConfigError(f"environment: {VARIABLE}: {value!r} must name an absolute path")
-    data = _bytes(path)
+    data = regular.read(path)
     if data is None:
         raise ConfigError(f"environment: {VARIABLE}: the file {path!r} does not exist")
     return Document(path, data)
@@ -75,20 +100,6 @@ def _fetch(uri: str, environ: Mapping[str, str]) -> bytes:
 
     region = next((environ[name] for name in _REGIONS if environ.get(name)), "")
     try:
-        return s3.read(uri, environ, region, _MAX_BYTES)
+        return s3.read(uri, environ, region, regular.MAX_BYTES)
     except DataError as error:
         raise ConfigError(f"environment: {VARIABLE}: {error}") from error
-
-
-def _bytes(path: str) -> bytes | None:
-    """Return what ``path`` holds; None if there is no such file."""
-    try:
-        with open(path, "rb") as file:
-            return file.read()
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except IsADirectoryError:
-        raise ConfigError(f"{path}: is a directory, it must be a file") from None
-    except (OSError, ValueError) as error:
-        reason = error.strerror if isinstance(error, OSError) else str(error)
-        raise ConfigError(f"{path}: cannot be read: {reason}") from None

@@ -25,8 +25,11 @@ _NOT_SHELL = re.compile(r"[^A-Z0-9_]")
 def arguments(job: Job) -> tuple[str, ...]:
     """Return the arguments of the script: an option and a value for each hyperparameter.
 
-    ``Options.argument_style`` may ask for bare flags, and for values as their JSON text.
+    ``Options.argument_style`` may ask for bare flags, and for values as their JSON text. An entry
+    point of the request gets the arguments of the request alone, as on the platform.
     """
+    if job.entry_point:
+        return job.options.args
     tokens: list[str] = []
     for key in sorted(job.hyperparameters):
         tokens += _tokens(job, key)
@@ -37,7 +40,7 @@ def oversized(job: Job) -> tuple[str, ...]:
     """Return a sentence for each hyperparameter that is too long to be an argument."""
     return tuple(
         f"hyperparameters: {key}: is {size} bytes long as an argument, the kernel allows {LONGEST}"
-        for key in sorted(job.hyperparameters)
+        for key in sorted(job.hyperparameters if not job.entry_point else ())
         if (size := max((_size(token) for token in _tokens(job, key)), default=0)) > LONGEST
     )
 
@@ -168,7 +171,7 @@ def secrets(job: Job | None, environ: Mapping[str, str]) -> tuple[str, ...]:
         for given in (job.hyperparameters, job.reserved, job.framework_parameters):
             for key, value in given.items():
                 texts += _leaves(key, value)
-        args = job.options.args
+        args = (*job.entry_point, *job.options.args)
         texts += pairwise(args)
         texts += (arg.partition("=")[::2] for arg in args if "=" in arg)
     for name, text in texts:

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shlex
+import shutil
 import sys
 from collections.abc import Callable, Mapping
 
 from sm_runtime import artifacts, channels, environ, hardware, source, sync
-from sm_runtime.configure import configure
+from sm_runtime.configure import Examined, configure, examine
 from sm_runtime.errors import ConfigError, JobError
 from sm_runtime.launch import distribution
 from sm_runtime.model import Job
@@ -66,15 +68,45 @@ def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
 
 
 def check(variables: Mapping[str, str], mask: Mask) -> int:
-    """Print every problem of the job; return 1 if there is any."""
-    try:
-        job = configure(variables, mask)
-    except ConfigError as error:
-        return _complain(error.problems, mask)
-    found = [*_refused(artifacts.check, job, variables), *_refused(sync.check, job, variables)]
+    """Print every problem of the job; return 1 if there is any.
+
+    Where the configuration has problems the rest is held to what can be read of it.
+    """
+    examined = examine(variables, mask)
+    job, found = examined.job, [*examined.problems]
+    found += [*_refused(artifacts.check, job, variables), *_refused(sync.check, job, variables)]
     found += [*distribution.problems(job), *environ.oversized(job)]
-    found += [*source.problems(job), *channels.problems(job)]
-    return _complain(found, mask)
+    if _is_code_known(examined):
+        found += [*source.problems(job), *_entry_point_problems(job, variables)]
+    found += channels.problems(job)
+    return _complain(list(dict.fromkeys(found)), mask)
+
+
+def _is_code_known(examined: Examined) -> bool:
+    """Whether it can be said that the program is missing: an unreadable file may name another."""
+    job = examined.job
+    if any("sagemaker_program" in problem for problem in examined.problems):
+        return False
+    if not examined.unread & {"hyperparameters", "job"}:
+        return True
+    is_there = bool(job.submit_directory) or not source.is_vacant(job.paths.code)
+    return bool(job.program or job.entry_point) and is_there
+
+
+def _entry_point_problems(job: Job, variables: Mapping[str, str]) -> list[str]:
+    """Return a sentence if the request's entry point cannot be found; it may come with the data."""
+    if not job.entry_point:
+        return []
+    word = job.entry_point[0]
+    where = f"ContainerEntrypoint: {word!r}"
+    if "/" not in word:
+        path = {**variables, **job.environment}.get("PATH")
+        return [] if shutil.which(word, path=path) else [f"{where} is not on PATH"]
+    if not word.startswith("/") or word.startswith((job.paths.data + "/", job.paths.code + "/")):
+        return []
+    if not os.path.isfile(word):
+        return [f"{where} does not exist"]
+    return [] if os.access(word, os.X_OK) else [f"{where} is not executable"]
 
 
 def _refused(
@@ -89,6 +121,8 @@ def _refused(
 
 def _command(job: Job) -> tuple[str, ...] | None:
     """Return the script's argv; None where the code has to be fetched to know it."""
+    if job.entry_point:
+        return (*job.entry_point, *environ.arguments(job))
     try:
         code = source.in_place(job)
         if code is None:

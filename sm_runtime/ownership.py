@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Iterable, Iterator
 
+from sm_runtime import configfiles
 from sm_runtime.model import Job
 
 log = logging.getLogger(__name__)
@@ -25,12 +27,17 @@ def hand_over(job: Job) -> None:
         ours = destination.startswith(f"{job.paths.base}/")
         tops.append(destination if ours else os.path.join(destination, job.name or ""))
     failed = ""
-    for top in tops:
-        for folder, _, files in os.walk(top):
-            for path in (folder, *(os.path.join(folder, name) for name in files)):
-                try:
-                    os.chown(path, *owner, follow_symlinks=False)
-                except OSError as error:
-                    failed = failed or f"{path}: {error.strerror}"
+    for path in (*_below(tops), *configfiles.left_in(job.paths.config)):
+        try:
+            os.chown(path, *owner, follow_symlinks=False)
+        except OSError as error:
+            failed = failed or f"{path}: {error.strerror}"
     if failed:
         log.warning("SM_RUNTIME_CHOWN: not everything could be given away: %s", failed)
+
+
+def _below(tops: Iterable[str]) -> Iterator[str]:
+    for top in tops:
+        for folder, _, files in os.walk(top):
+            yield folder
+            yield from (os.path.join(folder, name) for name in files)

@@ -31,6 +31,7 @@ def redirected(job: Job) -> Job:
         job,
         hyperparameters={**job.hyperparameters, "model_dir": path},
         texts={**job.texts, "model_dir": json.dumps(path)},
+        hyperparameter_config={**job.hyperparameter_config, "model_dir": json.dumps(path)},
         model_dir=Sync(local_path=path, uri=uri),
     )
 

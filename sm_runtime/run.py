@@ -10,9 +10,20 @@ import signal
 import sys
 from collections.abc import Callable, Mapping
 
-from sm_runtime import artifacts, channels, environ, hardware, install, ownership, source, sync
+from sm_runtime import (
+    artifacts,
+    channels,
+    documents,
+    environ,
+    hardware,
+    install,
+    ownership,
+    source,
+    sync,
+)
+from sm_runtime.configfiles import ConfigFiles
 from sm_runtime.configure import configure, paths_of
-from sm_runtime.errors import ConfigError, JobError
+from sm_runtime.errors import ConfigError, JobError, LaunchError
 from sm_runtime.inputs import Inputs
 from sm_runtime.launch import distribution
 from sm_runtime.model import Command, Hardware, Job
@@ -63,6 +74,7 @@ class _Attempt:
         self.devices = Hardware(cpus=1)
         self.session: Session | None = None
         self.inputs: Inputs | None = None
+        self.config_files = ConfigFiles()
         self.started = False
         """Whether the script has begun, so that there may be something to save."""
 
@@ -83,6 +95,7 @@ class _Attempt:
             failed = self._also(None, self._guarded(self.report.succeeded))
         if self.job:
             ownership.hand_over(self.job)
+        self.config_files.close()
         log.info("timeline: %s", self.timeline)
         log.info("Reporting training %s", "FAILURE" if failed else "SUCCESS")
         self.supervisor.drain_output(self.inputs.deadline() if self.inputs else 0.0)
@@ -100,6 +113,8 @@ class _Attempt:
             artifacts.check(job, self.variables)
             channels.check(job)
             sync.check(job, self.variables)
+            _warn(channels.absent(job))
+            self.config_files.write(job, documents.request_file(job.paths, self.variables))
         self._check_stop()
         inputs = Inputs(job, self.variables, self.supervisor, self.timeline, self._fail)
         with inputs:
@@ -147,8 +162,8 @@ class _Attempt:
         _warn(warnings)
         # Word by word: the quotes that a shell needs would hide a secret from the mask.
         shown = shlex.join(map(self.mask, argv))
-        log.info("Invoking user script in %s: %s", code.directory, shown)
-        folder = code.directory if os.path.isdir(code.directory) else "/"
+        folder = _working_folder(job, code)
+        log.info("Invoking user script in %s: %s", folder, shown)
         return Command(argv=argv, cwd=folder, env=env)
 
     def _entry(self, job: Job, code: source.Code) -> tuple[tuple[str, ...], dict[str, str]]:
@@ -243,6 +258,24 @@ class _Attempt:
             raise error
 
 
+def _working_folder(job: Job, code: source.Code) -> str:
+    """Return where the script runs.
+
+    That is the code folder; for an entry point of the request where the image says, as on the
+    platform, unless the image says nothing or the job brings code.
+    """
+    if job.entry_point and not job.submit_directory and (own := _own_folder()) != "/":
+        return own
+    return code.directory if os.path.isdir(code.directory) else "/"
+
+
+def _own_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return "/"
+
+
 def _limits(job: Job) -> Limits:
     """Return what the script is allowed, in the supervisor's terms."""
     options = job.options
@@ -273,8 +306,10 @@ def _why(ended: Ended, code: str, host: str, mask: Mask) -> Failure:
 
 def _failure(error: Exception, job: Job | None, mask: Mask) -> Failure:
     """Return the failure that an exception of ours is; an unforeseen one is logged whole."""
-    from sm_runtime import failure
+    from sm_runtime import failure, shortage
 
+    if reason := shortage.reason(error):
+        error = LaunchError(reason)
     if not isinstance(error, JobError):
         log.error("the runtime itself failed", exc_info=error)
         error = JobError(f"{type(error).__name__}: {error}")

@@ -50,7 +50,7 @@ def _placed(job: Job, source: str) -> Code:
     from sm_runtime.placing import fill
 
     folder, limit = job.paths.code, job.options.code_max_bytes
-    vacant = _is_vacant(folder)
+    vacant = is_vacant(folder)
     if vacant and _can_fill(folder):
         fill(source, folder, limit)
         return Code(directory=folder, search_path=(folder,))
@@ -66,7 +66,7 @@ def in_place(job: Job) -> Code | None:
     """Return the code that is there already, or None where it has to be fetched; alters nothing."""
     folder, value, program = job.paths.code, job.submit_directory, job.program or ""
     if value and os.path.realpath(_local_path(value)) != os.path.realpath(folder):
-        if job.options.code_preference != "image" or _is_vacant(folder):
+        if job.options.code_preference != "image" or is_vacant(folder):
             return None
         log.info("%s is not empty and is used as it is, not %s", folder, _shown_uri(value))
     # A program that is baked into the image needs no code folder, but a process needs a cwd.
@@ -80,6 +80,8 @@ def entry_command(job: Job, code: Code, arguments: tuple[str, ...], python: str)
 
     ``python`` is the interpreter for scripts and modules. Raises what ``script.entry`` raises.
     """
+    if job.entry_point:
+        return (*job.entry_point, *arguments)
     program = job.program
     if program and program.startswith(job.paths.code + "/"):
         inside = os.path.relpath(program, job.paths.code)
@@ -102,7 +104,7 @@ def problems(job: Job) -> list[str]:
 
             return s3.problems(uri)
         source = _existing(uri)
-        if not job.program:
+        if not (job.program or job.entry_point):
             entry(None, Found(folder=source), (), sys.executable)
     except ConfigError as error:
         return list(error.problems)
@@ -186,7 +188,8 @@ def _names(folder: str) -> list[str]:
     return [n for n in names if n not in _CLUTTER and not n.startswith(".sm-runtime-")]
 
 
-def _is_vacant(folder: str) -> bool:
+def is_vacant(folder: str) -> bool:
+    """Whether a code folder holds nothing of anybody's."""
     return not _names(folder)
 
 

@@ -165,6 +165,16 @@ class Base:
         return document
 
 
+def at_opt_ml(folder: Path) -> tuple[str, ...]:
+    """Return a prefix that has a command see ``folder`` as ``/opt/ml`` (as root).
+
+    In a mount namespace of its own; ``/opt/ml`` itself is left: to remove it would unmount what
+    another test has mounted there.
+    """
+    script = 'mkdir -p /opt/ml && mount --bind "$1" /opt/ml && shift && exec "$@"'
+    return ("unshare", "-m", "sh", "-ec", script, "sh", str(folder))
+
+
 @contextmanager
 def control_group(controller: str, v1: Mapping[str, str], v2: Mapping[str, str]) -> Iterator[Any]:
     """Yield a prefix that runs a command in a cgroup of its own, with these settings (as root)."""

@@ -134,16 +134,35 @@ def mounted(job: Job, environ: Mapping[str, str]) -> Iterator[tuple[int, ...]]:
         yield mounts.pids
 
 
+def absent(job: Job) -> tuple[str, ...]:
+    """Return a sentence for each channel that is said to be in its folder, and has none.
+
+    In a managed job the platform has placed the data; in any other nobody has where a channel names
+    no source. A FIFO may be made later than we look, by the platform.
+    """
+    found = []
+    for channel in job.channels:
+        if channel.source is not None:
+            continue
+        where = f"channel {channel.name}: {channel.path}"
+        if channel.mode != "Pipe":
+            if not os.path.exists(channel.path):
+                found.append(f"{where} does not exist")
+        elif not job.managed and not os.path.lexists(f"{channel.path}_0"):
+            found.append(f"{where}_0 does not exist, and the channel has no DataSource to make it")
+    return tuple(found)
+
+
 def problems(job: Job) -> list[str]:
     """Return a sentence for each channel that the script would not find; no network is used."""
-    found = refusals(job)
+    found = [*refusals(job), *absent(job)]
     for channel in job.channels:
         if channel.mode == "Pipe":
             continue
         try:
             if channel.source is None:
-                if channel.mode == "File" and not is_filled(channel.path):
-                    state = "is empty" if os.path.isdir(channel.path) else "does not exist"
+                if os.path.exists(channel.path) and not is_filled(channel.path):
+                    state = "is empty" if os.path.isdir(channel.path) else "is no folder"
                     found.append(f"channel {channel.name}: {channel.path} {state}")
             elif is_ours(channel, job) and not is_placed(channel.path):
                 found += _source_problems(channel, job)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import codecs
 import os
-import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
-from tests.harness import RUNTIME, Base, control_group
+from tests.harness import RUNTIME, Base, at_opt_ml, control_group
 
 FILES = ("hyperparameters.json", "inputdataconfig.json", "resourceconfig.json", "job.json")
 MALFORMED: dict[str, tuple[bytes, str]] = {
@@ -112,6 +111,123 @@ def test_check_looks_at_code_and_channels(base: Base) -> None:
     assert (result.status, result.out) == (0, b"no problem found\n")
 
 
+def problems(base: Base, **environ: str) -> list[str]:
+    result = base.run("check", command=RUNTIME, **environ)
+    assert result.status == 1, result.log
+    assert "Traceback" not in result.log
+    return result.out.decode().splitlines()
+
+
+def test_check_lists_problems_of_every_kind_at_once(base: Base, tmp_path: Path) -> None:
+    """Each of another part of the runtime: none of them hides the others."""
+    source = {"S3DataSource": {"S3Uri": f"file://{tmp_path}/nosuch"}}
+    base.write(
+        "input/config/job.json",
+        {
+            "TrainingJobName": "a/b",
+            "InputDataConfig": [
+                {"ChannelName": "gone", "DataSource": source},
+                {"ChannelName": "nowhere"},
+                {"ChannelName": "unfed", "InputMode": "Pipe"},
+                {"ChannelName": "mode", "InputMode": "Fiel"},
+            ],
+            "OutputDataConfig": {"S3OutputPath": f"file://{base.path('model')}/out"},
+            "CheckpointConfig": {"S3Uri": f"file://{base.path('checkpoints')}/c"},
+            "HyperParameters": {"long": "x" * 200_000, "sagemaker_mpi_enabled": "perhaps"},
+            "ResourceConfig": {"InstanceCount": 2},
+        },
+    )
+    os.mkfifo(base.path("input/config/resourceconfig.json"))
+    base.environ["SAGEMAKER_PROGRAM"] = "nosuch.py"
+    base.write("code/other.py", "")
+    found = problems(base, SM_RUNTIME_STALL_SECONDS="soon")
+    words = {
+        "a file": "resourceconfig.json: is a FIFO",
+        "the request": "TrainingJobName: must be",
+        "a mode": "InputDataConfig[3].InputMode: must be",
+        "a hyperparameter": "sagemaker_mpi_enabled: must be true or false",
+        "an option": "SM_RUNTIME_STALL_SECONDS: must be a number",
+        "the output": "S3OutputPath",
+        "checkpoints": "CheckpointConfig.S3Uri",
+        "a size": "hyperparameters: long: is 200000 bytes long",
+        "the program": "program 'nosuch.py' is not in",
+        "a source": "channel gone: ",
+        "a channel's folder": f"channel nowhere: {base.path('input/data/nowhere')} does not exist",
+        "a channel's FIFO": "channel unfed: ",
+    }
+    missing = [what for what, word in words.items() if not any(word in line for line in found)]
+    assert not missing, found
+    assert len(found) == len(words), found
+
+
+def test_check_does_not_blame_what_it_cannot_know(base: Base) -> None:
+    """The program, and where it is, may stand in the file that cannot be read."""
+    base.write("input/config/hyperparameters.json", "{")
+    assert len(problems(base)) == 1
+    assert len(problems(base, SAGEMAKER_PROGRAM="train.py")) == 1
+    base.write("code/other.py", "")
+    assert len(problems(base, SAGEMAKER_PROGRAM="train.py")) == 2
+
+
+def test_check_names_a_program_that_is_missing_beside_other_problems(base: Base) -> None:
+    base.hyperparameters(sagemaker_program="nosuch.py", sagemaker_container_log_level="loud")
+    base.write("code/other.py", "")
+    assert [("nosuch.py" in line, "loud" in line) for line in problems(base)] == [
+        (False, True),
+        (True, False),
+    ]
+
+
+def test_check_says_each_thing_once(base: Base) -> None:
+    base.write("input/config/job.json", {"InputDataConfig": [1], "OutputDataConfig": "x"})
+    base.script("")
+    found = problems(base)
+    assert len(found) == len(set(found)) == 2
+
+
+CHANNELS = {
+    "managed": {"inputdataconfig": {"train": {}, "fast": {"TrainingInputMode": "FastFile"}}},
+    "self-managed": {
+        "job": {
+            "InputDataConfig": [
+                {"ChannelName": "train"},
+                {"ChannelName": "fast", "InputMode": "FastFile"},
+            ]
+        }
+    },
+}
+
+
+@pytest.mark.parametrize("mode", CHANNELS)
+def test_a_channel_without_its_folder_is_a_warning(base: Base, mode: str) -> None:
+    for name, document in CHANNELS[mode].items():
+        base.write(f"input/config/{name}.json", document)
+    result = base.script("print('ran')").run()
+    assert (result.status, result.out) == (0, b"ran\n"), result.log
+    for name in ("train", "fast"):
+        where = f"channel {name}: {base.path('input/data', name)} does not exist"
+        lines = [line for line in result.log.splitlines() if where in line]
+        assert len(lines) == 1 and " WARNING " in lines[0], result.log
+        assert where in problems(base)
+        base.path("input/data", name).mkdir(parents=True)
+        base.write(f"input/data/{name}/x", "1")
+    assert " WARNING channel" not in base.run().log
+
+
+def test_a_fifo_that_the_platform_makes_later_is_no_warning(base: Base) -> None:
+    base.write("input/config/inputdataconfig.json", {"train": {"TrainingInputMode": "Pipe"}})
+    assert "channel train" not in base.script("").run().log
+
+
+def test_model_parallel_parameters_alone_are_an_ordinary_hyperparameter(base: Base) -> None:
+    base.hyperparameters(mp_parameters='{"partitions": 2}')
+    result = base.script("import sys; print(sys.argv[1:])").run()
+    assert result.out == b"['--mp_parameters', 'partitions=2']\n"
+    base.hyperparameters(mp_parameters='{"partitions": 2}', sagemaker_mpi_enabled="true")
+    (problem,) = problems(base)
+    assert "mp_parameters: asks for SageMaker's model parallel library" in problem
+
+
 def test_an_empty_base_folder_with_a_script_runs(base: Base) -> None:
     result = base.script("import os; print(os.environ['SM_CHANNELS'])").run()
     assert result.status == 0, result.log
@@ -127,19 +243,13 @@ def test_opt_ml_is_the_default(tmp_path: Path) -> None:
     """In a mount namespace of its own, where /opt/ml may be anything."""
     (tmp_path / "code").mkdir()
     (tmp_path / "code/train.py").write_text("import os; print(os.getcwd())")
-    script = 'mkdir -p /opt/ml && mount --bind "$1" /opt/ml && shift && exec "$@"'
-    existed = os.path.isdir("/opt/ml")
-    try:
-        done = subprocess.run(
-            ["unshare", "-m", "sh", "-ec", script, "sh", str(tmp_path), *RUNTIME, "train"],
-            env={"PATH": os.environ["PATH"], "SAGEMAKER_PROGRAM": "train.py"},
-            capture_output=True,
-            timeout=60,
-            check=False,
-        )
-    finally:
-        if not existed:
-            shutil.rmtree("/opt/ml", ignore_errors=True)
+    done = subprocess.run(
+        [*at_opt_ml(tmp_path), *RUNTIME, "train"],
+        env={"PATH": os.environ["PATH"], "SAGEMAKER_PROGRAM": "train.py"},
+        capture_output=True,
+        timeout=60,
+        check=False,
+    )
     assert (done.returncode, done.stdout) == (0, b"/opt/ml/code\n"), done.stderr
 
 

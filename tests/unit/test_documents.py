@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from sm_runtime import documents
+from sm_runtime import distributed, documents, regular
 from sm_runtime.errors import ConfigError
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
@@ -78,3 +79,77 @@ def test_every_file_that_cannot_be_read_is_named(paths: Paths) -> None:
         f"{paths.config}/resourceconfig.json: cannot be read: Too many levels of symbolic links",
         "environment: SM_RUNTIME_JOB: the file '/nowhere' does not exist",
     )
+
+
+def fifo(path: Path) -> None:
+    os.mkfifo(path)
+
+
+def device(path: Path) -> None:
+    path.symlink_to("/dev/zero")
+
+
+def listener(path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as made:
+        made.bind(str(path))
+
+
+def folder(path: Path) -> None:
+    path.mkdir()
+
+
+KINDS = {"a FIFO": fifo, "a device": device, "a socket": listener, "a directory": folder}
+NAMES = ("hyperparameters", "inputdataconfig", "resourceconfig", "job")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", NAMES)
+def test_what_is_no_file_is_refused_by_name_and_at_once(
+    paths: Paths, monkeypatch: pytest.MonkeyPatch, name: str, kind: str
+) -> None:
+    monkeypatch.chdir(paths.config)  # the path of a socket is short
+    KINDS[kind](Path(f"{name}.json"))
+    with pytest.raises(ConfigError) as caught:
+        documents.read(paths, {})
+    assert str(caught.value) == f"{paths.config}/{name}.json: is {kind}, it must be a file"
+
+
+@pytest.mark.parametrize("form", ["{}", "file://{}"])
+def test_a_fifo_that_the_variable_names_is_refused(paths: Paths, form: str) -> None:
+    path = f"{paths.base}/pipe"
+    os.mkfifo(path)
+    with pytest.raises(ConfigError, match="/pipe: is a FIFO, it must be a file"):
+        documents.read(paths, {"SM_RUNTIME_JOB": form.format(path)})
+
+
+def test_a_file_of_configuration_is_no_data_set(paths: Paths) -> None:
+    with open(f"{paths.config}/job.json", "wb") as file:
+        file.truncate(regular.MAX_BYTES + 1)
+    with pytest.raises(ConfigError, match=r"job\.json: is larger than 16 MiB"):
+        documents.read(paths, {})
+
+
+def test_the_file_of_a_secret_is_a_file(paths: Paths) -> None:
+    path = f"{paths.base}/secret"
+    os.mkfifo(path)
+    name = distributed.SECRET_FILE
+    with pytest.raises(ConfigError, match=f"environment: {name}: {path}: is a FIFO"):
+        distributed.secret({name: path})
+    with pytest.raises(ConfigError, match=f"environment: {name}: /nowhere: does not exist"):
+        distributed.secret({name: "/nowhere"})
+
+
+def test_what_can_be_read_is_read_beside_what_cannot(paths: Paths) -> None:
+    os.mkfifo(f"{paths.config}/job.json")
+    Path(paths.config, "hyperparameters.json").write_text("{}")
+    found, problems = documents.collect(paths, {})
+    assert [found[name].data for name in ("hyperparameters", "job")] == [b"{}", None]
+    assert list(problems) == ["job"]
+
+
+def test_what_a_platform_says_of_checkpoints_is_the_scripts_business(paths: Paths) -> None:
+    """Only beside a request does it say something to the runtime."""
+    os.mkfifo(f"{paths.config}/checkpointconfig.json")
+    assert documents.collect(paths, {}) == ({}, {})
+    _, problems = documents.collect(paths, {"SM_RUNTIME_JOB": "{}"})
+    assert list(problems) == ["checkpointconfig"]
