@@ -19,6 +19,8 @@ _FILES = {
 _REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION", "SAGEMAKER_REGION")
 VARIABLE = "SM_RUNTIME_JOB"
 """Names the request, or holds it, instead of ``input/config/job.json``."""
+INSIDE = "SM_RUNTIME_INSIDE"
+"""Names the base folder whose job runs an entry point: for a runtime that this one starts."""
 
 
 def read(paths: Paths, environ: Mapping[str, str]) -> dict[str, Document]:
@@ -40,9 +42,12 @@ def collect(paths: Paths, environ: Mapping[str, str]) -> tuple[dict[str, Documen
     """
     found: dict[str, Document] = {}
     problems: dict[str, str] = {}
+    inside = is_inside(paths, environ)
     for key, name in _FILES.items():
         path = f"{paths.config}/{name}"
         try:
+            if key == "job" and inside:
+                continue
             if key == "job" and environ.get(VARIABLE, "").strip():
                 found[key] = _named(environ[VARIABLE].strip(), environ)
                 continue
@@ -54,7 +59,7 @@ def collect(paths: Paths, environ: Mapping[str, str]) -> tuple[dict[str, Documen
         except ConfigError as error:
             found[key] = Document(path, None)
             problems[key] = str(error)
-    record = configfiles.read_record(paths.config)
+    record = configfiles.Record() if inside else configfiles.read_record(paths.config)
     for key in record.files.keys() & found.keys() - problems.keys():
         data = record.original(key, found[key].data)
         if data is None:
@@ -62,6 +67,15 @@ def collect(paths: Paths, environ: Mapping[str, str]) -> tuple[dict[str, Documen
         else:
             found[key] = Document(found[key].path, data)
     return found, problems
+
+
+def is_inside(paths: Paths, environ: Mapping[str, str]) -> bool:
+    """Return whether a runtime has started this one as the entry point of its request.
+
+    To it that one is the platform: the files are there, the data is placed, and what is left will
+    be saved. With the request it would start itself again, without an end.
+    """
+    return environ.get(INSIDE) == paths.base
 
 
 def request_file(paths: Paths, environ: Mapping[str, str]) -> str | None:

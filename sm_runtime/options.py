@@ -21,6 +21,8 @@ _LAST_ID = 2**32 - 2
 """The largest id of a user or a group; the one after it means none to chown(2)."""
 _OTHERS = ("JOB", "HOSTS", "CURRENT_HOST", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE")
 """What other parts of the runtime read from variables, and only from there."""
+_INTERNAL = ("COMMAND", "INSIDE")
+"""What the runtime tells processes that it starts."""
 
 
 def read_options(
@@ -51,8 +53,9 @@ def _warn_of_unknown(
     environ: Mapping[str, str], hyperparameters: Mapping[str, Field], findings: Findings
 ) -> None:
     variables = [VARIABLE_PREFIX + name for name in (*map(str.upper, OPTIONS), *_OTHERS)]
+    internal = [VARIABLE_PREFIX + name for name in _INTERNAL]
     for name in environ:
-        if name.startswith(VARIABLE_PREFIX) and name not in variables:
+        if name.startswith(VARIABLE_PREFIX) and name not in (*variables, *internal):
             findings.warnings.append(
                 f"environment: {name}: no such setting{closest(name, variables)}"
             )

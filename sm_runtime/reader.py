@@ -25,8 +25,8 @@ ABSENT: Json = _Absent()
 
 LARGEST = 2**31 - 1
 """The largest whole number of the API's type ``integer``."""
-LONGEST_SECONDS = 2_147_483
-"""The longest that a socket can wait: poll(2) counts milliseconds in an ``int``."""
+LONGEST_SECONDS = LARGEST
+"""The longest time that is taken, 68 years: what more can hardly be meant."""
 _DEEPEST = 200
 _BOMS = (
     (codecs.BOM_UTF8, "UTF-8"),

@@ -24,8 +24,6 @@ DISTRIBUTIONS = ("FullyReplicated", "ShardedByS3Key")
 WRAPPERS = ("None", "RecordIO")
 _S3_TYPES = ("S3Prefix", "ManifestFile", "AugmentedManifestFile")
 _LONG = 2**63
-
-
 _VARIABLE = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
@@ -143,8 +141,8 @@ def channel_name(at: Field, name: str) -> str | None:
 
 def _name(at: Field) -> str | None:
     name = at.text()
-    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
-        at.must("letters, digits and hyphens, a letter or digit first")
+    if name is not None and not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,254}", name):
+        at.must("letters, digits and hyphens, a letter or digit first, 255 at most")
         return None
     return name
 
@@ -190,7 +188,7 @@ def _channel(item: Field, job_mode: str) -> dict[str, Json]:
 def _source(item: Field) -> Source | None:
     """Return where a channel's data is; None where nothing says so: it is in its folder then."""
     at = item.get("DataSource")
-    kinds = list(at.fields())
+    kinds = [name for name, part in at.fields().items() if part.present]
     if len(kinds) > 1:
         at.wrong(f"must hold one data source, not {' and '.join(kinds)}")
         return None
@@ -254,6 +252,8 @@ def _resources(at: Field) -> Resources:
     groups = _groups(at.get("InstanceGroups"))
     count_at = at.get("InstanceCount")
     count = count_at.integer(minimum=0)
+    if at.get("InstanceGroups").spoiled:
+        return Resources(instance_type=instance_type)
     if groups:
         total = sum(group.count for group in groups)
         if count and count != total:

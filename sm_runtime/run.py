@@ -114,7 +114,8 @@ class _Attempt:
             channels.check(job)
             sync.check(job, self.variables)
             _warn(channels.absent(job))
-            self.config_files.write(job, documents.request_file(job.paths, self.variables))
+            if not documents.is_inside(job.paths, self.variables):
+                self.config_files.write(job, documents.request_file(job.paths, self.variables))
         self._check_stop()
         inputs = Inputs(job, self.variables, self.supervisor, self.timeline, self._fail)
         with inputs:
@@ -169,6 +170,9 @@ class _Attempt:
     def _entry(self, job: Job, code: source.Code) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return the argv to start, and the variables by which a framework finds the script."""
         arguments = environ.arguments(job)
+        if job.entry_point:
+            argv = source.entry_command(job, code, arguments, sys.executable)
+            return argv, {documents.INSIDE: job.paths.base}
         if job.training_module is None:
             argv = source.entry_command(job, code, arguments, sys.executable)
             if self.session:

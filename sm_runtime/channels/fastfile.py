@@ -125,7 +125,7 @@ def _settings(environ: Mapping[str, str], job: Job) -> dict[str, str]:
     """Return the variables for rclone: the usual AWS ones, and where the store is."""
     endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
     settings = {
-        "RCLONE_TIMEOUT": f"{job.options.stall_seconds:g}s",
+        "RCLONE_TIMEOUT": f"{job.options.stall_seconds:.3f}s",
         **environ,
         "RCLONE_CONFIG": "/dev/null",
         "RCLONE_S3_ENV_AUTH": "true",

@@ -101,7 +101,7 @@ def test_a_number_that_is_out_of_all_bounds_is_a_sentence(base: Base, case: str)
     ],
 )
 def test_the_longest_wait_that_is_taken_works(base: Base, name: str) -> None:
-    result = base.script("print('ran')").run(**{name: "2147483"})
+    result = base.script("print('ran')").run(**{name: "2147483647"})
     assert (result.status, result.out) == (0, b"ran\n"), result.log
     assert name in refused(base.script("print('ran')").run(**{name: "1e300"}), base)
 

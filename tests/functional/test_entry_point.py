@@ -185,6 +185,39 @@ def test_it_is_run_on_each_host_whatever_the_hyperparameters_want(base: Base) ->
     assert result.log.count("sagemaker_mpi_enabled: has no effect") == 1
 
 
+@pytest.mark.parametrize("entry", [["train"], ["sm-runtime", "train"], [*SHELL, "exec train"]])
+def test_the_runtime_itself_as_entry_point_runs_the_script_once(
+    base: Base, tmp_path: Path, entry: list[str]
+) -> None:
+    """To the inner one the outer one is the platform, and nothing starts itself without an end."""
+    base.script(
+        "import os, sys\n"
+        "data = os.listdir(os.environ['SM_CHANNEL_T'])\n"
+        "print('script', sys.argv[1:], os.environ['MINE'], data)\n"
+        "open(os.environ['SM_MODEL_DIR'] + '/m', 'w').close()\n"
+    )
+    base.environ["PATH"] = f"{Path(sys.executable).parent}:{base.environ['PATH']}"
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x").touch()
+    source = {"S3DataSource": {"S3Uri": (tmp_path / "data").as_uri()}}
+    request(
+        base,
+        entry,
+        HyperParameters={"lr": "0.1"},
+        Environment={"MINE": "mine"},
+        InputDataConfig=[{"ChannelName": "t", "DataSource": source}],
+        OutputDataConfig={"S3OutputPath": (tmp_path / "out").as_uri()},
+    )
+    result = base.run()
+    assert result.status == 0, result.log
+    assert result.out == b"script ['--lr', '0.1'] mine ['x']\n"
+    assert result.log.count("model.tar.gz") == 1
+    assert "no such setting" not in result.log
+    base.script("raise ValueError('the reason')")
+    assert base.run().status == 1
+    assert base.failure().startswith("ValueError: the reason")
+
+
 # What follows is the way in which the SageMaker Python SDK's ModelTrainer starts a job: programs of
 # its own in one channel, the user's code in another, and a shell that runs the first of them.
 

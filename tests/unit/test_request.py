@@ -254,6 +254,18 @@ def test_a_wrong_value_is_named(request_: Any, reason: str) -> None:
     assert reason in found
 
 
+def test_a_name_that_no_folder_can_have_is_a_problem() -> None:
+    assert job({"TrainingJobName": "x" * 255}).name == "x" * 255
+    assert "TrainingJobName: must be" in problem({"TrainingJobName": "x" * 256})
+
+
+def test_a_data_source_that_is_null_is_none() -> None:
+    """Programs that write requests leave such members behind."""
+    sources = {"S3DataSource": S3, "FileSystemDataSource": None, "DatasetSource": None}
+    (found,) = job(channel(DataSource=sources)).channels
+    assert found.source == Source(uri="s3://b/p")
+
+
 def test_two_channels_of_one_name_are_a_problem() -> None:
     given = channel()["InputDataConfig"] * 2
     assert "another channel has the name 't' already" in problem({"InputDataConfig": given})
@@ -433,6 +445,7 @@ def test_what_is_wrong_with_groups_is_named(resources: dict[str, Any], reason: s
     hosts = {**THREE, "SM_RUNTIME_CURRENT_HOST": "algo-1"}
     found = parse({"ResourceConfig": resources}, hosts).problems
     assert any(text.startswith("job.json: ") and reason in text for text in found), found
+    assert not any("asks for" in text for text in found)
 
 
 def test_the_groups_of_the_file_win_key_by_key() -> None:
