@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
 from collections.abc import Iterator
@@ -10,30 +9,40 @@ from collections.abc import Iterator
 from sm_runtime.errors import CodeError
 from sm_runtime.launch.script import Found, module_of
 
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from importlib.machinery import ModuleSpec
+
 _MOST_FILES = 1000
 
 
 def look(
-    program: str | None, search_path: tuple[str, ...], folder: str, requirements: str
+    program: str | None,
+    search_path: tuple[str, ...],
+    folder: str,
+    requirements: str,
+    installed_in: tuple[str, ...] = (),
 ) -> Found:
     """Look at the code for what the decision about ``program`` needs.
 
-    ``search_path`` are the folders of PYTHONPATH, ``requirements`` the name of the requirements
-    file in ``folder``, where the program is to run.
+    ``search_path`` are the folders of the code, ``requirements`` the name of the requirements file
+    in ``folder``, where the program is to run. ``installed_in`` are folders that the script's
+    Python searches, and this one does not.
     """
     path = os.path.join(folder, program or "")
     package = is_package(folder)
     if not program or not os.path.isfile(path):
         module = module_of(program or "")
-        name = module.name if module else ""
+        origin = _origin(module.name, search_path, installed_in) if module else ""
         return Found(
             folder=folder,
             files=tuple(itertools.islice(walk(folder), _MOST_FILES))
             if os.path.isdir(folder)
             else (),
             folder_exists=os.path.isdir(folder),
-            module_here=bool(name) and any(_has_module(f, name) for f in search_path),
-            module_installed=bool(name) and _is_installed(name.partition(".")[0]),
+            module_here=origin == "here",
+            module_installed=origin == "installed",
+            module_standard=origin == "standard",
             installs=package or os.path.isfile(os.path.join(folder, requirements)),
             package=package,
             elsewhere=next(
@@ -71,26 +80,49 @@ def _look_inside(folder: str, path: str) -> Found:
     )
 
 
-def _has_module(folder: str, name: str) -> bool:
-    """Whether a module is below ``folder``: a folder, a source file or an extension module."""
-    parent, _, last = os.path.join(folder, *name.split(".")).rpartition("/")
-    if os.path.isdir(os.path.join(parent, last)):
-        return True
-    with contextlib.suppress(OSError):
-        return any(
-            found.startswith(last + ".") and found.endswith((".py", ".pyc", ".so"))
-            for found in os.listdir(parent)
-        )
-    return False
+def _origin(name: str, search_path: tuple[str, ...], installed_in: tuple[str, ...]) -> str:
+    """Return where Python would find a module: ``here``, ``installed``, ``standard``; or nothing.
+
+    Nothing is imported. ``here`` is below ``search_path``, where a folder without ``__init__.py``
+    counts only if nothing else has its name, as with Python itself.
+    """
+    import sys
+    from importlib import invalidate_caches
+    from importlib.machinery import BuiltinImporter, FrozenImporter, PathFinder
+
+    invalidate_caches()
+    top, *rest = name.split(".")
+    if BuiltinImporter.find_spec(top) or FrozenImporter.find_spec(top):
+        return "standard"
+    spec = PathFinder.find_spec(top, [*search_path, *installed_in, *sys.path])
+    if spec is None:
+        return "installed" if _is_installed(top) else ""
+    if not _is_below(spec, search_path):
+        is_standard = top in sys.stdlib_module_names and not _is_below(spec, installed_in)
+        return "standard" if is_standard else "installed"
+    for part in rest:
+        # By its last name alone: the package above it would have to be imported otherwise.
+        spec = PathFinder.find_spec(part, list(spec.submodule_search_locations or ()))
+        if spec is None:
+            return ""
+    return "here"
 
 
 def _is_installed(top: str) -> bool:
+    """Whether an import hook, such as that of an editable installation, knows the module."""
     from importlib.util import find_spec
 
     try:
         return find_spec(top) is not None
     except (ImportError, ValueError):
         return False
+
+
+def _is_below(spec: ModuleSpec, folders: tuple[str, ...]) -> bool:
+    places = [spec.origin] if spec.has_location else spec.submodule_search_locations or []
+    return any(
+        str(place).startswith(folder.rstrip("/") + "/") for place in places for folder in folders
+    )
 
 
 def is_package(folder: str) -> bool:
@@ -111,8 +143,27 @@ def has_project(folder: str) -> bool:
 
 def walk(folder: str) -> Iterator[str]:
     """Yield the files below ``folder``, relative to it, in order, those at its root first."""
-    for here, folders, files in os.walk(folder):
-        folders[:] = sorted(n for n in folders if n != "__pycache__" and not n.startswith("."))
-        for name in sorted(files):
-            if name != ".DS_Store":
-                yield os.path.relpath(os.path.join(here, name), folder)
+    todo = [""]
+    while todo:  # os.walk is recursive before Python 3.12
+        here = todo.pop()
+        folders = []
+        for name, is_folder, is_link in _listed(os.path.join(folder, here)):
+            if not is_folder:
+                yield os.path.join(here, name)
+            elif not is_link:
+                folders.append(os.path.join(here, name))
+        todo += reversed(folders)
+
+
+def _listed(folder: str) -> list[tuple[str, bool, bool]]:
+    """Return name, whether it is a folder and whether it is a link of what may be code."""
+    try:
+        with os.scandir(folder) as entries:
+            found = [(e.name, e.is_dir(), e.is_symlink()) for e in entries if e.name != ".DS_Store"]
+    except OSError:
+        return []
+    return sorted(
+        (name, is_folder, is_link)
+        for name, is_folder, is_link in found
+        if not (is_folder and (name == "__pycache__" or name.startswith(".")))
+    )

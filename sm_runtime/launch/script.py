@@ -40,9 +40,11 @@ class Found:
     shell: str = "/bin/sh"
     """The shell for shell scripts that name none."""
     module_here: bool = False
-    """Whether the module that the program would name is below a folder of the search path."""
+    """Whether Python would find the module that the program names in the search path's folders."""
     module_installed: bool = False
-    """Whether the interpreter has the module's top-level package."""
+    """Whether the interpreter has the module's top-level package, and not as one of its own."""
+    module_standard: bool = False
+    """Whether Python would take a module of its standard library for it."""
     installs: bool = False
     """Whether a package or requirements will be installed before the start."""
     package: bool = False
@@ -103,8 +105,13 @@ def _chosen_module(program: str, found: Found) -> Module | None:
         # With no such file, the name can only be that of a module of the installed package.
         path = posixpath.normpath(program)[:-3]
         return module_of(path.replace("/", ".")) if found.package else None
-    there = found.module_here or found.module_installed or found.installs
-    return module if there else None
+    if module is None or found.module_standard:
+        return None
+    if found.module_here or found.package:
+        return module
+    # Many packages do nothing, successfully, when they run: a lone word may just be misspelt.
+    is_meant = module.explicit or "." in module.name
+    return module if is_meant and (found.module_installed or found.installs) else None
 
 
 def _module(module: Module, program: str, python: str) -> tuple[str, ...]:
@@ -174,8 +181,12 @@ def _missing(program: str, found: Found) -> str:
             f"; {found.elsewhere} has it, but the submitted code is used"
             " (SM_RUNTIME_CODE_PREFERENCE=image changes that)"
         )
+    elif found.module_standard:
+        text += "; a module of Python's standard library is not run in its place"
     elif near:
         text += f"; did you mean {names[near[0]]!r}?"
+    elif found.module_installed and module_of(program):
+        text += f"; to run the installed module, write '-m {program}'"
     elif " " in program.strip():
         text += "; arguments are given as hyperparameters, not with the program's name"
     return text

@@ -260,7 +260,7 @@ def test_an_image_that_holds_its_code_needs_no_script_mode(cpu_image: str, folde
         folder,
         entry_point=None,
         source_dir=None,
-        environment={"SAGEMAKER_PROGRAM": "timeit"},
+        environment={"SAGEMAKER_PROGRAM": "/bin/echo"},
         hyperparameters={"number": 1},
     )
     assert job.status == 0, job.log

@@ -105,7 +105,7 @@ def test_a_missing_code_folder_is_not_created_and_the_entry_check_says_so(base: 
         entry_command(wanted, code, (), sys.executable)
 
 
-@pytest.mark.parametrize("program", ["/bin/ls", "-m this"])
+@pytest.mark.parametrize("program", ["/bin/ls", "-m pip"])
 def test_a_program_of_the_image_needs_no_code_folder(base: Path, program: str) -> None:
     wanted = job(base, program=program)
     assert started(wanted, fetch(wanted))
