@@ -5,11 +5,15 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Callable
 from typing import IO
 
 from sm_runtime.errors import CodeError
 from sm_runtime.members import Budget, Member, members, reading, shown
+from sm_runtime.room import Room
 
+MAX_DEPTH = 200
+"""How many folders deep code may be: Python removes a tree recursively, within its limit."""
 _CHUNK = 1 << 18
 _MAX_MEMBERS = 200_000
 # The kernel follows no more symbolic links than this in one look-up (path_resolution(7)).
@@ -17,19 +21,36 @@ _MAX_HOPS = 40
 
 
 def extract(
-    path: str, destination: str, max_bytes: int, *, max_members: int = _MAX_MEMBERS
+    path: str,
+    destination: str,
+    max_bytes: int,
+    *,
+    max_members: int = _MAX_MEMBERS,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> None:
     """Unpack a tar or zip archive into ``destination``, a folder that must not exist yet.
 
-    Raises CodeError, and leaves no ``destination``, when the archive is damaged, holds more than
-    ``max_bytes``, or has a member that could reach outside of ``destination`` or gain rights.
+    All its headers are read before the first byte is written. Raises CodeError, and leaves no
+    ``destination``, when the archive is damaged, declares or holds more than ``max_bytes`` or than
+    there is room for, has a member that could reach outside of ``destination`` or gain rights, or
+    when ``stopped`` says so.
     """
     import shutil
+
+    def budget() -> Budget:
+        return Budget(
+            archive=path,
+            packed=os.path.getsize(path),
+            max_bytes=max_bytes,
+            max_members=max_members,
+            stopped=stopped,
+        )
 
     try:
         os.mkdir(destination)
         try:
-            _unpack(path, destination, max_bytes, max_members)
+            _check_room(budget(), destination)
+            _unpack(budget(), destination)
         except BaseException:
             shutil.rmtree(destination, ignore_errors=True)
             raise
@@ -37,15 +58,21 @@ def extract(
         raise CodeError(f"{shown(path)} cannot be unpacked to {destination}: {error}") from error
 
 
-def _unpack(path: str, destination: str, max_bytes: int, max_members: int) -> None:
-    budget = Budget(
-        archive=path,
-        packed=os.path.getsize(path),
-        max_bytes=max_bytes,
-        max_members=max_members,
-    )
+def _check_room(budget: Budget, destination: str) -> None:
+    """Raise CodeError where the archive declares more than is allowed, or than there is room for.
+
+    A compressed tar has its headers within the compressed data: it is decompressed twice.
+    """
+    room = Room(destination)
+    with contextlib.closing(members(budget.archive, budget)) as found:
+        for member in found:
+            room.take(member.size_bytes)
+    room.check(shown(budget.archive))
+
+
+def _unpack(budget: Budget, destination: str) -> None:
     tree = _Tree(destination, budget)
-    with contextlib.closing(members(path, budget)) as found:
+    with contextlib.closing(members(budget.archive, budget)) as found:
         for member in found:
             tree.add(member)
     tree.finish()
@@ -113,6 +140,8 @@ class _Tree:
         if member.kind == "file" and member.mode & (stat.S_ISUID | stat.S_ISGID):
             raise refusal("has the setuid or setgid bit")
         name = os.path.normpath(name) if name else "."
+        if name.count("/") > MAX_DEPTH:
+            raise refusal(f"is more than {MAX_DEPTH} folders deep")
         if name == ".":
             if member.kind != "directory":
                 raise refusal(f"is a {member.kind} without a name")

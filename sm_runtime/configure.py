@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Mapping
 
-from sm_runtime import contract, documents, environ, redirect
+from sm_runtime import contract, documents, environ, redirect, source
 from sm_runtime.contract import Parsed
 from sm_runtime.errors import ConfigError
 from sm_runtime.frozen import dataclass
@@ -51,7 +51,7 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     mask.learn(environ.secrets(None, variables))
     found, unreadable = documents.collect(paths, variables)
     parsed = contract.parse(found, variables, paths, os.uname().nodename)
-    job = redirect.redirected(parsed.draft)
+    job = source.as_files(redirect.redirected(parsed.draft))
     mask.learn(environ.secrets(job, variables))
     logging.getLogger("sm_runtime").setLevel(job.log_level)
     if not (unreadable or parsed.problems):

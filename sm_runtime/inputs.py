@@ -10,7 +10,8 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 
-from sm_runtime import channels, sync
+from sm_runtime import channels, source, sync
+from sm_runtime.frozen import replace
 from sm_runtime.model import Job
 from sm_runtime.supervise import Supervisor
 from sm_runtime.timeline import Timeline
@@ -40,8 +41,9 @@ class Inputs:
         self._job, self._variables = job, variables
         self._supervisor, self._timeline, self._fail = supervisor, timeline, fail
         self._syncs: Syncs | None = sync.open_syncs(job, variables)
-        self._placed = False
-        self._channels: channels.Placed | None = None
+        self._placed = self._code_placed = False
+        self._channels: list[channels.Placed] = []
+        """What was placed and is still to be shown to the script."""
         self._error: BaseException | None = None
         self._opened = ExitStack()
 
@@ -62,6 +64,12 @@ class Inputs:
             return
         threading.Thread(target=self._place, name="download", daemon=True).start()
 
+    def wait_for_code(self) -> None:
+        """Wait until the channel that the code comes from is in place; see ``wait``."""
+        self._supervisor.wait_until(lambda: self._code_placed or self._placed)
+        self._raise()
+        self._show()
+
     def wait(self) -> None:
         """Wait until the data is in place; raises what went wrong with it.
 
@@ -69,9 +77,7 @@ class Inputs:
         """
         self._supervisor.wait_until(lambda: self._placed)
         self._raise()
-        if self._channels is not None:
-            placed, self._channels = self._channels, None
-            self._opened.enter_context(channels.bound(placed))
+        self._show()
 
     def open(self, ranks: int) -> None:
         """Begin to feed, mount and sync for a script that runs as ``ranks`` processes here."""
@@ -118,7 +124,7 @@ class Inputs:
         """Fetch the channels and what was synced by an earlier attempt."""
         try:
             with self._timeline.phase("download"):
-                self._channels = channels.prepare(self._job, self._variables, self._stopped)
+                self._prepare()
                 if self._syncs is not None:
                     self._syncs.restore(self._stopped)
         except BaseException as error:
@@ -126,6 +132,21 @@ class Inputs:
         finally:
             self._placed = True
             self._supervisor.wake()
+
+    def _prepare(self) -> None:
+        """Place the channels, that of the code first: the rest comes while code is installed."""
+        job, first = self._job, source.channel_of_code(self._job)
+        if first is not None:
+            only = replace(job, channels=(first,))
+            self._channels.append(channels.prepare(only, self._variables, self._stopped))
+            job = replace(job, channels=tuple(c for c in job.channels if c != first))
+        self._code_placed = True
+        self._supervisor.wake()
+        self._channels.append(channels.prepare(job, self._variables, self._stopped))
+
+    def _show(self) -> None:
+        while self._channels:
+            self._opened.enter_context(channels.bound(self._channels.pop(0)))
 
     def _raise(self) -> None:
         if self._error is not None:

@@ -121,8 +121,9 @@ class _Attempt:
         with inputs:
             self.inputs = inputs
             inputs.fetch()
+            inputs.wait_for_code()
             with self.timeline.phase("code"):
-                code = source.fetch(job, self.variables)
+                code = source.fetch(job, self.variables, self._is_stopped)
             _warn(code.warnings)
             self._check_stop()
             with self.timeline.phase("install"):
@@ -256,6 +257,9 @@ class _Attempt:
             self.session.fail(reason)
         else:
             self.supervisor.ask(reason)
+
+    def _is_stopped(self) -> bool:
+        return self.supervisor.stopped_by is not None
 
     def _check_stop(self) -> None:
         if error := _stopped(self.supervisor):

@@ -5,13 +5,13 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 from sm_runtime.errors import CodeError, ConfigError, JobError
-from sm_runtime.frozen import dataclass
+from sm_runtime.frozen import dataclass, replace
 from sm_runtime.launch.script import Found, entry
-from sm_runtime.model import Job
+from sm_runtime.model import Channel, Job
 from sm_runtime.program import look, walk
 
 log = logging.getLogger(__name__)
@@ -32,30 +32,33 @@ class Code:
     """What the user should know; the caller logs it."""
 
 
-def fetch(job: Job, environ: Mapping[str, str]) -> Code:
+def fetch(
+    job: Job, environ: Mapping[str, str], stopped: Callable[[], bool] = lambda: False
+) -> Code:
     """Put the submitted code where it runs, or take the code folder as it is.
 
     ``environ`` is this process's: it may name the endpoint of object storage. Raises CodeError
-    where the code is missing, damaged or must not be unpacked; the code folder is as it was then.
+    where the code is missing, damaged or must not be unpacked, and when ``stopped`` says so; the
+    code folder is as it was then.
     """
     code = in_place(job)
     if code is not None:
         return code
-    with _opened(job, environ) as source:
-        return _placed(job, source)
+    with _opened(job, environ, stopped) as source:
+        return _placed(job, source, stopped)
 
 
-def _placed(job: Job, source: str) -> Code:
+def _placed(job: Job, source: str, stopped: Callable[[], bool]) -> Code:
     """Put the folder, archive or file ``source`` where the code runs."""
     from sm_runtime.placing import fill
 
     folder, limit = job.paths.code, job.options.code_max_bytes
     vacant = is_vacant(folder)
     if vacant and _can_fill(folder):
-        fill(source, folder, limit)
+        fill(source, folder, limit, stopped=stopped)
         return Code(directory=folder, search_path=(folder,))
     target, is_ours = _fresh_folder(job, source)
-    fill(source, target, limit, replace=is_ours)
+    fill(source, target, limit, replace=is_ours, stopped=stopped)
     if vacant:
         return Code(directory=target, search_path=(target,))
     warning = _shadow_warning(target, folder)
@@ -73,6 +76,38 @@ def in_place(job: Job) -> Code | None:
     if not os.path.isdir(folder) and program.startswith(("/", "-m")):
         return Code(directory="/", search_path=())
     return Code(directory=folder, search_path=(folder,))
+
+
+def channel_of_code(job: Job) -> Channel | None:
+    """Return the channel, one that is placed by this runtime, from which the code comes."""
+    return channel_at(job, job.submit_directory or job.paths.code)
+
+
+def channel_at(job: Job, path: str, folder: str = "") -> Channel | None:
+    """Return the channel, one that is placed by this runtime, in whose folder ``path`` is.
+
+    ``path`` may be a ``file://`` URI, or relative to ``folder``.
+    """
+    channels = [channel for channel in job.channels if channel.source is not None]
+    try:
+        inside = os.path.realpath(os.path.join(folder or "/", _local_path(path))) + "/"
+    except (CodeError, ValueError):  # ValueError: a NUL
+        return None  # where it is used, this is an error
+    return next((c for c in channels if inside.startswith(os.path.realpath(c.path) + "/")), None)
+
+
+def as_files(job: Job) -> Job:
+    """Return the job with the channel of its code in File mode, whatever its mode is.
+
+    Code is needed before anything is mounted or fed. What the script learns of the channel's mode
+    stays as it is.
+    """
+    wanted = channel_of_code(job)
+    if wanted is None or wanted.mode == "File":
+        return job
+    log.info("channel %s: placed as files, as the code comes from it", wanted.name)
+    channels = (replace(c, mode="File") if c == wanted else c for c in job.channels)
+    return replace(job, channels=tuple(channels))
 
 
 def entry_command(job: Job, code: Code, arguments: tuple[str, ...], python: str) -> tuple[str, ...]:
@@ -95,6 +130,10 @@ def problems(job: Job) -> list[str]:
     """Return a sentence for each thing that is wrong with the code; alters and fetches nothing."""
     try:
         code = in_place(job)
+        if channel_of_code(job) or (job.program and channel_at(job, job.program)):
+            if not job.program:
+                entry(None, Found(folder=job.paths.code), (), sys.executable)
+            return []  # it is looked for when the channel is there
         if code is not None:
             entry_command(job, code, (), sys.executable)
             return []
@@ -131,7 +170,7 @@ def _local_path(value: str) -> str:
 
 
 @contextmanager
-def _opened(job: Job, environ: Mapping[str, str]) -> Iterator[str]:
+def _opened(job: Job, environ: Mapping[str, str], stopped: Callable[[], bool]) -> Iterator[str]:
     """Yield the local path of the submitted code; what had to be downloaded goes at the end."""
     uri = job.submit_directory or ""
     if not _is_remote(uri):
@@ -149,7 +188,7 @@ def _opened(job: Job, environ: Mapping[str, str]) -> Iterator[str]:
     with holder as folder:
         # The name is kept: a single script is run by it.
         path = os.path.join(folder, os.path.basename(key))
-        s3.download(uri, path, environ, job.region, job.options.code_max_bytes)
+        s3.download(uri, path, environ, job.region, job.options.code_max_bytes, stopped)
         try:
             yield path
         except CodeError as error:

@@ -71,6 +71,8 @@ def _unpack(
                 rest = memoryview(piece)
                 while rest:
                     rest = rest[file.write(rest) :]
+                if stopped():  # little that arrives may be much that is written
+                    raise DataError(f"{blob.uri}: the download was stopped")
         os.rename(part, path)
     except OSError as error:
         with suppress(OSError):

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
 from sm_runtime.errors import CodeError, DataError
+from sm_runtime.room import Room
 from sm_runtime.storage import Blob
 from sm_runtime.storage.access import Access, needs_boto3
 from sm_runtime.storage.client import Broken, Client, Refusal
@@ -132,19 +133,33 @@ def read(uri: str, environ: Mapping[str, str], region: str, max_bytes: int) -> b
     return bytes(data)
 
 
-def download(uri: str, path: str, environ: Mapping[str, str], region: str, max_bytes: int) -> None:
+def download(
+    uri: str,
+    path: str,
+    environ: Mapping[str, str],
+    region: str,
+    max_bytes: int,
+    stopped: Callable[[], bool] = lambda: False,
+) -> None:
     """Write the object ``uri`` to the file ``path``, which is there only when it is complete.
 
     ``environ`` may name an endpoint: ``S3_ENDPOINT_URL``, as for the SageMaker training toolkit, or
     one of boto3's own variables; without a ``region`` boto3's own rules find one. The credentials
     are those that boto3 finds. No thread is started: this process has yet to fork. Raises
-    CodeError, also for an object of more than ``max_bytes``.
+    CodeError, also for an object of more than ``max_bytes`` or than there is room for, and when
+    ``stopped`` says so.
     """
     part = path + ".part"
+    option = "SM_RUNTIME_CODE_MAX_BYTES"
     try:
         parse(uri)
-        with contextlib.closing(S3Origin(uri, environ, region)) as origin, open(part, "wb") as file:
-            size = _copy(origin, uri, max_bytes, "SM_RUNTIME_CODE_MAX_BYTES", file.write)
+        with (
+            contextlib.closing(S3Origin(uri, environ, region)) as origin,
+            open(part, "wb") as file,
+            _stop_is_an_error(uri),
+        ):
+            folder = os.path.dirname(path)
+            size = _copy(origin, uri, max_bytes, option, file.write, folder, stopped)
         os.rename(part, path)
     except DataError as error:
         raise CodeError(str(error)) from error
@@ -154,14 +169,27 @@ def download(uri: str, path: str, environ: Mapping[str, str], region: str, max_b
 
 
 def _copy(
-    origin: S3Origin, uri: str, max_bytes: int, option: str, write: Callable[[memoryview], object]
+    origin: S3Origin,
+    uri: str,
+    max_bytes: int,
+    option: str,
+    write: Callable[[memoryview], object],
+    folder: str | None = None,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> int:
-    """Hand an object of unknown size on; return how many bytes it has."""
+    """Hand an object of unknown size on; return how many bytes it has.
+
+    ``folder``: where it is written to, if there has to be room for it.
+    """
     bucket, key = _split_object(uri)
     version = Version(uri, None)
     view = memoryview(bytearray(_BUFFER_BYTES))
-    with Reader(origin._client, bucket, key, version) as body:
+    with Reader(origin._client, bucket, key, version, stopped=stopped) as body:
         body.open()
+        if folder is not None and (version.size_bytes or 0) <= max_bytes:
+            room = Room(folder)
+            room.take(version.size_bytes or 0)
+            room.check(uri)
         while True:
             size = max(version.size_bytes or 0, body.position)
             if size > max_bytes:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.archive import extract
+from sm_runtime.archive import MAX_DEPTH, extract
 from sm_runtime.errors import CodeError
 from sm_runtime.members import kind_of
 
@@ -261,6 +261,98 @@ def test_too_many_members_are_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "code").exists()
 
 
+def watched(folder: Path, seen: list[int]) -> Callable[[], bool]:
+    """Note, whenever it is asked whether to stop, how many bytes are below ``folder``."""
+
+    def stopped() -> bool:
+        seen.append(sum(os.lstat(p).st_size for p in folder.rglob("*") if p.is_file()))
+        return False
+
+    return stopped
+
+
+def two_parts(path: Path, mode: str) -> str:
+    """Write an archive of two files, each larger than the blocks in which it is read."""
+    parts = [entry(f"part{n}", os.urandom(300_000)) for n in (1, 2)]
+    if mode != "zip":
+        return tar(path, *parts, mode=mode)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for info, content in parts:
+            archive.writestr(info.name, content)
+    return str(path)
+
+
+@pytest.fixture(scope="module", params=["w", "w:gz", "w:bz2", "w:xz", "zip"])
+def packed(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    return two_parts(tmp_path_factory.mktemp("archive") / "packed", request.param)
+
+
+def test_what_all_members_declare_is_compared_before_the_first_byte_is_written(
+    tmp_path: Path, packed: str
+) -> None:
+    seen: list[int] = []
+    stopped = watched(tmp_path, seen)
+    with pytest.raises(CodeError, match="'part2' takes the unpacked size over the limit of 599999"):
+        extract(packed, str(tmp_path / "code"), 599_999, stopped=stopped)
+    assert set(seen) == {0}
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_stop_is_seen_between_the_blocks_of_a_member(tmp_path: Path, packed: str) -> None:
+    sizes: list[int] = []
+    look = watched(tmp_path, sizes)
+
+    def stopped() -> bool:
+        return look() or sizes[-1] > 0
+
+    with pytest.raises(CodeError, match="packed was not unpacked: a stop was requested"):
+        extract(packed, str(tmp_path / "code"), LIMIT, stopped=stopped)
+    assert 0 < sizes[-1] < 300_000
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_stop_is_seen_while_only_headers_are_read(tmp_path: Path, packed: str) -> None:
+    sizes: list[int] = []
+    look = watched(tmp_path, sizes)
+
+    def stopped() -> bool:
+        return look() or len(sizes) > 1
+
+    with pytest.raises(CodeError, match="a stop was requested"):
+        extract(packed, str(tmp_path / "code"), LIMIT, stopped=stopped)
+    assert sizes == [0, 0]
+
+
+def deep_zip(path: Path, name: str) -> str:
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr(name, b"1")
+    return str(path)
+
+
+def deep_folder(path: Path, name: str) -> str:
+    return tar(path, folder(name))
+
+
+@pytest.mark.parametrize(
+    "make", [lambda path, name: tar(path, entry(name, b"1")), deep_zip, deep_folder]
+)
+@pytest.mark.parametrize("depth", [MAX_DEPTH + 1, 1500, 5000])
+def test_a_member_that_is_too_deep_is_one_sentence(
+    tmp_path: Path, make: Callable[[Path, str], str], depth: int
+) -> None:
+    path = make(tmp_path / "packed", "d/" * depth + "train.py")
+    with pytest.raises(CodeError, match=f"is more than {MAX_DEPTH} folders deep"):
+        extract(path, str(tmp_path / "code"), LIMIT)
+    assert not (tmp_path / "code").exists()
+
+
+def test_a_member_as_deep_as_is_allowed_is_unpacked(tmp_path: Path) -> None:
+    name = "d/" * MAX_DEPTH + "train.py"
+    path = tar(tmp_path / "a.tar.gz", entry(name, b"1"))
+    extract(path, str(tmp_path / "code"), LIMIT)
+    assert (tmp_path / "code" / name).read_bytes() == b"1"
+
+
 def cut(data: bytes) -> bytes:
     return data[: len(data) // 2]
 
@@ -367,6 +459,16 @@ def test_a_damaged_zip_is_one_sentence(tmp_path: Path) -> None:
     path.write_bytes(data)
     with pytest.raises(CodeError, match="damaged"):
         extract(str(path), str(tmp_path / "code"), LIMIT)
+
+
+def test_a_member_of_a_zip_whose_name_begins_with_a_nul_is_one_sentence(tmp_path: Path) -> None:
+    path = tmp_path / "code.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        archive.writestr("??", b"1")
+    path.write_bytes(path.read_bytes().replace(b"??", b"\0x"))
+    with pytest.raises(CodeError, match=r"code\.zip"):
+        extract(str(path), str(tmp_path / "code"), LIMIT)
+    assert not (tmp_path / "code").exists()
 
 
 def test_what_is_no_archive_is_named(tmp_path: Path) -> None:
