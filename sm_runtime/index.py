@@ -68,6 +68,12 @@ def _files(environ: Mapping[str, str]) -> Iterator[str]:
         yield own
 
 
+def is_off(texts: Iterable[str], told: Mapping[str, str]) -> bool:
+    """Whether the user, in the lines of a file or in pip's settings, wants no index to be asked."""
+    asked_off = told.get("no-index", "").lower() in ("1", "true", "yes", "on", "t", "y")
+    return asked_off or any(re.match(r"--no-index(\s|$)", text) for text in texts)
+
+
 def asked(texts: Iterable[str], told: Mapping[str, str]) -> str | None:
     """Return the host and port of the index that pip will ask; None where that cannot be told.
 

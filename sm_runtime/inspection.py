@@ -10,7 +10,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 
-from sm_runtime import artifacts, channels, environ, hardware, source, sync
+from sm_runtime import artifacts, channels, environ, hardware, installed, source, sync
 from sm_runtime.configure import Examined, configure, examine
 from sm_runtime.errors import ConfigError, JobError
 from sm_runtime.launch import distribution
@@ -78,7 +78,7 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
     found += [*distribution.problems(job), *environ.oversized(job)]
     if _is_code_known(examined):
         found += [*source.problems(job), *_entry_point_problems(job, variables)]
-    found += channels.problems(job)
+    found += [*channels.problems(job), *installed.problems(variables.get("PATH"))]
     return _complain(list(dict.fromkeys(found)), mask)
 
 

@@ -5,16 +5,17 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sm_runtime.errors import InstallError
 from sm_runtime.frozen import dataclass, field
-from sm_runtime.installer import Pip, run_captured
+from sm_runtime.installer import LOOK_SECONDS, STOPPED, Pip, run_captured
 from sm_runtime.installer import Run as Run
 from sm_runtime.model import Job, Options
 from sm_runtime.program import has_project
-from sm_runtime.source import Code
+from sm_runtime.source import Code, channel_at
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
@@ -23,6 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 _LOCK_SECONDS = 1800.0
+_PATH = re.compile(r"[^\s=]*/[^\s=]*")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -35,12 +37,17 @@ class Installed:
 
 
 def install(
-    job: Job, code: Code, environ: Mapping[str, str], python: str, run: Run = run_captured
+    job: Job,
+    code: Code,
+    environ: Mapping[str, str],
+    python: str,
+    run: Run = run_captured,
+    stopped: Callable[[], bool] = lambda: False,
 ) -> Installed:
     """Install the requirements file and the package at the root of the code folder.
 
-    One rule for every kind of program. Raises InstallError in one sentence; pip is not started
-    where everything is installed.
+    One rule for every kind of program. Raises InstallError in one sentence, also when ``stopped``
+    says so; pip is not started where everything is installed.
     """
     name = job.options.requirements
     file = os.path.join(code.directory, name)
@@ -55,50 +62,76 @@ def install(
         what = name if file else "the package in the code folder"
         return Installed(summary=f"{what} is not installed (SM_RUNTIME_INSTALL is off)")
     try:
-        return _install(job, code, file, package, Pip(job, code, environ, python, run))
+        return _install(job, code, file, package, Pip(job, code, environ, python, run, stopped))
     except OSError as error:
         raise InstallError(f"{name} cannot be installed: {error}") from error
 
 
+def needs_channels(job: Job, code: Code, environ: Mapping[str, str]) -> bool:
+    """Whether the requirements file, a word in it or a setting of pip is a path in a channel.
+
+    Such as a folder of wheels, which has to be there before pip looks for it.
+    """
+    if not job.options.install or not any(channel.source for channel in job.channels):
+        return False
+    from sm_runtime import index, requirements
+
+    file = os.path.join(code.directory, job.options.requirements)
+    texts = [file, *index.settings(environ).values()]
+    with contextlib.suppress(OSError):
+        texts += [line.text for line in requirements.read(file, environ)]
+    words = (word for text in texts for word in _PATH.findall(text))
+    return any(channel_at(job, word, code.directory) is not None for word in words)
+
+
 def _is_package(job: Job, code: Code) -> bool:
-    folder = code.directory
+    folder, program = code.directory, job.program or ""
+    if program.endswith(".sh"):
+        return False  # as with the SageMaker training toolkit
     if os.path.isfile(os.path.join(folder, "setup.py")):
         return True
     # Many keep a pyproject.toml for their tools beside a script; only a module needs it installed.
-    is_script = os.path.isfile(os.path.join(folder, job.program or ""))
+    is_script = os.path.isfile(os.path.join(folder, program))
     return not is_script and has_project(folder)
 
 
 def _install(job: Job, code: Code, file: str, package: bool, pip: Pip) -> Installed:
     from sm_runtime import requirements
+    from sm_runtime.installed import kept
 
     name = job.options.requirements
     lines = requirements.read(file, pip.environ) if file else []
     present = requirements.Present(pip.place.folders)
     if not job.options.allow_framework_change:
         _refuse_framework_change(lines, present)
-    if not package and present.missing(lines) is None:
+    held = present.held_back(lines)
+    wanted = [line for line in lines if line not in held]
+    for line in held:
+        log.warning(
+            "%s: %s is held back, as its files or its command are those of sm-runtime"
+            " (see docs/migration.md)",
+            line.place,
+            line.text,
+        )
+    if not package and present.missing(wanted) is None:
         return Installed(
             summary=f"all that {name} asks for is installed already", environ=pip.place.exported
         )
     pip.check()
     started = time.monotonic()
     done: list[str] = []
-    with _lock(pip.environ):
+    with _lock(pip.environ, pip.stopped), kept():
         # Another runtime on this host may have installed it in the meantime.
         present = requirements.Present(pip.place.folders)
-        if present.missing(lines) is not None:
-            pip.install_file(file, lines, present)
+        if present.missing(wanted) is not None:
+            pip.install_file(file, wanted, present, as_it_is=not held)
             done.append(name)
         if package:
             pip.install_package(present)
             done.append("the package in the code folder")
     what = " and ".join(done) or f"all that {name} asks for"
-    how = " from wheels/ alone" if pip.wheels else ""
     seconds = time.monotonic() - started
-    return Installed(
-        summary=f"{what} installed{how} in {seconds:.1f} s", environ=pip.place.exported
-    )
+    return Installed(summary=f"{what} installed in {seconds:.1f} s", environ=pip.place.exported)
 
 
 def _refuse_framework_change(lines: list[Line], present: Present) -> None:
@@ -112,10 +145,10 @@ def _refuse_framework_change(lines: list[Line], present: Present) -> None:
 
 
 @contextlib.contextmanager
-def _lock(environ: Mapping[str, str]) -> Iterator[None]:
+def _lock(environ: Mapping[str, str], stopped: Callable[[], bool]) -> Iterator[None]:
     """Hold the host's lock: two installers in one site-packages ruin each other's work.
 
-    Raises InstallError when another one holds it for half an hour.
+    Raises InstallError when another one holds it for half an hour, or ``stopped`` says so.
     """
     import fcntl
     import threading
@@ -136,11 +169,15 @@ def _lock(environ: Mapping[str, str]) -> Iterator[None]:
             log.info("waiting for another installation on this host")
             waiter = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX), daemon=True)
             waiter.start()
-            waiter.join(_LOCK_SECONDS)
-            if waiter.is_alive():
-                raise InstallError(
-                    f"another installation holds {path} for {_LOCK_SECONDS:.0f} s"
-                ) from None
+            deadline = time.monotonic() + _LOCK_SECONDS
+            while waiter.is_alive():
+                waiter.join(LOOK_SECONDS)
+                if stopped():
+                    raise InstallError(STOPPED) from None
+                if time.monotonic() > deadline:
+                    raise InstallError(
+                        f"another installation holds {path} for {_LOCK_SECONDS:.0f} s"
+                    ) from None
         yield
     finally:
         os.close(lock)

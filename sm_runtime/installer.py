@@ -5,10 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 from sm_runtime.environ import public
-from sm_runtime.errors import InstallError
+from sm_runtime.errors import CodeError, InstallError
 from sm_runtime.frozen import dataclass, field
 from sm_runtime.model import Job
 
@@ -23,10 +24,14 @@ Run = Callable[[tuple[str, ...], Mapping[str, str], str], tuple[int, bytes]]
 """Runs argv with an environment in a folder; returns the shell status and the output's tail."""
 
 TAIL_BYTES = 64 << 10
+STOPPED = "nothing was installed: a stop was requested"
+LOOK_SECONDS = 0.25
+"""How often a wait looks whether to stop."""
 _TIMEOUT_SECONDS = "8"
 _RETRIES = "1"
 _OWN_PLACE = frozenset({"target", "prefix", "root", "user"})
 _PATIENCE = frozenset({"timeout", "default-timeout"})
+_INSTALLED = re.compile(r"(?m)^Successfully installed .+$")
 _NOT_CODE = (".git", "__pycache__", "wheels", ".venv", "*.pyc")
 
 
@@ -45,7 +50,13 @@ class Pip:
     """pip of one interpreter, for the code of one job."""
 
     def __init__(
-        self, job: Job, code: Code, environ: Mapping[str, str], python: str, run: Run
+        self,
+        job: Job,
+        code: Code,
+        environ: Mapping[str, str],
+        python: str,
+        run: Run,
+        stopped: Callable[[], bool],
     ) -> None:
         from sm_runtime import index
 
@@ -54,10 +65,15 @@ class Pip:
         self._folder = code.directory
         self._python = python
         self._run = run
+        self.stopped = stopped
         self._told = index.settings(environ)
         self.place = _place(job, environ, self._told)
         wheels = os.path.join(code.directory, "wheels")
-        self.wheels = wheels if _has_archives(wheels) else None
+        self._wheels = wheels if _has_archives(wheels) else None
+        self._is_alone = index.is_off((), self._told)
+        """Whether no index is asked."""
+        self._unreachable = ""
+        """Why that is so, unless the user wants it."""
 
     def check(self) -> None:
         """Raise InstallError where the interpreter has no pip."""
@@ -69,32 +85,39 @@ class Pip:
                 f" image ({self._python}) has no pip: add pip to the image, or the packages"
             )
 
-    def install_file(self, file: str, lines: Sequence[Line], present: Present) -> None:
-        """Install a requirements file; ``lines`` are what it says."""
+    def install_file(
+        self, file: str, lines: Sequence[Line], present: Present, *, as_it_is: bool = True
+    ) -> None:
+        """Install a requirements file; ``lines`` are what it says, or what of it counts."""
+        from sm_runtime import index, requirements
+
         name = self._job.options.requirements
-        self._check_index(name, lines, present)
-        self._pip(("-r", file), name, lines, present)
+        self._is_alone = index.is_off([line.text for line in lines], self._told)
+        if present.needs_index(lines):
+            self._look_for_index(name, lines)
+        if as_it_is:
+            self._pip(("-r", file), name, lines, present)
+            return
+        with self._scratch() as scratch:
+            self._pip(requirements.write(lines, scratch), name, lines, present)
 
     def install_package(self, present: Present) -> None:
         """Install the code folder, built from a copy as builds write beside the sources."""
-        import shutil
+        from sm_runtime.placing import copy_folder
 
+        name = "the package in the code folder"
+        if self._wheels and not self._is_alone:
+            self._look_for_index(name, ())
         with self._scratch() as scratch:
             copy = os.path.join(scratch, "package")
             try:
-                shutil.copytree(
-                    self._folder, copy, symlinks=True, ignore=shutil.ignore_patterns(*_NOT_CODE)
-                )
-            except shutil.Error as error:
-                raise InstallError(f"{self._folder} cannot be copied: {error.args[0][0][2]}") from (
-                    error
-                )
-            for folder, _, _ in os.walk(copy):
-                os.chmod(folder, os.stat(folder).st_mode | 0o700)
+                copy_folder(self._folder, copy, self.stopped, _NOT_CODE)
+            except CodeError as error:
+                raise InstallError(str(error)) from error
             # What the build needs is there: then nothing has to be downloaded for it.
             ready = any(present.has_all(needs) for needs in _build_needs(copy))
             options = ("--no-build-isolation",) if ready else ()
-            self._pip((*options, copy), "the package in the code folder", (), present)
+            self._pip((*options, copy), name, (), present)
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[str]:
@@ -105,37 +128,83 @@ class Pip:
         ) as folder:
             yield folder
 
-    def _check_index(self, name: str, lines: Sequence[Line], present: Present) -> None:
-        """Raise InstallError where the index is needed and nobody answers there."""
+    def _look_for_index(self, name: str, lines: Sequence[Line]) -> None:
+        """Do without an index that cannot be reached where there are wheels, else raise.
+
+        pip itself would try each package for long before it looked at the wheels.
+        """
         from sm_runtime import index
 
-        private = self.environ.get("CA_REPOSITORY_ARN")
-        if self.wheels or private or _PATIENCE & set(self._told) or not present.needs_index(lines):
+        if self.environ.get("CA_REPOSITORY_ARN") or _PATIENCE & set(self._told):
             return
         address = index.asked([line.text for line in lines], self._told)
-        why = index.unreachable(address, self.environ) if address else None
-        if why:
-            raise InstallError(f"{name}: the package index {address} cannot be reached: {why}")
+        if address is None:
+            return
+        found: list[str | None] = []
+        self._watched(lambda: found.append(index.unreachable(address, self.environ)))
+        why = found[0]
+        if why is None:
+            return
+        sentence = f"the package index {address} cannot be reached: {why}"
+        if not self._wheels:
+            raise InstallError(f"{name}: {sentence}")
+        self._do_without_index(sentence)
+
+    def _do_without_index(self, why: str) -> None:
+        self._is_alone, self._unreachable = True, why
+        log.warning("%s; packages come from wheels/ alone", why)
 
     def _pip(
         self, what: tuple[str, ...], name: str, lines: Sequence[Line], present: Present
     ) -> None:
-        from sm_runtime.explanation import explain
-
+        env, token = self._environment()
         argv = [self._python, "-m", "pip", "install"]
         argv += ["--disable-pip-version-check", "--no-input", *self.place.options]
-        if self.wheels:
-            argv += ["--no-index", "--find-links", self.wheels]
+        if self._wheels:
+            argv += ["--find-links", self._wheels]
+        if self._is_alone:
+            argv += ["--no-index"]
         with self._scratch() as scratch:
-            env, token = self._environment()
+            pins = present.own()
             if not self._job.options.allow_framework_change:
-                argv += _keep_frameworks(present, scratch, env)
+                pins |= _frameworks(present, scratch, env)
+            argv += _constraints(pins, scratch)
             status, tail = self._run((*argv, *what), env, self._folder)
         text = tail.decode("utf-8", "replace")
         text = text.replace(token, "***") if token else text
         log.debug("pip ended with status %s; its output:\n%s", status, text)
         if status:
-            raise InstallError(explain(status, text, name, lines, offline=self.wheels is not None))
+            raise InstallError(self._explained(status, text, name, lines))
+        if found := _INSTALLED.findall(text):
+            log.info("%s: %s", name, found[-1].strip())
+
+    def _explained(self, status: int, text: str, name: str, lines: Sequence[Line]) -> str:
+        from sm_runtime.explanation import explain
+
+        offline = self._wheels is not None and self._is_alone
+        why = explain(status, text, name, lines, offline=offline)
+        return f"{why}; {self._unreachable}" if self._unreachable else why
+
+    def _watched(self, action: Callable[[], object]) -> None:
+        """Do what may take long in a thread of its own; raise InstallError when to stop."""
+        import threading
+
+        errors: list[BaseException] = []
+
+        def act() -> None:
+            try:
+                action()
+            except BaseException as error:
+                errors.append(error)
+
+        thread = threading.Thread(target=act, name="index", daemon=True)
+        thread.start()
+        while thread.is_alive():
+            thread.join(LOOK_SECONDS)
+            if self.stopped():
+                raise InstallError(STOPPED)
+        if errors:
+            raise errors[0]
 
     def _environment(self) -> tuple[dict[str, str], str]:
         """Return pip's environment, and the token that is in it, if one is."""
@@ -150,10 +219,17 @@ class Pip:
         env |= self.environ
         env |= self.place.exported
         arn = self.environ.get("CA_REPOSITORY_ARN")
-        if not arn or self.wheels:
+        if not arn or self._is_alone:
             return env, ""
-        private = index.code_artifact(arn, self.environ)
-        return {**env, "PIP_INDEX_URL": private.url}, private.token
+        found: list[index.Private] = []
+        try:
+            self._watched(lambda: found.append(index.code_artifact(arn, self.environ)))
+        except InstallError as error:
+            if not self._wheels or self.stopped():
+                raise
+            self._do_without_index(str(error))
+            return env, ""
+        return {**env, "PIP_INDEX_URL": found[0].url}, found[0].token
 
 
 def run_captured(argv: tuple[str, ...], env: Mapping[str, str], cwd: str) -> tuple[int, bytes]:
@@ -179,16 +255,12 @@ def run_captured(argv: tuple[str, ...], env: Mapping[str, str], cwd: str) -> tup
     return (128 - status if status < 0 else status), tail
 
 
-def _keep_frameworks(present: Present, scratch: str, env: dict[str, str]) -> list[str]:
-    """Return the options by which pip keeps the installed frameworks as they are."""
+def _frameworks(present: Present, scratch: str, env: dict[str, str]) -> dict[str, str]:
+    """Return the versions at which pip keeps the installed frameworks as they are."""
     from sm_runtime.requirements import alias
 
-    frameworks = present.frameworks()
-    if not frameworks:
-        return []
-    path = os.path.join(scratch, "installed-frameworks.txt")
-    pins = dict(frameworks)
-    same = alias(frameworks)
+    pins = present.frameworks()
+    same = alias(pins)
     if same is not None:
         name, version = same
         pins[name] = version
@@ -201,6 +273,14 @@ def _keep_frameworks(present: Present, scratch: str, env: dict[str, str]) -> lis
             file.write("sm-runtime\n")
         before = env.get("PYTHONPATH")
         env["PYTHONPATH"] = os.path.dirname(info) + (f":{before}" if before else "")
+    return pins
+
+
+def _constraints(pins: Mapping[str, str], scratch: str) -> list[str]:
+    """Return the options by which pip leaves what is installed at these versions."""
+    if not pins:
+        return []
+    path = os.path.join(scratch, "installed.txt")
     with open(path, "w", encoding="utf-8") as file:
         file.writelines(f"{name}=={version}\n" for name, version in sorted(pins.items()))
     return ["-c", path]

@@ -17,6 +17,7 @@ from sm_runtime.frozen import dataclass
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _INCLUDE = re.compile(r"(-r|--requirement|-c|--constraint)(?:\s+|=|(?<=-[rc]))(\S.*)")
+_LINKS = re.compile(r"(?:-f|--find-links)[\s=]+(\S.*)")
 _HASH = re.compile(r"\s--hash[=\s]\S+")
 # Where pip looks and what it takes; none of it makes an installed package less installed.
 _HARMLESS = re.compile(
@@ -51,6 +52,11 @@ _FRAMEWORKS = _TENSORFLOW | {
 }
 
 
+OWN_NAME = "sm-runtime"
+_CLAIMANTS = frozenset({"sagemaker-training", "sagemaker-containers", "sagemaker-tensorflow"})
+"""Distributions that bring a command ``train`` or a package ``sagemaker_tensorflow``."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Line:
     """One logical line of a requirements file, without its comment."""
@@ -59,6 +65,8 @@ class Line:
     number: int
     text: str
     constraint: bool = False
+    folder: str = ""
+    """Where the file is."""
 
     @property
     def place(self) -> str:
@@ -92,7 +100,34 @@ def _lines(
                 yield from _lines(inner, name, environ, only, (*above, path))
                 continue
         if line:
-            yield Line(file=shown, number=number, text=line, constraint=constraint)
+            yield Line(
+                file=shown,
+                number=number,
+                text=line,
+                constraint=constraint,
+                folder=os.path.dirname(path),
+            )
+
+
+def write(lines: Iterable[Line], folder: str) -> tuple[str, ...]:
+    """Write lines to files in ``folder``; return the options by which pip reads them."""
+    options: list[str] = []
+    kept = list(lines)
+    for option, constraint in (("-r", False), ("-c", True)):
+        texts = [_moved(line) for line in kept if line.constraint == constraint]
+        if texts or not constraint:
+            path = os.path.join(folder, f"requirements{option}.txt")
+            with open(path, "w", encoding="utf-8") as file:
+                file.writelines(f"{text}\n" for text in texts)
+            options += [option, path]
+    return tuple(options)
+
+
+def _moved(line: Line) -> str:
+    """Return a line as it has to stand in a file elsewhere: pip looks for links beside it."""
+    match = _LINKS.fullmatch(line.text)
+    place = os.path.abspath(os.path.join(line.folder, match[1])) if match else ""
+    return f"--find-links {place}" if match and os.path.exists(place) else line.text
 
 
 def _decoded(data: bytes) -> str:
@@ -189,6 +224,31 @@ class Present:
             if other or not parsed.specifier.contains(frameworks[name], prereleases=True):
                 return line, name, frameworks[name]
         return None
+
+    def own(self) -> dict[str, str]:
+        """Return the name and the version of this package, if it is installed as one."""
+        found = self._find(OWN_NAME)
+        return {} if found is None or not found.version else {OWN_NAME: found.version}
+
+    def held_back(self, lines: Iterable[Line]) -> list[Line]:
+        """Return the lines by which pip would replace files or a command of this package."""
+        found = []
+        for line in lines:
+            parsed = None if line.constraint else self.parse(line)
+            if parsed is None or not _applies(parsed):
+                continue
+            name = canonical(parsed.name)
+            if name == OWN_NAME:
+                version = self.own().get(name)
+                harmless = version and not parsed.url
+                harmless = harmless and parsed.specifier.contains(version, prereleases=True)
+            else:
+                harmless = name not in _CLAIMANTS or (
+                    not parsed.url and self._satisfied(parsed, {}, set())
+                )
+            if not harmless:
+                found.append(line)
+        return found
 
     def parse(self, line: Line) -> Any:
         """Return a line as a ``packaging`` requirement, or None if it is something else."""

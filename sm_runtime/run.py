@@ -126,9 +126,13 @@ class _Attempt:
                 code = source.fetch(job, self.variables, self._is_stopped)
             _warn(code.warnings)
             self._check_stop()
+            if install.needs_channels(job, code, self.variables):
+                inputs.wait()
             with self.timeline.phase("install"):
                 run = _captured(self.supervisor)
-                installed = install.install(job, code, self.variables, sys.executable, run)
+                installed = install.install(
+                    job, code, self.variables, sys.executable, run, self._is_stopped
+                )
             log.info("%s", installed.summary)
             inputs.wait()
             self._check_stop()

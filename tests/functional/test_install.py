@@ -24,7 +24,7 @@ from tests.harness import package_alone
 
 # Runs ``install`` in the interpreter at hand, and says what pip was started with.
 DRIVER = """
-import json, os, sys
+import json, logging, os, sys
 sys.path.append(sys.argv[2])
 from sm_runtime import installer
 from sm_runtime.errors import InstallError
@@ -40,7 +40,14 @@ job = Job(
     program=asked["program"],
     options=Options(**asked["options"]),
 )
-runs, outputs = [], []
+runs, outputs, log = [], [], []
+
+class Keep(logging.Handler):
+    def emit(self, record):
+        log.append(f"{record.levelname} {record.getMessage()}")
+
+logging.getLogger("sm_runtime").addHandler(Keep())
+logging.getLogger("sm_runtime").setLevel(logging.INFO)
 
 def run(argv, env, cwd):
     runs.append({"argv": argv, "env": dict(env)})
@@ -48,7 +55,7 @@ def run(argv, env, cwd):
     outputs.append(tail.decode())
     return status, tail
 
-answer = {"runs": runs, "outputs": outputs, "error": None, "summary": None}
+answer = {"runs": runs, "outputs": outputs, "log": log, "error": None, "summary": None}
 try:
     done = install(job, fetch(job, {}), dict(os.environ), sys.executable, run)
     answer |= {"summary": done.summary, "environ": dict(done.environ)}
@@ -62,6 +69,7 @@ print(json.dumps(answer))
 class Answer:
     runs: list[dict[str, Any]]
     outputs: list[str]
+    log: list[str]
     error: str | None
     summary: str | None
     environ: dict[str, str] = field(default_factory=dict)
@@ -69,15 +77,20 @@ class Answer:
 
 
 def wheel(
-    folder: Path, name: str, version: str, *needs: str, files: dict[str, str] | None = None
+    folder: Path,
+    name: str,
+    version: str,
+    *needs: str,
+    files: dict[str, str] | None = None,
+    commands: str = "",
 ) -> Path:
-    """Write a wheel by hand: a zip with a module, its metadata and their hashes."""
+    """Write a wheel by hand: a zip with a module, or ``files``, its metadata and their hashes."""
     module = name.replace("-", "_")
     info = f"{module}-{version}.dist-info"
     metadata = f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
     content = {
-        f"{module}.py": f"VERSION = {version!r}\n",
-        **(files or {}),
+        **({f"{module}.py": f"VERSION = {version!r}\n"} if files is None else files),
+        f"{info}/entry_points.txt": f"[console_scripts]\n{commands}\n",
         f"{info}/METADATA": metadata + "".join(f"Requires-Dist: {n}\n" for n in needs),
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
     }
@@ -111,6 +124,11 @@ class Interpreter:
     def unpack(self, path: Path) -> None:
         with zipfile.ZipFile(path) as archive:
             archive.extractall(self.site)
+
+    def pip(self, *arguments: str) -> None:
+        words = (str(self.python), "-m", "pip", *arguments)
+        env = {"PIP_CONFIG_FILE": os.devnull, "PIP_DISABLE_PIP_VERSION_CHECK": "1"}
+        subprocess.run(words, env=env, check=True, capture_output=True)
 
     def names(self) -> set[str]:
         return {p.name.partition(".dist-info")[0] for p in self.site.glob("*.dist-info")}
@@ -318,16 +336,23 @@ def test_another_file_can_be_named_and_has_to_exist(indexed: Case, index: Index)
     assert "deps/train.txt installed" in str(indexed.install().summary)
 
 
-def test_a_wheels_folder_needs_no_socket(case: Case) -> None:
+@pytest.mark.parametrize("wish", ["a variable", "pip.conf", "a line"])
+def test_a_wheels_folder_needs_no_socket_where_the_user_wants_no_index(
+    case: Case, wish: str
+) -> None:
     case.environ["PIP_INDEX_URL"] = "http://127.0.0.1:1/simple/"
     case.environ["CA_REPOSITORY_ARN"] = "arn:aws:codeartifact:eu-west-1:1:repository/d/r"
     wheel(case.root / "ml" / "code" / "wheels", "alpha", "1.5", "beta")
     wheel(case.root / "ml" / "code" / "wheels", "beta", "2.0")
-    case.asks("alpha")
+    case.asks("--no-index\nalpha" if wish == "a line" else "alpha")
+    if wish == "a variable":
+        case.environ["PIP_NO_INDEX"] = "1"
+    elif wish == "pip.conf":
+        case.environ["PIP_CONFIG_FILE"] = str(case.root / "pip.conf")
+        (case.root / "pip.conf").write_text("[install]\nno-index = true\n")
     trace = case.root / "trace"
     answer = case.install("strace", "-f", "-qq", "-e", "trace=network", "-o", str(trace))
     assert answer.error is None
-    assert "from wheels/ alone" in str(answer.summary)
     assert {"alpha-1.5", "beta-2.0"} <= case.python.names()
     # pip opens and binds a socket of its own on import, to see whether there is IPv6.
     calls = ("connect(", "sendto(", "sendmsg(", "sendmmsg(")
@@ -335,10 +360,61 @@ def test_a_wheels_folder_needs_no_socket(case: Case) -> None:
     assert [line for line in lines if any(call in line for call in calls)] == []
 
 
+def test_a_wheels_folder_is_one_source_beside_the_index(indexed: Case, index: Index) -> None:
+    index.add("beta", "2.0")
+    index.add("alpha", "1.4")
+    wheel(indexed.root / "ml" / "code" / "wheels", "alpha", "1.5", "beta")
+    indexed.asks("alpha")
+    answer = indexed.install()
+    assert answer.error is None
+    assert {"alpha-1.5", "beta-2.0"} <= indexed.python.names()
+    assert "INFO requirements.txt: Successfully installed alpha-1.5 beta-2.0" in answer.log
+
+
+def refusing(case: Case) -> str:
+    """Have the job use an index at a port where nothing listens; return its address."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+    case.environ["PIP_INDEX_URL"] = f"http://{address}/simple/"
+    return address
+
+
+def test_wheels_alone_are_installed_where_the_index_cannot_be_reached(case: Case) -> None:
+    address = refusing(case)
+    wheel(case.root / "ml" / "code" / "wheels", "alpha", "1.5", "beta")
+    wheel(case.root / "ml" / "code" / "wheels", "beta", "2.0")
+    case.asks("alpha")
+    answer = case.install()
+    assert answer.error is None
+    assert {"alpha-1.5", "beta-2.0"} <= case.python.names()
+    unreachable = f"the package index {address} cannot be reached: Connection refused"
+    assert f"WARNING {unreachable}; packages come from wheels/ alone" in answer.log
+
+
+def test_wheels_alone_are_installed_where_a_private_repository_gives_no_token(case: Case) -> None:
+    case.environ["CA_REPOSITORY_ARN"] = "arn:aws:codeartifact:eu-west-1:1:repository/d/r"
+    wheel(case.root / "ml" / "code" / "wheels", "alpha", "1.5")
+    case.asks("alpha")
+    answer = case.install()
+    assert answer.error is None
+    assert "alpha-1.5" in case.python.names()
+    (warning,) = (line for line in answer.log if line.startswith("WARNING"))
+    assert "boto3, which fetches its token" in warning
+    assert "packages come from wheels/ alone" in warning
+
+
 def test_what_the_wheels_folder_lacks_is_named(case: Case) -> None:
     wheel(case.root / "ml" / "code" / "wheels", "alpha", "1.5")
     case.asks("# two\nalpha\nbeta>=2\n")
-    assert case.install().error == "requirements.txt line 3: no match for beta>=2 in wheels/"
+    case.environ["PIP_NO_INDEX"] = "1"
+    lacks = "requirements.txt line 3: no match for beta>=2 in wheels/"
+    assert case.install().error == lacks
+    del case.environ["PIP_NO_INDEX"]
+    address = refusing(case)
+    assert case.install().error == (
+        f"{lacks}; the package index {address} cannot be reached: Connection refused"
+    )
 
 
 def test_a_package_is_built_from_a_copy_and_installed(case: Case) -> None:
@@ -373,6 +449,23 @@ def test_requirements_and_a_setup_py_are_both_installed(indexed: Case, index: In
     assert answer.error == (
         "the package in the code folder: no match for setuptools>=40.8.0, which it needs"
     )
+
+
+@pytest.mark.parametrize(
+    ("program", "count"), [("train.py", 2), ("tool", 2), ("pkg.mod", 2), ("run.sh", 1)]
+)
+def test_a_setup_py_beside_a_shell_script_is_not_installed(
+    indexed: Case, index: Index, program: str, count: int
+) -> None:
+    index.add("alpha", "1.5")
+    indexed.asks("alpha")
+    indexed.program = program
+    indexed.write(program.replace("pkg.mod", "pkg/mod.py"), "")
+    indexed.write("setup.py", "raise SystemExit('the setup.py was run')")
+    answer = indexed.install()
+    assert "alpha-1.5" in indexed.python.names()
+    assert len(answer.runs) == count
+    assert (answer.error is None) == (count == 1)
 
 
 def test_runtimes_on_one_host_install_one_after_another_and_once(
@@ -449,6 +542,190 @@ def test_a_package_that_needs_another_framework_is_refused_with_the_reason(
     assert "tuner 1.0 depends on torch<2" in error
     assert "SM_RUNTIME_ALLOW_FRAMEWORK_CHANGE=1" in error
     assert "torch-2.1.0+cu118" in indexed.python.names()
+
+
+# --- what is ours
+
+OURS = "train = sm_runtime.__main__:train\nsm-runtime = sm_runtime.__main__:main"
+THEIRS = "train = sagemaker_training.cli.train:main"
+OUR_FILES = {"sagemaker_tensorflow/__init__.py": "OURS = True\n"}
+
+
+@pytest.fixture
+def owned(indexed: Case, index: Index) -> Case:
+    """A job in an environment where pip has installed a package of the runtime's name and files."""
+    # Its modules are those of the checkout, or of the wheel that is tested, as in every test here.
+    path = wheel(indexed.root / "own", "sm-runtime", "0.5", files=OUR_FILES, commands=OURS)
+    indexed.python.pip("install", "--no-index", str(path))
+    index.add("alpha", "1.5")
+    wheel(index.folder / "simple/sagemaker-training", "sagemaker-training", "5.1", commands=THEIRS)
+    wheel(index.folder / "simple/tuner", "tuner", "1.0", "sagemaker-training")
+    wheel(index.folder / "simple/sm-runtime", "sm-runtime", "9.0", files={}, commands=THEIRS)
+    wheel(
+        index.folder / "simple/impostor",
+        "impostor",
+        "2.0",
+        files={"sagemaker_tensorflow/__init__.py": "OURS = False\n", "impostor.py": ""},
+    )
+    return indexed
+
+
+def own_files(case: Case) -> dict[str, bytes]:
+    bin_folder = case.python.python.parent
+    paths = [
+        bin_folder / "train",
+        bin_folder / "sm-runtime",
+        *(case.python.site / n for n in OUR_FILES),
+    ]
+    assert all(os.access(path, os.X_OK) for path in paths[:2])
+    return {path.name: path.read_bytes() for path in paths}
+
+
+HELD = {
+    "a name": "sagemaker-training\nalpha\n",
+    "a version": "alpha\nSageMaker_Training[x] == 5.1 ; python_version > '3'  # why\n",
+    "a URL": "sagemaker-training @ file://{index}/sagemaker-training/"
+    "sagemaker_training-5.1-py3-none-any.whl\nalpha\n",
+    "an included file": "-r more.txt\nalpha\n",
+    "another version of ours": "sm-runtime==9.0\nalpha\n",
+    "relative links, a constraint and hashes": "-f links\n-c limits.txt\nsagemaker-containers\n"
+    "alpha==1.5 --hash=sha256:{digest}\n",
+}
+
+
+@pytest.mark.parametrize("text", HELD.values(), ids=HELD.keys())
+def test_a_package_that_would_replace_ours_is_held_back_and_the_rest_is_installed(
+    owned: Case, index: Index, text: str
+) -> None:
+    before = own_files(owned)
+    path = index.folder / "simple/alpha/alpha-1.5-py3-none-any.whl"
+    values = {"index": path.parents[1], "digest": hashlib.sha256(path.read_bytes()).hexdigest()}
+    owned.write("more.txt", "sagemaker-training>=5\n")
+    owned.write("limits.txt", "alpha<2\n")
+    if "links" in text:
+        (owned.root / "ml/code/links").mkdir()
+        (owned.root / "ml/code/links" / path.name).write_bytes(path.read_bytes())
+        path.unlink()
+    owned.asks(text.format(**values))
+    answer = owned.install()
+    assert answer.error is None
+    names = owned.python.names()
+    assert "alpha-1.5" in names
+    assert "sm_runtime-0.5" in names
+    assert not {name for name in names if name.startswith("sagemaker")}
+    assert own_files(owned) == before
+    (warning,) = (line for line in answer.log if line.startswith("WARNING"))
+    assert "is held back" in warning
+    assert " line " in warning
+
+
+def test_where_all_else_is_there_a_package_that_is_held_back_starts_no_pip(owned: Case) -> None:
+    owned.asks("sagemaker-training\n")
+    answer = owned.install()
+    assert answer.runs == []
+    assert "is held back" in answer.log[0]
+
+
+def test_our_own_version_and_its_extras_are_not_held_back(owned: Case) -> None:
+    owned.asks("sm-runtime[s3]>=0.4\nsm-runtime\n")
+    answer = owned.install()
+    assert answer.error is None
+    assert not [line for line in answer.log if line.startswith("WARNING")]
+
+
+def test_no_setting_of_pip_replaces_ours_by_another_one_of_its_name(owned: Case) -> None:
+    before = own_files(owned)
+    owned.environ["PIP_UPGRADE"] = "1"
+    owned.asks("sm-runtime\nalpha\n")
+    owned.install()
+    assert "sm_runtime-0.5" in owned.python.names()
+    assert own_files(owned) == before
+
+
+@pytest.mark.parametrize(
+    ("wanted", "owner"), [("tuner", "sagemaker-training 5.1"), ("impostor", "impostor 2.0")]
+)
+def test_what_a_dependency_has_replaced_of_ours_is_put_back(
+    owned: Case, wanted: str, owner: str
+) -> None:
+    before = own_files(owned)
+    owned.asks(wanted)
+    answer = owned.install()
+    assert answer.error is None
+    assert {name.partition("-")[0] for name in owned.python.names()} > {wanted}
+    assert own_files(owned) == before
+    (warning,) = (line for line in answer.log if line.startswith("WARNING"))
+    assert warning.startswith(f"WARNING {owner} replaced files of sm-runtime, which were put back")
+
+
+def test_ours_is_put_back_when_pip_removes_it_or_fails(owned: Case) -> None:
+    """The other package was there before ours, so that an upgrade of it removes the command."""
+    older = wheel(owned.root / "older", "sagemaker-training", "4.0", commands=THEIRS)
+    before = own_files(owned)
+    owned.python.pip("install", "--no-index", str(older))
+    (owned.python.python.parent / "train").write_bytes(before["train"])
+    wheel(owned.root / "index/simple/newer", "newer", "1.0", "sagemaker-training>=5")
+    owned.asks("newer")
+    owned.write("setup.py", "raise SystemExit('the setup.py was run')")
+    answer = owned.install()
+    assert "the package in the code folder: " in str(answer.error)
+    assert "sagemaker_training-5.1" in owned.python.names()
+    assert own_files(owned) == before
+
+
+def checked(case: Case, path: str) -> tuple[int, str]:
+    """Run ``sm-runtime check`` with a PATH; return its status and what it says."""
+    done = subprocess.run(
+        [str(case.python.python), "-m", "sm_runtime", "check"],
+        env={
+            **case.environ,
+            "PATH": path,
+            "PYTHONPATH": str(package_alone(case.root)),
+            "SAGEMAKER_BASE_DIR": str(case.root / "ml"),
+            "SAGEMAKER_PROGRAM": "train.py",
+        },
+        cwd="/",
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    return done.returncode, done.stdout
+
+
+def command(folder: Path, text: str) -> str:
+    folder.mkdir()
+    (folder / "train").write_text(text)
+    (folder / "train").chmod(0o755)
+    return str(folder)
+
+
+def test_the_check_says_whose_command_train_is(owned: Case) -> None:
+    binaries = str(owned.python.python.parent)
+    fine = (0, "no problem found\n")
+    assert checked(owned, binaries) == fine
+    assert checked(owned, "/nowhere") == fine
+    wrapper = command(owned.root / "wrapper", '#!/bin/sh\nexec sm-runtime train "$@"\n')
+    assert checked(owned, f"{wrapper}:{binaries}") == fine
+    other = command(owned.root / "other", "#!/bin/sh\nexec python -m job\n")
+    assert checked(owned, f"{other}:{binaries}") == (
+        1,
+        f"the command train on PATH, {other}/train, is not that of sm-runtime: remove it, then"
+        " install sm-runtime again (see docs/migration.md)\n",
+    )
+    newer = owned.root / "index/simple/sagemaker-training/sagemaker_training-5.1-py3-none-any.whl"
+    owned.python.pip("install", "--no-index", str(newer))
+    status, said = checked(owned, binaries)
+    assert status == 1
+    assert f"the command train on PATH, {binaries}/train, is that of sagemaker-training 5.1" in said
+    assert said.count("\n") == 1
+    status, said = checked(owned, "/nowhere")
+    assert (status, said.count("\n")) == (1, 1)
+    assert said.startswith(f"{binaries}/train is no longer that of sm-runtime: install")
+    owned.python.pip("uninstall", "--yes", "sagemaker-training")
+    assert checked(owned, binaries) == (
+        1,
+        f"{binaries}/train is gone: install sm-runtime again (see docs/migration.md)\n",
+    )
 
 
 # --- failures
