@@ -6,14 +6,14 @@ import logging
 import re
 import shutil
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 
 from sm_runtime import environ, regular
 from sm_runtime.ensemble import Ensemble, Terms
 from sm_runtime.errors import ConfigError, JobError, LaunchError
 from sm_runtime.failure import Failure
 from sm_runtime.frozen import replace
-from sm_runtime.launch import distribution
+from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
 from sm_runtime.link import common, network
 from sm_runtime.link.alone import Alone
@@ -38,6 +38,11 @@ TELL_SECONDS = 5.0
 LEAVE_SECONDS = 1.0
 """How long the leader stays for the others to leave first."""
 _VERSION = re.compile(rb"mpirun \(Open MPI\) (\S+)")
+_SETUPS = {
+    distribution.MULTI_WORKER: "multi_worker_mirrored_strategy setup",
+    distribution.PARAMETER_SERVER: "parameter servers",
+}
+"""In the words of SageMaker's TensorFlow training toolkit (20.5, ``training.py``)."""
 
 
 class AgreedError(JobError):
@@ -140,6 +145,7 @@ class Session:
         if self.plan.kind in (distribution.MPI, distribution.TORCHRUN):
             return self._perform_ranks(script, terms)
         scripts = self.roles.commands(script, distribution.SCRIPT)
+        self._announce(scripts)
         services = self.roles.commands(script, distribution.SERVER)
         return self._conduct(Ensemble(self.link, terms, scripts, services))
 
@@ -227,6 +233,13 @@ class Session:
             return self._conduct(ensemble)
         finally:
             door.close()
+
+    def _announce(self, scripts: Iterable[Command]) -> None:
+        """Log the lines by which tools know TensorFlow's ways of training, as its toolkit does."""
+        if setup := _SETUPS.get(self.plan.kind):
+            log.info("Running distributed training job with %s", setup)
+            for script in scripts:
+                log.info("%s=%s", tf_config.VARIABLE, script.env[tf_config.VARIABLE])
 
     def _show(self, launcher: Command | None) -> None:
         if launcher:

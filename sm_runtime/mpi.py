@@ -73,8 +73,8 @@ class MpiEnsemble(RankEnsemble):
         return found | self._door.rank_variables
 
     def prefix(self, rank: int, stream: str) -> bytes:
-        """Return what a rank's lines begin with, as in SageMaker's toolkit."""
-        return f"[1,mpirank:{rank},{self.terms.host}]<{stream}>".encode()
+        """Return what a rank's lines begin with, as Open MPI and SageMaker's toolkit write it."""
+        return f"[1,mpirank:{rank},{self.terms.host}]<{stream}>:".encode()
 
     def receive(self, message: Mapping[str, Json]) -> None:
         """Start Open MPI's daemon for the leader, or tell its agent how that ended."""

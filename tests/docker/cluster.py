@@ -17,7 +17,7 @@ from typing import Any
 from tests.docker.container import Ml, docker
 from tests.harness import eventually
 
-_LINE = re.compile(r"^\[1,mpirank:(\d+),([^]]+)\]<(stdout|stderr)>(.*)$", re.MULTILINE)
+_LINE = re.compile(r"^\[1,mpirank:(\d+),([^]]+)\]<(stdout|stderr)>:(.*)$", re.MULTILINE)
 
 
 class Host:

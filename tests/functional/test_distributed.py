@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import eventually
+from tests.harness import Base, eventually
 from tests.hosts import HELLO, WAITS, Cluster, logs, statuses
 
 FAILS_ON_LAST = """
@@ -81,3 +81,49 @@ def test_a_host_that_dies_ends_all_others(cluster: Cluster, lost: int) -> None:
     others = [number for number in range(3) if number != lost]
     found = cluster.failures(*others)
     assert (found["class"], found["host"]) == ("HostLostError", cluster.hosts[lost].name)
+
+
+def test_lines_of_ranks_begin_as_open_mpi_and_the_toolkit_write_them(base: Base) -> None:
+    """Expressions for metrics, and tools, look for the whole of it, the colon included."""
+    base.hyperparameters(sagemaker_mpi_enabled=True, sagemaker_mpi_num_of_processes_per_host=2)
+    base.write("input/config/resourceconfig.json", {"current_host": "algo-1", "hosts": ["algo-1"]})
+    base.script("import sys\nprint('loss: 0.5')\nprint('late', file=sys.stderr)")
+    result = base.run()
+    assert result.status == 0, result.log
+    lines = (result.out + result.err).decode().splitlines()
+    for rank in range(2):
+        assert f"[1,mpirank:{rank},algo-1]<stdout>:loss: 0.5" in lines
+        assert f"[1,mpirank:{rank},algo-1]<stderr>:late" in lines
+
+
+SETUPS = {
+    "sagemaker_multi_worker_mirrored_strategy_enabled": (
+        "Running distributed training job with multi_worker_mirrored_strategy setup"
+    ),
+    "sagemaker_parameter_server_enabled": "Running distributed training job with parameter servers",
+}
+
+
+@pytest.mark.parametrize("key", SETUPS)
+def test_tensorflows_ways_of_training_are_announced_as_by_its_toolkit(
+    cluster: Cluster, key: str
+) -> None:
+    for base in cluster.bases:
+        base.hyperparameters(**{key: "true"})
+        base.environ["SM_RUNTIME_LAUNCHER"] = ""
+    cluster.script("import os\nprint('config', os.environ['TF_CONFIG'])")
+    results = cluster.start().wait()
+    assert statuses(results) == [0, 0], logs(results)
+    for result in results:
+        told = result.out.decode().partition("config ")[2].splitlines()[0]
+        lines = [line for line in result.log.splitlines() if " sm-runtime " in line]
+        assert [line for line in lines if line.endswith(f" {SETUPS[key]}")], result.log
+        assert [line for line in lines if line.endswith(f" TF_CONFIG={told}")], result.log
+
+
+def test_one_host_with_multi_worker_mirrored_is_announced_too(base: Base) -> None:
+    base.hyperparameters(sagemaker_multi_worker_mirrored_strategy_enabled="true")
+    result = base.script("").run()
+    assert result.status == 0, result.log
+    assert SETUPS["sagemaker_multi_worker_mirrored_strategy_enabled"] in result.log
+    assert ' TF_CONFIG={"cluster": {"worker": [' in result.log
