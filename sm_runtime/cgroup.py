@@ -50,6 +50,19 @@ def oom_kills(root: str = "/") -> int:
     return 0
 
 
+def shared_memory(root: str = "/") -> tuple[int | None, int | None]:
+    """Return the size of ``/dev/shm`` and how much of it is free, in bytes; None without it.
+
+    A container engine gives it 64 MiB by default. What a process maps of it and finds no room for
+    ends the process with SIGBUS.
+    """
+    try:
+        found = os.statvfs(os.path.join(root, "dev/shm"))
+    except OSError:
+        return None, None
+    return found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail
+
+
 def _folders(root: str, controller: str) -> list[tuple[int, str]]:
     """Return the folders of the own group and of those above it, each with its version."""
     mount = os.path.join(root, "sys/fs/cgroup")

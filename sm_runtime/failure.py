@@ -5,36 +5,28 @@ from __future__ import annotations
 import json
 import re
 import signal
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
+from sm_runtime import characters
+from sm_runtime.characters import printable
 from sm_runtime.errors import JobError
 from sm_runtime.frozen import dataclass
 from sm_runtime.model import Ended, Json
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import TypeAlias
 
 HEADLINE_CHARACTERS = 200
 """The most that the first line takes."""
 TEXT_CHARACTERS = 1024
 """The most that a platform reads of ``output/failure``."""
 LAST_LINES = 20
-
-_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)', re.MULTILINE)
-_RAISED = re.compile(r"^(?P<name>[A-Za-z_][\w.]*)(?:: (?P<message>.*))?$")
-_START = "Traceback (most recent call last):"
-_GROUP_MARGIN = re.compile(r"^ *[+|] ?")
-_NOISE = (
-    "Exception ignored in",
-    "Exception in thread",
-    "Task exception was never retrieved",
-    "future: ",
-    "Error in atexit",
-)
-if TYPE_CHECKING:
-    _Raised: TypeAlias = tuple[str, str, list[tuple[str, int]], list[str]]
-    # class, message, frames (the outermost first), lines
+_MESSAGE_CHARACTERS = 4096
+_HOST_CHARACTERS = 64
+_LINE_CHARACTERS = 400
+"""How much of a line ``output/failure`` shows, where all do not fit."""
+_CAUSES = 3
+"""How many of the exceptions that led to the last one are named there."""
+_CRASHES = (signal.SIGABRT, signal.SIGSEGV)
+"""Signals by which a process ends that cannot clean up after an exception."""
+_BUS = re.compile(r"\bSIGBUS\b|\bBus error\b")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,25 +49,29 @@ class Failure:
 
     def headline(self) -> str:
         """Return ``Class: message (file:line) [host, exit N]``, 200 characters at most."""
-        place = f" ({self.file}:{self.line})" if self.file else ""
         who = [f"rank {self.rank}"] if self.rank is not None else []
-        who += [self.host] if self.host else []
-        end = _clip(place, 80) + f" [{', '.join([*who, f'exit {self.status}'])}]"[-80:]
+        who += [_clip(self.host, _HOST_CHARACTERS)] if self.host else []
+        end = f" [{', '.join([*who, f'exit {self.status}'])}]"
         name = _clip(self.name, 60)
         room = HEADLINE_CHARACTERS - len(end) - len(name) - 2
-        message = _clip(" ".join(self.message.split()), max(4, room))
-        return (f"{name}: {message}{end}" if message else f"{name}{end}")[:HEADLINE_CHARACTERS]
+        place = f"{self.file}:{self.line}" if self.file else ""
+        if place:  # the end of a path tells more than its beginning
+            most = max(20, min(80, room // 2))
+            place = f" ({place if len(place) <= most else '...' + place[3 - most :]})"
+        message = _clip(" ".join(self.message.split()), room - len(place))
+        return printable(f"{name}: {message}{place}{end}" if message else f"{name}{place}{end}")
 
     def text(self) -> str:
         """Return the text of ``output/failure``: the headline, then the end of the traceback."""
         head = f"{self.headline()}\nphase: {self.phase}\n"
-        whole = "" if " ".join(self.message.split()) in head else self.message
-        tail = "\n".join(self.last_lines) or whole
-        room = TEXT_CHARACTERS - len(head)
-        if len(tail) > room:
-            cut = tail[len(tail) - room :]
-            tail = cut.partition("\n")[2] or cut
-        return head + tail
+        message = printable(" ".join(self.message.split()))
+        if not any(
+            message[:_LINE_CHARACTERS] in " ".join(text.split())
+            for text in (head, *self.last_lines)
+        ):
+            room = _LINE_CHARACTERS if self.last_lines else TEXT_CHARACTERS - len(head) - 1
+            head += f"{_clip(message, room)}\n"
+        return head + _fitting([*map(printable, self.last_lines)], TEXT_CHARACTERS - len(head))
 
     def as_dict(self) -> dict[str, Json]:
         """Return what ``failure.json`` holds; ``from_dict`` is the way back."""
@@ -116,7 +112,23 @@ class Failure:
 
 
 def _clip(text: str, length: int) -> str:
-    return text if len(text) <= length else text[: length - 3] + "..."
+    return text if len(text) <= length else text[: max(0, length - 3)] + "..."
+
+
+def _fitting(lines: list[str], room: int) -> str:
+    """Return the end of ``lines``, and what led to it where it is a traceback with causes."""
+    whole = "\n".join(lines)
+    if len(whole) <= room:
+        return whole
+    from sm_runtime import reason  # with many expressions to compile, and only for few jobs
+
+    causes = "".join(f"{_clip(line, room // 6)}\n" for line in reason.causes(lines)[-2 * _CAUSES :])
+    tail = "\n".join(_clip(line, _LINE_CHARACTERS) for line in lines) if len(lines) > 1 else whole
+    room -= len(causes)
+    if len(tail) > room:
+        cut = tail[len(tail) - room :]
+        tail = cut.partition("\n")[2] or cut
+    return causes + tail
 
 
 def signal_name(number: int) -> str:
@@ -145,19 +157,15 @@ def of_error(error: JobError, host: str | None, mask: Callable[[str], str]) -> F
 
 def of_script(ended: Ended, code: str, host: str, mask: Callable[[str], str]) -> Failure:
     """Return why the script failed; ``code`` is the folder that its files are named relative to."""
-    text = mask(ended.tail.decode("utf-8", "backslashreplace"))
-    if not text.strip():  # a shell script may have written its complaint to standard output
-        text = mask(ended.stdout_tail.decode("utf-8", "backslashreplace"))
-    lines = [line.rpartition("\r")[2] for line in text.splitlines()]
-    name, message, file, line = "ExecuteUserScriptError", _how(ended), None, None
-    raised = None if ended.signal or ended.stopped_by else _last_traceback(lines)
-    if raised:
-        name, message, frames, last = raised
-        file, number = _own_frame(frames, code)
-        line, lines = number, last
+    lines = _lines(ended.tail, mask)
+    is_stderr = any(map(str.strip, lines))
+    if not is_stderr:  # a shell script may have written its complaint to standard output
+        lines = _lines(ended.stdout_tail, mask)
+    name, message, frames, last = _reason(ended, lines, is_stderr=is_stderr)
+    file, line = _own_frame(frames, code)
     return Failure(
         name=name,
-        message=message,
+        message=_clip(message, _MESSAGE_CHARACTERS),
         phase="train",
         status=ended.status,
         file=file,
@@ -165,12 +173,45 @@ def of_script(ended: Ended, code: str, host: str, mask: Callable[[str], str]) ->
         signal=signal_name(ended.signal) if ended.signal else None,
         oom=bool(ended.oom_kills) and ended.status == 137,
         host=host,
-        last_lines=tuple(lines if raised else lines[-LAST_LINES:]),
+        last_lines=tuple(last),
     )
 
 
+def _lines(output: bytes, mask: Callable[[str], str]) -> list[str]:
+    text = output.decode("utf-8", "backslashreplace")
+    # Together, for a secret may have lines.
+    return mask("\n".join(characters.lines(text))).split("\n")
+
+
+def _reason(
+    ended: Ended, lines: list[str], *, is_stderr: bool
+) -> tuple[str, str, Sequence[tuple[str, int]], Sequence[str]]:
+    """Return the class, the message, the frames and the last lines of a failure."""
+    from sm_runtime import diagnosis, reason
+
+    how, last = _how(ended), lines[-LAST_LINES:]
+    name = "ExecuteUserScriptError"
+    if ended.stopped_by:
+        return name, how, (), last
+    crashed = ended.signal in _CRASHES
+    if (crashed or not ended.signal) and (raised := reason.raised(lines)):
+        message = f"{raised.message}; then {how}".lstrip("; ") if crashed else raised.message
+        if _BUS.search(message):  # a child's end, say
+            message += f"; {_bus_error(ended)}"
+        return raised.name, message, raised.frames, raised.lines
+    by_signal = bool(ended.signal)
+    if by_signal:
+        said = diagnosis.of_signal(lines) if ended.signal != signal.SIGKILL else None
+    else:
+        said = diagnosis.of_exit(lines, ended.status, is_stderr=is_stderr)
+    if said is None:
+        return name, how, (), last
+    named = by_signal or _as_after(ended.status)
+    return name, f"{how}: {said.text}" if named else said.text, said.frames, last
+
+
 def _how(ended: Ended) -> str:
-    """Say in words how a script without a traceback ended."""
+    """Say in words how a script ended."""
     if ended.stopped_by:
         manner = "killed when the grace was over" if ended.killed else "ended"
         return f"stopped by {ended.stopped_by}, {manner}"
@@ -180,69 +221,30 @@ def _how(ended: Ended) -> str:
         return f"OOM-killed{of}"
     if ended.signal == signal.SIGKILL:
         return "killed by SIGKILL (not OOM)"
+    after = _as_after(ended.status)
     if ended.signal:
-        return f"killed by {signal_name(ended.signal)} (signal {ended.signal})"
-    if ended.status > 128 and ended.status - 128 in set(signal.Signals):
-        name = signal_name(ended.status - 128)
-        return f"the script ended with exit code {ended.status}, as after {name}"
-    return f"the script ended with exit code {ended.status}"
+        how = f"killed by {signal_name(ended.signal)} (signal {ended.signal})"
+    else:
+        how = f"the script ended with exit code {ended.status}"
+        how += f", as after {after}" if after else ""
+    return f"{how}: {_bus_error(ended)}" if ended.status == 128 + signal.SIGBUS else how
 
 
-def _last_traceback(lines: list[str]) -> _Raised | None:
-    """Return the last traceback that may have ended the script.
-
-    Not those of destructors, threads and forgotten tasks, which end nothing, and not one that much
-    other output follows: it was handled.
-    """
-    end = len(lines)
-    for start in range(len(lines) - 1, -1, -1):
-        if not _is_start(lines[start]):
-            continue
-        found = _traceback(lines[start:end])
-        if found and not _is_noise(lines[:start]):
-            after = [line for line in lines[start + len(found[3]) : end] if line.strip()]
-            return None if len(after) > LAST_LINES else (*found[:3], lines[start:end])
-        end = start
-    return _syntax_error(lines)
+def _as_after(status: int) -> str:
+    """Return the signal that a shell means by ``status``; empty where it means none."""
+    return signal_name(status - 128) if status - 128 in set(signal.Signals) else ""
 
 
-def _is_start(line: str) -> bool:
-    return line.lstrip(" +").removeprefix("Exception Group ") == _START
+def _bus_error(ended: Ended) -> str:
+    """Say what is the usual cause of SIGBUS: memory of a file for which there is no room."""
+    size, free = ended.shared_memory_bytes, ended.shared_memory_free_bytes
+    limit = "" if size is None else f" (limit {size / 2**20:.0f} MiB)"
+    # What the process had mapped and unlinked is free again.
+    is_full = size is not None and free is not None and free < size / 20
+    return f"{'' if is_full else 'as when '}/dev/shm is full{limit}, see docker run --shm-size"
 
 
-def _is_noise(before: list[str]) -> bool:
-    """Whether the line before a traceback says that it did not end the script."""
-    last = next((line for line in reversed(before) if line.strip()), "")
-    return last.startswith(_NOISE)
-
-
-def _traceback(block: list[str]) -> _Raised | None:
-    """Return what the traceback at the start of ``block`` says; its lines end with the message."""
-    body = [_GROUP_MARGIN.sub("", line) for line in block] if "+" in block[0] else block
-    margin = len(body[0]) - len(body[0].lstrip())
-    for i, line in enumerate(body[1:], 1):
-        match = _RAISED.match(line[margin:])
-        if match:
-            frames = [_FRAME.match(frame) for frame in body[:i]]
-            where = [(frame["file"], int(frame["line"])) for frame in frames if frame]
-            name = match["name"].rpartition(".")[2]
-            return name, match["message"] or "", where, block[: i + 1]
-    return None
-
-
-def _syntax_error(lines: list[str]) -> _Raised | None:
-    """Return the same for a script that did not compile: Python prints no ``Traceback`` then."""
-    for i in range(len(lines) - 1, -1, -1):
-        match = _RAISED.match(lines[i])
-        if match and match["name"] in ("SyntaxError", "IndentationError", "TabError"):
-            for j in range(i - 1, max(-1, i - 6), -1):
-                if frame := _FRAME.match(lines[j]):
-                    where = [(frame["file"], int(frame["line"]))]
-                    return match["name"], match["message"] or "", where, lines[j : i + 1]
-    return None
-
-
-def _own_frame(frames: list[tuple[str, int]], code: str) -> tuple[str | None, int | None]:
+def _own_frame(frames: Sequence[tuple[str, int]], code: str) -> tuple[str | None, int | None]:
     """Return the innermost frame in the user's code, else the innermost of all."""
     inside = code.rstrip("/") + "/"
     for file, line in reversed(frames):

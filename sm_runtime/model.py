@@ -310,6 +310,9 @@ class Ended:
     oom_kills: int = 0
     """How many processes of the container the kernel ended for want of memory."""
     memory_limit_bytes: int | None = None
+    shared_memory_bytes: int | None = None
+    """The size of ``/dev/shm``."""
+    shared_memory_free_bytes: int | None = None
     seconds: float = 0.0
     tail: bytes = b""
     """The last bytes of its standard error."""

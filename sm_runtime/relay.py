@@ -16,6 +16,8 @@ import threading
 import time
 from collections.abc import Callable
 
+from sm_runtime.tail import Tail
+
 log = logging.getLogger(__name__)
 
 PIPE_BYTES = 2**20
@@ -220,7 +222,7 @@ class Relay:
         except OSError:  # over an ordinary user's limit: the default of 64 KiB does as well
             log.debug("the pipe of %s keeps its default size", name)
         self._sink = sink
-        self._tail = bytearray()
+        self._tail = Tail(TAIL_BYTES)
         self._writing = False
         self.total_bytes = 0
         self.last_output = time.monotonic()
@@ -275,8 +277,8 @@ class Relay:
 
     @property
     def tail(self) -> bytes:
-        """The last bytes of the stream, ``TAIL_BYTES`` at most."""
-        return bytes(self._tail[-TAIL_BYTES:])
+        """The last bytes of the stream, ``TAIL_BYTES`` or a little more, in whole lines."""
+        return self._tail.read()
 
     def since(self, total_bytes: int) -> bytes:
         """Return what came after the first ``total_bytes``, as far as it is still kept."""
@@ -346,9 +348,7 @@ class Relay:
         self._writing = False
 
     def _keep(self, data: memoryview) -> None:
-        self._tail += data[-TAIL_BYTES:]
-        if len(self._tail) > 4 * TAIL_BYTES:
-            del self._tail[:-TAIL_BYTES]
+        self._tail.add(data)
         self.total_bytes += len(data)
 
 

@@ -204,6 +204,7 @@ class Running:
         """Say how the process ended, with the output that is here."""
         self.collect_stacks()
         assert self.status is not None
+        shared_bytes, shared_free_bytes = cgroup.shared_memory()
         return Ended(
             status=self.shell_status(),
             signal=-self.status if self.status < 0 else None,
@@ -211,6 +212,8 @@ class Running:
             killed=self.killed,
             oom_kills=max(0, cgroup.oom_kills() - self._oom_kills),
             memory_limit_bytes=cgroup.memory_limit(),
+            shared_memory_bytes=shared_bytes,
+            shared_memory_free_bytes=shared_free_bytes,
             seconds=time.monotonic() - self.started,
             tail=self._relays[1].tail,
             stdout_tail=self._relays[0].tail,
