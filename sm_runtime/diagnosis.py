@@ -10,6 +10,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from sm_runtime.frozen import dataclass
+from sm_runtime.reason import has_words
 
 LOOKED_AT = 40
 """How many of the last lines may say why a process ended."""
@@ -140,7 +141,7 @@ def _meaningful(lines: Sequence[str]) -> Iterator[str]:
         text = line[:_LONGEST].rstrip()
         if text.startswith(("│", "║")):  # a box of rich's
             text = text.strip("│║ ")
-        if any(map(str.isalnum, text)) and not text.startswith(_TRAILERS):
+        if has_words(text) and not text.startswith(_TRAILERS):
             yield text
 
 

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Mapping
 from itertools import pairwise
 
 from sm_runtime.model import Hardware, Job, Json
-from sm_runtime.secrecy import is_secret, secret_name, url_passwords
+from sm_runtime.secrecy import secrets_in
 
 LONGEST = 131071
 """The most bytes of one argument or of one ``NAME=value``: Linux's MAX_ARG_STRLEN less its NUL."""
@@ -161,23 +161,19 @@ def process_environment(
 def secrets(job: Job | None, environ: Mapping[str, str]) -> tuple[str, ...]:
     """Return the values that must not be shown, the longest first.
 
-    They are those of variables, hyperparameters and verbatim arguments that look like secrets, and
-    the passwords in URLs. Without a job, which may be malformed, those of variables only.
+    They are those of variables, hyperparameters and verbatim arguments that look like secrets, also
+    inside of JSON and of URLs. Without a job, which may be malformed, those of variables only.
     """
-    found: set[str] = set()
-    texts = [*environ.items()]
+    texts: list[tuple[str, Json]] = [*environ.items()]
     if job is not None:
         texts += job.environment.items()
         for given in (job.hyperparameters, job.reserved, job.framework_parameters):
-            for key, value in given.items():
-                texts += _leaves(key, value)
+            texts += given.items()
         args = (*job.entry_point, *job.options.args)
         texts += pairwise(args)
         texts += (arg.partition("=")[::2] for arg in args if "=" in arg)
-    for name, text in texts:
-        if is_secret(name, text):
-            found.add(text)
-        found.update(url_passwords(text))
+        texts += (("", arg) for arg in args)
+    found = {secret for name, value in texts for secret in secrets_in(name, value)}
     return tuple(sorted(found, key=lambda text: (-len(text), text)))
 
 
@@ -298,16 +294,3 @@ def _sources(job: Job) -> tuple[dict[str, str], tuple[str, ...]]:
                 )
             found[name] = f"{kind} {key!r}"
     return found, tuple(warnings)
-
-
-def _leaves(name: str, value: Json) -> Iterator[tuple[str, str]]:
-    """Yield each text in ``value`` with the name that it goes by."""
-    if isinstance(value, str):
-        yield name, value
-    elif isinstance(value, Mapping):
-        for key, item in value.items():
-            # What is inside of a secret is secret, whatever it is called there.
-            yield from _leaves(name if secret_name(name) else str(key), item)
-    elif isinstance(value, Iterable) and not isinstance(value, bytes):
-        for item in value:
-            yield from _leaves(name, item)

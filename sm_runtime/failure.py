@@ -10,7 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from sm_runtime import characters
 from sm_runtime.characters import printable
 from sm_runtime.errors import JobError
-from sm_runtime.frozen import dataclass
+from sm_runtime.frozen import dataclass, replace
 from sm_runtime.model import Ended, Json
 
 HEADLINE_CHARACTERS = 200
@@ -104,6 +104,19 @@ class Failure:
             host=found["host"],
             oom=found["oom"],
             last_lines=tuple(found["last_lines"]),
+        )
+
+    def masked(self, mask: Callable[[str], str]) -> Failure:
+        """Return the same without secrets: another host may have known others."""
+        return replace(
+            self,
+            name=mask(self.name),
+            message=mask(self.message),
+            file=mask(self.file) if self.file else None,
+            # Together, for a secret may have lines.
+            last_lines=tuple(mask("\n".join(self.last_lines)).split("\n"))
+            if self.last_lines
+            else (),
         )
 
     def document(self) -> str:

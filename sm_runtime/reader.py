@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping
 
 from sm_runtime.frozen import dataclass, field
 from sm_runtime.model import Json
-from sm_runtime.secrecy import MASK, is_secret, secret_name
+from sm_runtime.secrecy import MASK, hidden, is_secret, secret_name
 
 
 class _Absent:
@@ -245,7 +245,7 @@ def shown(key: str, value: Json) -> str:
         return _kind(value)
     if secret_name(key) or is_secret(key, str(value)):
         return f"'{MASK}'"
-    text = repr(value)
+    text = hidden(repr(value))  # before it is cut: a part of a secret is known by less
     return text if len(text) <= 100 else f"{text[:97]}..."
 
 

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 
 from sm_runtime.frozen import dataclass, replace
+from sm_runtime.secrecy import MASK
 
 LAST_LINES = 20
 """A traceback that so many other lines follow did not end the process."""
@@ -85,7 +86,7 @@ def summary(said: Iterable[str], name: str = "") -> str:
     parts: list[str] = []
     for line in _without_tracebacks(said):
         text = " ".join(line.split())
-        if not any(map(str.isalnum, text)) or text.rstrip(":") == name:
+        if not has_words(text) or text.rstrip(":") == name:
             continue
         parts.append(text)
         if _says_something(text):
@@ -93,6 +94,11 @@ def summary(said: Iterable[str], name: str = "") -> str:
                 del parts[-2]
             break
     return " ".join(parts)
+
+
+def has_words(text: str) -> bool:
+    """Return whether a line is no rule or frame: it has words, or what masks a secret."""
+    return any(map(str.isalnum, text)) or MASK in text.split()
 
 
 def causes(lines: Iterable[str]) -> list[str]:

@@ -4,46 +4,92 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-MASK = "***"
+from sm_runtime.secrecy import hidden, spans
 
-_PATTERNS = (
-    r"(?P<aws>\b(?:AKIA|ASIA)[A-Z0-9]{16}\b)"
-    r"|(?P<known>\b(?:hf_|gh[pousr]_|github_pat_|glpat-|xox[abps]-|sk-)[A-Za-z0-9_-]{16,})"
-    r"|(?P<url>(?<=://)[^/\s:@]*:[^/\s@]+(?=@))"
-    r"|(?P<named>(?i:password|passwd|secret|token|api_?key|access_?key)=)(?P<value>[^\s&,;'\"]+)"
-)
+_SAFE = re.compile(r"[^A-Za-z0-9_.~-]")
+_LINE_ENDS = re.compile(r"\\r|\\n|[\r\n]")
+_LINE_CHARACTERS = 8
+"""A shorter line of a secret may be one of any text."""
 
 
 class Mask:
     """A function from a text to the same text without the secrets.
 
-    It knows the values that it was told, the shapes of AWS, GitHub, GitLab, Slack and Hugging Face
-    keys, passwords in URLs, and ``password=...``.
+    It knows the values that it was told, and what looks like a secret by its shape or its name.
     """
 
     def __init__(self) -> None:
-        self._values: re.Pattern[str] | None = None
+        self._spellings: tuple[str, ...] = ()
 
     def learn(self, secrets: Iterable[str]) -> None:
         """Mask these values, too, in all their usual spellings; replaces what was learnt before."""
-        spellings: set[str] = set()
+        found: set[str] = set()
         for secret in secrets:
-            spellings |= {secret, json.dumps(secret)[1:-1], repr(secret)[1:-1]}
-        # The longest first: a secret may be a part of another one.
-        ordered = sorted((s for s in spellings if s), key=len, reverse=True)
-        self._values = re.compile("|".join(map(re.escape, ordered))) if ordered else None
+            found |= _spellings(secret)
+            lines = [line.strip() for line in _LINE_ENDS.split(secret)]
+            if len(lines) > 1:
+                for line in lines:
+                    found |= _spellings(line) if len(line) >= _LINE_CHARACTERS else set()
+        self._spellings = tuple(sorted(filter(None, found)))
 
     def __call__(self, text: str) -> str:
         """Return ``text`` with every secret replaced by ``***``."""
-        if self._values:
-            text = self._values.sub(MASK, text)
-        return re.sub(_PATTERNS, _masked, text)
+        return hidden(text, sorted((*spans(text), *self._learnt(text))))
+
+    def _learnt(self, text: str) -> Iterator[tuple[int, int]]:
+        for spelling in self._spellings:
+            position = text.find(spelling)
+            while position >= 0:
+                end = position + len(spelling)
+                yield position, end
+                position = text.find(spelling, end)
+            yield from _cut(text, spelling)
 
 
-def _masked(match: re.Match[str]) -> str:
-    if match["url"]:
-        user = match["url"].partition(":")[0]
-        return f"{user}:{MASK}"
-    return (match["named"] or "") + MASK
+def _spellings(secret: str) -> set[str]:
+    """Return how a secret is written in JSON, in Python, in a shell, in a URL, and as it is."""
+    as_json = json.dumps(secret)
+    return {
+        secret,
+        as_json[1:-1],
+        json.dumps(as_json)[1:-1],
+        json.dumps(secret, ensure_ascii=False)[1:-1],
+        repr(secret)[1:-1],
+        secret.replace("'", "'\"'\"'"),
+        _SAFE.sub(_quoted, secret),
+    }
+
+
+def _quoted(match: re.Match[str]) -> str:
+    return "".join(f"%{byte:02X}" for byte in match[0].encode("utf-8", "surrogateescape"))
+
+
+def _cut(text: str, spelling: str) -> Iterator[tuple[int, int]]:
+    """Yield where a part of a secret is left: cut by us, or by the ends of ``text``."""
+    least = min(8, max(4, len(spelling) // 2))
+    if len(spelling) <= least:
+        return
+    head, tail = spelling[:least], spelling[-least:]
+    # The last part of it, at the beginning of the text.
+    position = text.find(tail, 0, len(spelling))
+    while position >= 0:
+        end = position + least
+        if spelling.endswith(text[:end]):
+            yield 0, end
+            break
+        position = text.find(tail, position + 1, len(spelling))
+    # The first part of it, at the end of the text or before an ellipsis.
+    position = text.find(head)
+    while position >= 0:
+        end = position + least
+        while (
+            end < len(text)
+            and end - position < len(spelling)
+            and text[end] == spelling[end - position]
+        ):
+            end += 1
+        if end == len(text) or text.startswith(("...", " [...] "), end):
+            yield position, end
+        position = text.find(head, end)

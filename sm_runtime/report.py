@@ -64,12 +64,13 @@ class Report:
 
     def failed(self, failure: Failure, mask: Callable[[str], str]) -> None:
         """Write ``output/failure``, unless the script wrote its own, and ``failure.json``."""
+        failure = failure.masked(mask)
         if os.path.exists(self._paths.failure):
             log.info("%s is the script's own and is kept", self._paths.failure)
             self._drop_reserve()
         else:
-            self._attempt(self._write_failure, mask(failure.text()))
-        self._attempt(self._write_document, mask(failure.document()))
+            self._attempt(self._write_failure, failure.text())
+        self._attempt(self._write_document, failure.document())
 
     def succeeded(self) -> None:
         """Write ``output/success``; raises ArtifactError where that cannot be done."""

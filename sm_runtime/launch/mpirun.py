@@ -17,7 +17,7 @@ from sm_runtime.frozen import dataclass, field
 from sm_runtime.launch.fabric import EFA, EFA_RDMA
 from sm_runtime.launch.mpi_options import Flag, meant, merged, parse, split
 from sm_runtime.model import Job
-from sm_runtime.secrecy import is_secret
+from sm_runtime.secrecy import secrets_in
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
@@ -284,7 +284,7 @@ def _without_secrets(flags: list[Flag]) -> tuple[list[Flag], dict[str, str]]:
     shown, hidden = [], {}
     for flag in flags:
         name, equals, value = flag.tokens[1].partition("=") if flag.name == "x" else ("", "", "")
-        if equals and is_secret(name, value):
+        if equals and any(secrets_in(name, value)):
             hidden[name] = value
             flag = Flag(tokens=(flag.tokens[0], name), origin=flag.origin)
         shown.append(flag)

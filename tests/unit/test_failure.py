@@ -62,6 +62,7 @@ EXCEPTIONS = {
         f"ValueError: real reason {AT}",
     ),
     "a heading and nothing else": (FRAMES + "ValueError: Heading:\n", f"ValueError: Heading: {AT}"),
+    "what is masked": (FRAMES + "ValueError: ***\nmore\n", f"ValueError: *** {AT}"),
     "several lines that say something": (
         FRAMES + "ValueError: first\nsecond\n",
         f"ValueError: first {AT}",
@@ -229,6 +230,7 @@ HANDLED = "ERROR:root:handled\n" + FRAMES + "ZeroDivisionError: division\n" + "w
 SAID = {
     "sys.exit": (1, "checksum mismatch\n", "checksum mismatch"),
     "sys.exit after an error that was handled": (1, HANDLED + "mismatch\n", "mismatch"),
+    "sys.exit with what is masked": (1, "***\n", "***"),
     "sys.exit with lines": (1, "Cannot train:\n  no data\n", "Cannot train: no data"),
     "argparse": (
         2,

@@ -19,6 +19,7 @@ PURE_NAMES = (
     "errors",
     "frozen",
     "secrecy",
+    "shapes",
     "reader",
     "api",
     "request",
