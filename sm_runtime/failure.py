@@ -214,13 +214,13 @@ def _reason(
         return raised.name, message, raised.frames, raised.lines
     by_signal = bool(ended.signal)
     if by_signal:
-        said = diagnosis.of_signal(lines) if ended.signal != signal.SIGKILL else None
+        found = diagnosis.of_signal(lines) if ended.signal != signal.SIGKILL else None
     else:
-        said = diagnosis.of_exit(lines, ended.status, is_stderr=is_stderr)
-    if said is None:
+        found = diagnosis.of_exit(lines, ended.status, is_stderr=is_stderr)
+    if found is None:
         return name, how, (), last
     named = by_signal or _as_after(ended.status)
-    return name, f"{how}: {said.text}" if named else said.text, said.frames, last
+    return name, f"{how}: {found.text}" if named else found.text, found.frames, last
 
 
 def _how(ended: Ended) -> str:

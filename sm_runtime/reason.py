@@ -78,13 +78,13 @@ def raised(lines: list[str]) -> Raised | None:
     return found
 
 
-def summary(said: Iterable[str], name: str = "") -> str:
-    """Return the first lines of a message that say something, on one line.
+def summary(message: Iterable[str], name: str = "") -> str:
+    """Return the first lines of a message that have information, on one line.
 
     What only announces them is left out where it is long; so is the ``name`` of the exception.
     """
     parts: list[str] = []
-    for line in _without_tracebacks(said):
+    for line in _without_tracebacks(message):
         text = " ".join(line.split())
         if not has_words(text) or text.rstrip(":") == name:
             continue

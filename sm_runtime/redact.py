@@ -17,7 +17,7 @@ _LINE_CHARACTERS = 8
 class Mask:
     """A function from a text to the same text without the secrets.
 
-    It knows the values that it was told, and what looks like a secret by its shape or its name.
+    It knows the values that it has learnt, and what looks like a secret by its shape or its name.
     """
 
     def __init__(self) -> None:

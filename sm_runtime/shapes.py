@@ -1,6 +1,6 @@
 """What secrets look like by themselves, whatever they are called: a table, and a search by it.
 
-The shapes are those that the scanners detect-secrets and gitleaks know, as far as they can be told
+The shapes are those that the scanners detect-secrets and gitleaks know, as far as they differ
 from ordinary text. Each has a keyword that is looked for first, since most texts have none: then
 nothing has to be compiled or run. No pattern goes back over the same text more than a bounded
 number of times: a script may print anything.

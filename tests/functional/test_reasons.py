@@ -84,7 +84,7 @@ def test_a_message_of_a_megabyte_keeps_its_class_and_place(base: Base, count: in
     assert base.path("output/data/failure.json").stat().st_size < 200_000
 
 
-def test_the_cause_of_an_exception_is_told(base: Base) -> None:
+def test_the_cause_of_an_exception_is_reported(base: Base) -> None:
     base.script(
         "def load():\n    raise OSError('the disk is gone')\n"
         "try:\n    load()\nexcept OSError as error:\n    raise RuntimeError('failed') from error"
@@ -143,7 +143,7 @@ SMALL = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs -o size=1m tmpfs /dev
 @pytest.mark.skipif(os.getuid() != 0, reason="a file system can be mounted by root only")
 @pytest.mark.parametrize("unlink", [False, True])
 @pytest.mark.parametrize("by_shell", [False, True])
-def test_shared_memory_without_room_is_told_with_the_remedy(
+def test_shared_memory_without_room_is_reported_with_the_remedy(
     base: Base, unlink: bool, by_shell: bool
 ) -> None:
     base.script(SHARED)

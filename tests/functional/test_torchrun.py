@@ -116,7 +116,7 @@ def test_a_torchrun_that_cannot_start_is_named(cluster: Cluster, tmp_path: Path)
     (tmp_path / "bin" / "torchrun").write_text(f"#!{sys.executable}\nimport sys\nsys.exit('no!')\n")
     results = cluster.script(SCRIPT).start().wait()
     assert set(statuses(results)) == {1}, logs(results)
-    assert "the torchrun ended with exit code 1" in cluster.bases[0].failure()
+    assert "LaunchError: the torchrun: no! [" in cluster.bases[0].failure()
     assert b"no!" in b"".join(result.err for result in results)
 
 

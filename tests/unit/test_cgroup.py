@@ -181,3 +181,12 @@ def test_this_machine_has_groups_that_can_be_read() -> None:
     assert cpus is None or cpus > 0
     assert size is None or size > 2**20
     assert cgroup.oom_kills() >= 0
+
+
+def test_shared_memory_has_a_size_where_there_is_any(tmp_path: Path) -> None:
+    assert cgroup.shared_memory(str(tmp_path)) == (None, None)
+    (tmp_path / "dev/shm").mkdir(parents=True)
+    size, free = cgroup.shared_memory(str(tmp_path))
+    found = os.statvfs(tmp_path)
+    assert size == found.f_frsize * found.f_blocks
+    assert free is not None and 0 <= free <= size

@@ -167,7 +167,7 @@ EXCEPTIONS = {
         "subprocess.CalledProcessError: Command '['python']' returned non-zero exit status 1.\n",
         f"ValueError: bad {AT}",
     ),
-    "a child that said nothing": (
+    "a child without a traceback": (
         FRAMES
         + "subprocess.CalledProcessError: Command '['x']' returned non-zero exit status 1.\n",
         f"CalledProcessError: Command '['x']' returned non-zero exit status 1. {AT}",
@@ -227,7 +227,7 @@ def test_an_exception_is_the_reason(case: str) -> None:
 
 
 HANDLED = "ERROR:root:handled\n" + FRAMES + "ZeroDivisionError: division\n" + "working\n" * 30
-SAID = {
+LAST_LINES = {
     "sys.exit": (1, "checksum mismatch\n", "checksum mismatch"),
     "sys.exit after an error that was handled": (1, HANDLED + "mismatch\n", "mismatch"),
     "sys.exit with what is masked": (1, "***\n", "***"),
@@ -312,14 +312,14 @@ SAID = {
 }
 
 
-@pytest.mark.parametrize("case", SAID)
-def test_what_was_said_last_is_the_reason(case: str) -> None:
-    status, text, expected = SAID[case]
+@pytest.mark.parametrize("case", LAST_LINES)
+def test_the_last_lines_give_the_reason(case: str) -> None:
+    status, text, expected = LAST_LINES[case]
     found = failure(text, status)
     assert reason(found).startswith(f"ExecuteUserScriptError: {expected}"), found.headline()
 
 
-UNSAID = {
+NO_REASON = {
     "nothing": (1, ""),
     "a warning": (1, "/x.py:3: UserWarning: ValueError: ignore me\n  warnings.warn('x')\n"),
     "a warning in a log": (1, "WARNING:root:disk is slow\n"),
@@ -328,6 +328,11 @@ UNSAID = {
         1,
         "2024-01-01 00:00:00.123456: I tensorflow/core/util/port.cc:113] oneDNN is on\n",
     ),
+    "TensorFlow's advice": (
+        1,
+        "To enable the following instructions: AVX2 FMA, in other operations, rebuild TensorFlow\n",
+    ),
+    "wandb's": (1, "wandb: Find logs at: ./wandb/run-1/logs\n"),
     "progress": (1, "epoch 1:  40%|████      | 4/10 [00:01<00:02,  2.0it/s]\n"),
     "Keras's progress": (1, "10/10 [====] - 1s 2ms/step - loss: 0.5\n"),
     "a metric": (3, "loss: 0.5\n"),
@@ -336,19 +341,19 @@ UNSAID = {
 }
 
 
-@pytest.mark.parametrize("case", UNSAID)
+@pytest.mark.parametrize("case", NO_REASON)
 def test_what_is_no_reason_is_not_taken_for_one(case: str) -> None:
-    status, text = UNSAID[case]
+    status, text = NO_REASON[case]
     expected = f"ExecuteUserScriptError: the script ended with exit code {status}"
     assert reason(failure(text, status)) == expected
 
 
 def test_standard_output_is_a_reason_only_where_it_looks_like_one() -> None:
-    said = failure("", 1, stdout="epoch 3\nERROR: no data\n")
-    assert reason(said) == "ExecuteUserScriptError: ERROR: no data"
-    unsaid = failure("", 1, stdout="epoch 3\n")
-    assert reason(unsaid) == "ExecuteUserScriptError: the script ended with exit code 1"
-    assert "epoch 3" in unsaid.text()
+    error = failure("", 1, stdout="epoch 3\nERROR: no data\n")
+    assert reason(error) == "ExecuteUserScriptError: ERROR: no data"
+    other = failure("", 1, stdout="epoch 3\n")
+    assert reason(other) == "ExecuteUserScriptError: the script ended with exit code 1"
+    assert "epoch 3" in other.text()
 
 
 ABORT, SEGV, KILL = -signal.SIGABRT, -signal.SIGSEGV, -signal.SIGKILL
@@ -422,7 +427,7 @@ SIGNALS = {
 
 
 @pytest.mark.parametrize("case", SIGNALS)
-def test_what_was_said_before_a_signal_is_told(case: str) -> None:
+def test_what_was_written_before_a_signal_is_in_the_reason(case: str) -> None:
     status, text, expected = SIGNALS[case]
     found = failure(text, status)
     assert reason(found) == f"ExecuteUserScriptError: {expected}"

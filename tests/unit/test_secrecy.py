@@ -212,7 +212,7 @@ SPELLINGS = {
 @pytest.mark.parametrize(
     "secret", ["it's-hunter2", 'say "hunter2"', "back\\slash2", "é漢-hunter2", "a/b+c=hunter2"]
 )
-def test_a_value_that_was_told_is_masked_in_every_spelling(secret: str, spelling: str) -> None:
+def test_a_value_that_was_learnt_is_masked_in_every_spelling(secret: str, spelling: str) -> None:
     mask = Mask()
     mask.learn([secret])
     shown = mask(f"before {SPELLINGS[spelling](secret)} after")
@@ -220,7 +220,7 @@ def test_a_value_that_was_told_is_masked_in_every_spelling(secret: str, spelling
     assert shown.startswith("before ") and shown.endswith(" after")
 
 
-def test_the_lines_of_a_value_that_was_told_are_masked_one_by_one() -> None:
+def test_the_lines_of_a_value_that_was_learnt_are_masked_one_by_one() -> None:
     mask = Mask()
     lines = [draw(BASE64, 64, f"line{number}") for number in range(3)]
     for end in ("\n", "\r\n", "\\n"):
@@ -230,7 +230,7 @@ def test_the_lines_of_a_value_that_was_told_are_masked_one_by_one() -> None:
 
 
 @pytest.mark.parametrize("length", [8, 12, 40, 300])
-def test_a_part_of_a_value_that_was_told_is_masked_where_it_was_cut(length: int) -> None:
+def test_a_part_of_a_value_that_was_learnt_is_masked_where_it_was_cut(length: int) -> None:
     secret = draw(ALNUM, length, "cut")
     mask = Mask()
     mask.learn([secret])
