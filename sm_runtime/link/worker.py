@@ -144,9 +144,9 @@ class Worker(Link):
             raise
 
     def _examine(self, greeting: dict[str, Json]) -> None:
-        host = str(greeting.get("host"))[:80]
+        host = str(greeting.get("host"))
         if host != self.terms.leader:
-            raise PeerError(f"another job's host answers, {host!r}")
+            raise PeerError(f"another job's host answers, {host[:80]!r}")
         if not self.terms.is_alike(greeting):  # whose lists of hosts differ, the leader will say
             different = self.terms.other_job(greeting)
             raise OtherJobError(f"another job's host answers, {host!r}: {different}")
