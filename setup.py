@@ -43,6 +43,7 @@ setup(
             "boto3>=1.28",
             "coverage>=7.10",
             "hypothesis>=6.100",
+            "mpi4py>=4.1",
             "mypy~=2.4",
             "packaging>=24",
             "pytest>=8.3",

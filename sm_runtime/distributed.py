@@ -220,7 +220,10 @@ class Session:
                 )
             from sm_runtime.mpi import MpiEnsemble
 
-            mpirun = self.roles.mpirun(script, door.variables) if plan.is_leader else None
+            known = self.roles.open_mpi(script)
+            mpirun = self.roles.mpirun(script, door.variables, known) if plan.is_leader else None
+            if mpirun and (others := known.other_names):
+                log.info("Open MPI cannot use the hosts' names and gets others: %s", others)
             self._show(mpirun)
             ensemble = MpiEnsemble(
                 self.link,
@@ -229,6 +232,7 @@ class Session:
                 script=script,
                 expected=plan.processes_per_host,
                 launcher=mpirun,
+                known=known,
             )
             return self._conduct(ensemble)
         finally:

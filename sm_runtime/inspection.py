@@ -14,7 +14,7 @@ from sm_runtime import artifacts, channels, environ, hardware, installed, source
 from sm_runtime.configure import Examined, configure, examine
 from sm_runtime.errors import ConfigError, JobError
 from sm_runtime.launch import distribution
-from sm_runtime.model import Job
+from sm_runtime.model import Hardware, Job
 from sm_runtime.redact import Mask
 
 _IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -56,9 +56,9 @@ def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
         arguments = environ.arguments(job)
         # Where the code has to be fetched, nobody knows yet how its program is run.
         program = _command(job) or (job.program or "the program", *arguments)
-        lines = launching.lines(
-            job, devices, program, arguments, {**variables, **job.environment}, sys.executable
-        )
+        inherited = {**variables, **job.environment}
+        files = _parameter_files(job, devices, inherited)
+        lines = launching.lines(job, devices, program, arguments, inherited, sys.executable, files)
     except ConfigError as error:
         return _complain(error.problems, mask)
     hide = str if secrets else mask
@@ -117,6 +117,19 @@ def _refused(
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _parameter_files(job: Job, devices: Hardware, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that say the same as Open MPI's parameter files, for a job that has any.
+
+    Raises ConfigError where the job cannot be started.
+    """
+    if distribution.plan(job, devices).kind != distribution.MPI:
+        return {}
+    from sm_runtime import openmpi
+    from sm_runtime.launch import mpirun
+
+    return openmpi.file_parameters({**environ, **mpirun.file_parameters(job)}, job.paths.code)
 
 
 def _command(job: Job) -> tuple[str, ...] | None:

@@ -20,11 +20,13 @@ def lines(
     arguments: tuple[str, ...],
     environ: Mapping[str, str],
     python: str,
+    files: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return a line for each thing; ``devices`` are taken to be those of every host.
 
     ``program`` is what would run the script plainly and ends in ``arguments``, ``environ`` what the
-    script inherits. Raises ConfigError where the job cannot be started.
+    script inherits, ``files`` the variables that say the same as Open MPI's parameter files here.
+    Raises ConfigError where the job cannot be started.
     """
     plans = [distribution.plan(job, devices, host) for host in job.cluster.hosts]
     own = distribution.plan(job, devices)
@@ -38,7 +40,7 @@ def lines(
     for plan in plans:
         found += ["", f"{plan.host}:"]
         if plan.kind == MPI:
-            found += _mpi(job, plan, program, environ)
+            found += _mpi(job, plan, program, environ, files or {})
         elif plan.kind == TORCHRUN:
             found += _torchrun(job, plan, program, environ, python)
         else:
@@ -78,9 +80,13 @@ def _torchrun(
 
 
 def _mpi(
-    job: Job, plan: Plan, program: tuple[str, ...], environ: Mapping[str, str]
+    job: Job,
+    plan: Plan,
+    program: tuple[str, ...],
+    environ: Mapping[str, str],
+    files: Mapping[str, str],
 ) -> Iterator[str]:
-    from sm_runtime.launch import mpirun
+    from sm_runtime.launch import host_names, mpirun
 
     if not plan.is_leader:
         yield f"  what {plan.leader} starts here, with this host's own environment"
@@ -92,7 +98,13 @@ def _mpi(
         interface=job.cluster.network_interface,
         program=program,
         environ=environ,
+        files=files,
     )
+    refused = [host for host in plan.hosts if not host_names.is_accepted(host)]
+    if refused:
+        names = ", ".join(refused)
+        yield f"  Open MPI cannot use the host name{'s'[: len(refused) > 1]} {names}:"
+        yield "  mpirun gets the addresses of the hosts"
     shown = [(shlex.join(flag.tokens), flag.origin) for flag in run.flags]
     width = max(len(text) for text, _ in shown if len(text) <= 60)
     yield "  mpirun"

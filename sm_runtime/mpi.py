@@ -12,6 +12,7 @@ from sm_runtime.door import Caller, Door
 from sm_runtime.ensemble import HELPER_WEIGHT, SERVICE_WEIGHT, Terms
 from sm_runtime.failure import Failure
 from sm_runtime.frozen import replace
+from sm_runtime.launch.host_names import restored
 from sm_runtime.link.common import Link
 from sm_runtime.model import Command
 from sm_runtime.ranks import RankEnsemble
@@ -20,6 +21,7 @@ from sm_runtime.running import Running
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.model import Json
+    from sm_runtime.roles import OpenMpi
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +37,8 @@ class MpiEnsemble(RankEnsemble):
     """The ranks of one host, and the part of Open MPI that runs there.
 
     ``script`` is what each rank runs, ``mpirun`` the leader's command, ``daemon`` says where and
-    how another host's daemon runs. ``expected`` ranks are to run here.
+    how another host's daemon runs. ``expected`` ranks are to run here. ``known`` is what Open MPI
+    is configured with here, and what it calls the hosts.
     """
 
     rank_variable = "OMPI_COMM_WORLD_RANK"
@@ -49,8 +52,10 @@ class MpiEnsemble(RankEnsemble):
         script: Command,
         expected: int,
         launcher: Command | None,
+        known: OpenMpi,
     ) -> None:
         super().__init__(link, terms, door=door, script=script, launcher=launcher)
+        self._known = known
         self._expected = expected
         self._count = 0
         self._began = False
@@ -70,7 +75,7 @@ class MpiEnsemble(RankEnsemble):
 
     def environment(self, found: dict[str, str]) -> dict[str, str]:
         """Return a rank's environment: this host's own where Open MPI brings the leader's."""
-        return found | self._door.rank_variables
+        return self._known.host.applied(found) | self._door.rank_variables
 
     def prefix(self, rank: int, stream: str) -> bytes:
         """Return what a rank's lines begin with, as Open MPI and SageMaker's toolkit write it."""
@@ -112,7 +117,8 @@ class MpiEnsemble(RankEnsemble):
         self._count += 1
         identity = self._count
         self._agents[identity] = caller
-        host, *rest = (os.fsdecode(word) for word in words[1:])
+        named, *rest = (os.fsdecode(word) for word in words[1:])
+        host = next((h for h, name in self._known.names.items() if name == named), named)
         self._asked.append(host)
         if host == self.terms.host:  # its own name does not resolve to it
             self._launch(identity, rest)
@@ -124,13 +130,13 @@ class MpiEnsemble(RankEnsemble):
 
     def _launch(self, identity: int, words: list[str]) -> None:
         """Start Open MPI's daemon on this host; the words are meant for a shell, and get none."""
-        argv = shlex.split(" ".join(words))
+        argv = self._known.host.without(tuple(shlex.split(" ".join(words))))
         if os.path.basename(argv[0]) != DAEMON:
             log.error("the leader asks for %r, which is not Open MPI's daemon", argv[0])
             self._exited(identity, 126)
             return
-        env = {**self._script.env, **self._door.variables}
-        run = self._serve(Command(argv=tuple(argv), cwd=self._script.cwd, env=env, name=DAEMON))
+        env = {**self._script.env, **self._door.variables, **self._known.host.variables}
+        run = self._serve(Command(argv=argv, cwd=self._script.cwd, env=env, name=DAEMON))
         self._daemons[run] = identity
 
     def _service_ended(self, run: Running, command: Command) -> None:
@@ -162,6 +168,7 @@ class MpiEnsemble(RankEnsemble):
             return replace(found, message=message, rank=rank, host=self._host_of(rank))
         if said := _PARAGRAPH.search(tail):
             text = " ".join(said[1].decode("utf-8", "replace").split())
+            text = restored(text, self._known.names)
             return replace(found, message=self.terms.mask(f"mpirun: {text}"))
         return found
 

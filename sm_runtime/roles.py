@@ -7,7 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 
-from sm_runtime.frozen import replace
+from sm_runtime.frozen import dataclass, replace
 from sm_runtime.launch import commands, distribution
 from sm_runtime.launch.distribution import Plan, Role
 from sm_runtime.link import network
@@ -15,7 +15,26 @@ from sm_runtime.model import Command, Hardware, Job
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
+    from sm_runtime.launch.mca import HostParameters
     from sm_runtime.model import Json
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenMpi:
+    """What a host knows of its Open MPI before the launch."""
+
+    files: Mapping[str, str]
+    """The variables that say the same as its parameter files."""
+    names: Mapping[str, str]
+    """What Open MPI calls each host."""
+    host: HostParameters
+    """What is decided for the processes of this host."""
+
+    @property
+    def other_names(self) -> str:
+        """The hosts that are called otherwise than they are, and how."""
+        pairs = self.names.items()
+        return ", ".join(f"{name} for {host}" for host, name in pairs if name != host)
 
 
 class Roles:
@@ -53,20 +72,40 @@ class Roles:
         argv = (sys.executable, "-m", "sm_runtime.programs.rank", *script.argv[1:])
         return replace(script, argv=argv)
 
-    def mpirun(self, rank: Command, door: Mapping[str, str]) -> Command:
+    def open_mpi(self, rank: Command) -> OpenMpi:
+        """Return what this host's Open MPI is configured with, and what the hosts are called."""
+        from sm_runtime import openmpi
+        from sm_runtime.launch import host_names, mpirun
+
+        files = openmpi.file_parameters({**rank.env, **mpirun.file_parameters(self.job)}, rank.cwd)
+        addresses = (self._going() or {}).get("addresses", {})
+        names = host_names.names(self.plan.hosts, addresses)
+        host = mpirun.of_host(
+            self.job,
+            self.plan,
+            environ=rank.env,
+            files=files,
+            names=names,
+            hostname=os.uname().nodename,
+        )
+        return OpenMpi(files=files, names=names, host=host)
+
+    def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpi) -> Command:
         """Return the command that brings the ranks together; ``door`` tells where they knock."""
         from sm_runtime.launch import mpirun
 
-        knocking = _knocking()
+        knocking, files = _knocking(), known.files
         launch = mpirun.command(
             self.job,
             self.plan,
             agent=(*knocking, "agent"),
-            interface=self._common_interface(rank.env),
+            interface=self._common_interface({**files, **rank.env}),
             program=(*knocking, "rank"),
             environ=rank.env,
+            files=files,
+            names=known.names,
         )
-        env = {**rank.env, **door, **launch.environ}
+        env = {**rank.env, **door, **launch.environ, **known.host.variables}
         return Command(argv=launch.argv, cwd=rank.cwd, env=env, name="mpirun")
 
     def torchrun(self, rank: Command, door: Mapping[str, str]) -> Command:

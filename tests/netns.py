@@ -1,8 +1,9 @@
 """Hosts on a network of their own: network namespaces, else loopback addresses.
 
-As root, with ``ip``, each host has an interface ``eth0``, an address, and names that resolve. Where
-namespaces cannot be made, hosts are loopback addresses, which are their names as well; then all of
-them share one network stack, and only a secret tells a host from a stranger.
+As root, with ``ip``, each host has an interface ``eth0``, an address, names that resolve, and, if
+wanted, a machine's name of its own. Where namespaces cannot be made, hosts are loopback addresses,
+which are their names as well; then all of them share one network stack, and only a secret tells a
+host from a stranger.
 """
 
 from __future__ import annotations
@@ -68,9 +69,12 @@ class Network:
             _ip("-n", self.switch, "link", "set", port, "up")
 
 
+_NAMED = ("unshare", "--uts", "sh", "-c", 'printf %s "$0" >/proc/sys/kernel/hostname; exec "$@"')
+
+
 @contextmanager
-def network(names: Sequence[str]) -> Iterator[Network]:
-    """Yield a network of hosts, which is gone after the block."""
+def network(names: Sequence[str], machines: Sequence[str] = ()) -> Iterator[Network]:
+    """Yield a network of hosts, which is gone after the block; ``machines`` are their own names."""
     with ExitStack() as undo:
         if not _can_isolate():
             yield Network(
@@ -95,6 +99,8 @@ def network(names: Sequence[str]) -> Iterator[Network]:
             undo.callback(shutil.rmtree, _NAMES / namespace)
             (_NAMES / namespace / "hosts").write_text(table)
             run = ("ip", "netns", "exec", namespace)
+            if machines:
+                run = (*run, *_NAMED, machines[i])
             hosts.append(Host(name, f"10.77.0.{i + 1}", "eth0", run, namespace))
         yield Network(hosts=tuple(hosts), isolated=True, switch=switch)
 

@@ -14,7 +14,9 @@ from collections.abc import Mapping
 
 from sm_runtime.errors import LaunchError
 from sm_runtime.frozen import dataclass, field
+from sm_runtime.launch import host_names
 from sm_runtime.launch.fabric import EFA, EFA_RDMA
+from sm_runtime.launch.mca import PREFIX, HostParameters
 from sm_runtime.launch.mpi_options import Flag, meant, merged, parse, split
 from sm_runtime.model import Job
 from sm_runtime.secrecy import secrets_in
@@ -57,7 +59,14 @@ _EMPTIED = ("mca plm_rsh_args", "mca plm_rsh_pass_libpath")
 """Those that no option of ours overrules where a variable says them."""
 _OURS_TOO = ("mca plm_rsh_no_tree_spawn", "mca orte_leave_session_attached")
 """What a user may say as we do."""
-_MCA = "OMPI_MCA_"
+_OF_HOST = frozenset({
+    "pml", "btl", "btl_tcp_if_include", "btl_vader_single_copy_mechanism", "oob_tcp_if_include",
+})  # fmt: skip
+"""The parameters of defaults that matter to processes of all hosts, so that each host has a say."""
+_KEEP_DOTS = "orte_keep_fqdn_hostnames"
+_STRIP = "orte_strip_prefix"
+_FILES = {"am": "mca_base_param_file_prefix", "tune": "mca_base_envar_file_prefix"}
+"""The parameters that options are short for, by which more files with parameters are read."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,27 +93,77 @@ def command(
     interface: str,
     program: tuple[str, ...],
     environ: Mapping[str, str],
+    files: Mapping[str, str] | None = None,
+    names: Mapping[str, str] | None = None,
     folder: str | None = None,
 ) -> Launch:
     """Return how the leader starts ``program`` in every process of the job.
 
     ``agent`` is called as ``<agent> <host> <words of a command line>`` for each other host,
     ``interface`` is a device or a network like 10.0.0.0/24, ``folder`` an existing one on every
-    host for Open MPI's own files. A default whose variable ``environ``, the script's, has already
-    is left out. Raises LaunchError where the agent's words have blanks, which Open MPI would split.
+    host for Open MPI's own files. A default is left out where ``environ``, the script's, has its
+    variable already, or ``files``: the variables that say the same as the leader's parameter files.
+    ``names`` is what Open MPI calls each host. Raises LaunchError where the agent's words have
+    blanks, which Open MPI would split.
     """
     blank = next((word for word in agent if not word or word.split() != [word]), None)
     if blank is not None:
         raise LaunchError(f"the launch agent's word {blank!r} is empty or has blanks")
     instance_type = job.cluster.current_instance_type
-    users = _kept(_users(job))
-    ours = [*_counted(job, plan, users), *_network(interface), *_agent(plan, agent, folder)]
-    ours += _defaults(interface)
-    ours = [flag for flag in ours if not _is_given(flag, environ)]
-    efa = [flag for flag in _efa(instance_type) if not _is_given(flag, environ)]
+    names, given = names or {}, {**(files or {}), **environ}
+    users = [_renamed(flag, names) for flag in _kept(_users(job))]
+    ours = [*_counted(job, plan, users, names), *_network(interface)]
+    ours += [*_agent(plan, agent, names, folder), *_defaults(interface)]
+    ours = [flag for flag in ours if not _is_given(flag, given)]
+    efa = [flag for flag in _efa(instance_type) if not _is_given(flag, given)]
     shown, secret = _without_secrets(users)
-    emptied = dict.fromkeys(_breaking(environ), "")
+    emptied = dict.fromkeys(_breaking(environ, files or {}), "")
     return Launch(flags=merged(ours, shown, efa), program=program, environ=secret | emptied)
+
+
+def of_host(
+    job: Job,
+    plan: Plan,
+    *,
+    environ: Mapping[str, str],
+    files: Mapping[str, str],
+    names: Mapping[str, str],
+    hostname: str,
+) -> HostParameters:
+    """Return what a host decides for Open MPI's processes there; ``hostname`` is the machine's.
+
+    ``environ`` and ``files`` are this host's own. What the user's options set counts everywhere.
+    """
+    users, given = {flag.key for flag in _users(job)}, {**files, **environ}
+    values: dict[str, str | None] = {}
+    defaults = {}
+    device = job.cluster.network_interface
+    for flag in (*_network(device), *_defaults(device)):
+        kind, _, about = flag.key.partition(" ")
+        if kind != "mca" or about not in _OF_HOST or flag.key in users:
+            continue
+        name = PREFIX + flag.tokens[1]
+        if _is_given(flag, given):
+            values[name] = environ.get(name)
+        else:
+            defaults[name] = flag.tokens[2]
+    if f"mca {_STRIP}" not in users:
+        keeps = _keeps_dots(plan, names) or _is_true(_value_of(job, _KEEP_DOTS, given))
+        prefix = host_names.strip_prefix(hostname, whole=keeps)
+        name = PREFIX + _STRIP
+        values[name] = environ.get(name) if name in given else prefix
+    return HostParameters(values=values, defaults=defaults)
+
+
+def file_parameters(job: Job) -> dict[str, str]:
+    """Return the variables by which Open MPI reads the parameter files of the user's options."""
+    found = {}
+    for flag in _users(job):
+        if flag.name in _FILES:
+            found[PREFIX + _FILES[flag.name]] = flag.tokens[1]
+        elif flag.key.startswith("mca mca_"):
+            found[PREFIX + flag.tokens[1]] = flag.tokens[2]
+    return found
 
 
 def interface(
@@ -173,10 +232,19 @@ def _host(part: str) -> str:
     return name if colon and (slots.isdigit() or slots == "*") else part
 
 
-def _counted(job: Job, plan: Plan, users: list[Flag]) -> Iterator[Flag]:
+def _renamed(flag: Flag, names: Mapping[str, str]) -> Flag:
+    """Return a --host with the names that Open MPI has for its hosts; any other flag as it is."""
+    if flag.key != "host":
+        return flag
+    parts = [(_host(part), part) for part in flag.tokens[1].split(",")]
+    hosts = ",".join(names.get(host, host) + part.removeprefix(host) for host, part in parts)
+    return Flag(tokens=(flag.tokens[0], hosts), origin=flag.origin)
+
+
+def _counted(job: Job, plan: Plan, users: list[Flag], names: Mapping[str, str]) -> Iterator[Flag]:
     each = plan.processes_per_host
     slots = f":{each}" if each > 1 else ""
-    hosts = ",".join(f"{host}{slots}" for host in plan.hosts)
+    hosts = ",".join(f"{names.get(host, host)}{slots}" for host in plan.hosts)
     given = job.framework_parameters
     key = "sagemaker_mpi_num_of_processes_per_host"
     origin = key if given.get(key) else "the devices of a host"
@@ -203,7 +271,9 @@ def _slots(hosts: str) -> int:
     return found
 
 
-def _agent(plan: Plan, agent: tuple[str, ...], folder: str | None) -> Iterator[Flag]:
+def _agent(
+    plan: Plan, agent: tuple[str, ...], names: Mapping[str, str], folder: str | None
+) -> Iterator[Flag]:
     """Yield how other hosts are reached, and what keeps Open MPI to that."""
     yield Flag(tokens=("-mca", "plm_rsh_no_tree_spawn", "1"), origin="default")
     origin = "runtime"
@@ -213,11 +283,26 @@ def _agent(plan: Plan, agent: tuple[str, ...], folder: str | None) -> Iterator[F
     yield Flag(tokens=("-mca", "orte_leave_session_attached", "1"), origin=origin)
     # Else a mpirun that is found by its path sends a shell script in place of a command.
     yield Flag(tokens=("--noprefix",), origin=origin)
-    if any("." in host for host in plan.hosts):
+    if _keeps_dots(plan, names):
         # Else the agent would be given what stands before the first dot.
-        yield Flag(tokens=("-mca", "orte_keep_fqdn_hostnames", "1"), origin=origin)
+        yield Flag(tokens=("-mca", _KEEP_DOTS, "1"), origin=origin)
     if folder is not None:
         yield Flag(tokens=("-mca", "orte_tmpdir_base", folder), origin=origin)
+
+
+def _keeps_dots(plan: Plan, names: Mapping[str, str]) -> bool:
+    """Whether Open MPI has to keep names whole; of addresses it does so anyway."""
+    return any("." in host and names.get(host, host) == host for host in plan.hosts)
+
+
+def _value_of(job: Job, parameter: str, given: Mapping[str, str]) -> str:
+    """Return what the user's options, else variables and files, set a parameter to."""
+    said = [flag.tokens[2] for flag in _users(job) if flag.key == f"mca {parameter}"]
+    return said[-1] if said else given.get(PREFIX + parameter, "")
+
+
+def _is_true(value: str) -> bool:
+    return value.strip().lower() in ("1", "true", "yes", "enabled", "t", "y")
 
 
 def _network(interface: str) -> Iterator[Flag]:
@@ -270,12 +355,14 @@ def _kept(flags: list[Flag]) -> list[Flag]:
     return kept
 
 
-def _breaking(environ: Mapping[str, str]) -> Iterator[str]:
-    """Yield the variables that mpirun must not have, and say which they are."""
-    for name, value in environ.items():
-        key = f"mca {meant(name.removeprefix(_MCA))}" if name.startswith(_MCA) else ""
+def _breaking(environ: Mapping[str, str], files: Mapping[str, str]) -> Iterator[str]:
+    """Yield the variables that mpirun must have empty, and say what is left out by that."""
+    for name, value in {**files, **environ}.items():
+        parameter = name.removeprefix(PREFIX)
+        key = f"mca {meant(parameter)}" if name.startswith(PREFIX) else ""
         if value and key in _EMPTIED:
-            log.warning("environment: %s is left out: %s", name, _LEFT_OUT[key])
+            what = f"environment: {name}" if name in environ else f"Open MPI's files: {parameter}"
+            log.warning("%s is left out: %s", what, _LEFT_OUT[key])
             yield name
 
 
@@ -292,12 +379,12 @@ def _without_secrets(flags: list[Flag]) -> tuple[list[Flag], dict[str, str]]:
 
 
 def _is_given(flag: Flag, environ: Mapping[str, str]) -> bool:
-    """Whether the job's environment says already what a default is about."""
+    """Whether variables say already what a default is about."""
     kind, _, name = flag.key.partition(" ")
     if flag.origin == "runtime" or flag.key in _LEFT_OUT:
         return False
     if kind == "x":
         return name in environ
     about = name if kind == "mca" else _VARIABLES.get(kind, "")
-    given = (each.removeprefix(_MCA) for each in environ if each.startswith(_MCA))
+    given = (each.removeprefix(PREFIX) for each in environ if each.startswith(PREFIX))
     return about in map(meant, given)

@@ -111,11 +111,8 @@ def two_hosts(folder: Path, network: netns.Network, ours: str) -> tuple[float, f
     processes = []
     for host in network.hosts:
         environ = base(folder, names, host)
-        # Else both would be one host to Open MPI, which keeps its files by the host's name.
-        named = ("unshare", "--uts", "sh", "-c", 'hostname "$0" && exec "$@"', host.name)
-        prefix = (*host.prefix, *named) if network.isolated else ()
         began = time.time()
-        processes.append(start([*prefix, f"{ours}/bin/train"], environ))
+        processes.append(start([*host.prefix, f"{ours}/bin/train"], environ))
     outputs, ended = [], 0.0
     try:
         for process in processes:
@@ -159,7 +156,9 @@ def compare(report: Report, folder: Path, ours: str, rounds: int) -> None:
     bar = beyond(mine, bare, 0.5, "mpirun")
     report.add(Row(work=title, unit="s", ours=mine, bare={"bare mpirun": bare}, bars=(bar,)))
     title = f"2 hosts x {RANKS} ranks"
-    with netns.network(["algo-1", "algo-2"]) as network:
+    names = ["algo-1", "algo-2"]
+    # Else both would be one host to Open MPI, which keeps its files by the machine's name.
+    with netns.network(names, names) as network:
         if not network.isolated:
             report.remark(f"{title}: no network namespaces here: the hosts are loopback addresses")
         some = take_part(

@@ -213,6 +213,13 @@ def test_env_launch_says_where_each_option_of_mpirun_is_from() -> None:
     ]
 
 
+def test_env_launch_says_which_names_open_mpi_cannot_use() -> None:
+    given = job(("my_1", "b"), "my_1", sagemaker_mpi_enabled=True)
+    lines = shown(given)
+    at = lines.index("  Open MPI cannot use the host name my_1:")
+    assert lines[at + 1] == "  mpirun gets the addresses of the hosts"
+
+
 def test_env_launch_shows_each_hosts_processes() -> None:
     lines = shown(job(sagemaker_parameter_server_enabled=True))
     assert lines[3].startswith("ports: 2222 for the script, 2223 for the server; ")

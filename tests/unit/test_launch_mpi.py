@@ -173,6 +173,32 @@ def test_a_variable_that_says_the_same_or_the_opposite_leaves_a_default_out(
     assert len(found) == len(words(launch(job()))) - 1
 
 
+def test_what_the_leaders_parameter_files_set_is_no_default(
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    files = {"OMPI_MCA_btl": "^uct,openib,ofi", "OMPI_MCA_btl_tcp_if_exclude": "lo"}
+    found = words(launch(job(), files=files))
+    dropped = ["-mca btl ^openib", "-mca btl_tcp_if_include eth0"]
+    assert found == [word for word in words(launch(job())) if word not in dropped]
+    run = launch(job(), files={"OMPI_MCA_plm_rsh_args": "-p 2222"})
+    assert run.environ == {"OMPI_MCA_plm_rsh_args": ""}
+    (line,) = caplog.messages
+    assert line.startswith("Open MPI's files: plm_rsh_args is left out: ")
+
+
+def test_hosts_are_called_what_open_mpi_can_use() -> None:
+    hosts, names = ("my_1", "my_2"), {"my_1": "10.0.0.1", "my_2": "10.0.0.2"}
+    each = {"sagemaker_mpi_num_of_processes_per_host": 2}
+    assert "--host 10.0.0.1:2,10.0.0.2:2" in words(launch(job(hosts, **each), names=names))
+    options = "-H my_2:*,my_1,my_2:1"
+    found = words(launch(job(hosts, options=options), names=names))
+    assert found[0] == "-H 10.0.0.2:*,10.0.0.1,10.0.0.2:1"
+    assert distribution.problems(job(hosts, options=options)) == []
+    dotted = {"a.b": "10.0.0.1", "a.c": "10.0.0.2"}
+    option = "-mca orte_keep_fqdn_hostnames 1"
+    assert option not in words(launch(job(tuple(dotted)), names=dotted))
+
+
 SLOTS = [
     ("--host algo-2:1,algo-1:1", {}, "-np 2"),
     ("-H algo-1:1,algo-2:3", {}, "-np 4"),
