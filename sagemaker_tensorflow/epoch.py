@@ -113,8 +113,10 @@ class _Epoch:
         self._problem = None
         self._is_open = self._is_first = False
         self.fault = b""
-        """The name of a file that says what is wrong with the data; see ``graph.sound``."""
+        """What is wrong with the data; see ``graph.sound``."""
         self._count = self._records = 0
+        self._ends = []
+        """Where the records of the segment end, if there is a report on them."""
         self._skip = skip
         self._skipped = 0
 
@@ -123,8 +125,6 @@ class _Epoch:
         self._tell()
         self._stream.__exit__()
         self._report.total(self._stream)
-        if self.fault:
-            os.unlink(self.fault)
 
     def first_is_large(self):
         """Wait for the first segment; return whether its records are large. Once."""
@@ -153,7 +153,7 @@ class _Epoch:
         except queue.Empty:
             return None, b""
         except CorruptedError as error:
-            self._say(error)
+            self.fault = self._described(error)
             return None, self.fault
         if not self._segment:
             raise StopIteration
@@ -181,23 +181,25 @@ class _Epoch:
                 message = f"WARN: Skipping record (count: {self._skipped}) because: {BAD_DATA}"
                 print(message, file=sys.stderr, flush=True)
             start = end
-        self._records = len(good)
+        self._records = min(self._records, len(good))
         return good
 
     def _advance(self, seconds):
         segment = self._stream.take(seconds)
         self._tell()
         self._segment = segment
-        self._records = len(segment.ends) if segment else 0
+        self._ends = []
+        if segment and self._report.interval:
+            data = segment.view[: segment.size_bytes]
+            self._ends = self._stream.framing.each(data, LEAD_BYTES, segment.ends)
+        self._records = len(self._ends)
 
     def _tell(self):
         if self._records:
-            self._report.records(self._segment, self._count, self._records)
+            self._report.records(self._segment.read_ns, self._ends, self._count, self._records)
             self._count += self._records
             self._records = 0
 
-    def _say(self, error):
-        text = f"{error.reason} Channel {self._settings.channel}, epoch {self._stream.epoch}, byte "
-        path = os.path.join(self._settings.state_dir, f"{text}{error.offset_bytes}")
-        with open(path, "w"):
-            self.fault = path.encode()
+    def _described(self, error):
+        where = f"Channel {self._settings.channel}, epoch {self._stream.epoch}"
+        return f"{error.reason} {where}, byte {error.offset_bytes}".encode()

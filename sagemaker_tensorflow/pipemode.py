@@ -4,14 +4,12 @@ The FIFO is read by ``sm_runtime.pipe_mode``, which finds where records end; TFR
 and their CRCs checked, by TensorFlow's own kernels, which get many of them as a file in memory.
 """
 
-import os
-
 import tensorflow as tf
 
 from sagemaker_tensorflow import graph
 from sagemaker_tensorflow.epoch import Epochs
 from sm_runtime.pipe_mode.errors import PipeModeDatasetException
-from sm_runtime.pipe_mode.settings import FORMATS, Settings, check_channel
+from sm_runtime.pipe_mode.settings import FORMATS, find
 from sm_runtime.pipe_mode.stream import LEAD_BYTES
 
 __all__ = ["PipeModeDataset", "PipeModeDatasetException"]
@@ -20,39 +18,41 @@ __all__ = ["PipeModeDataset", "PipeModeDatasetException"]
 class PipeModeDataset(tf.data.Dataset):
     """The records of a channel in Pipe mode, as scalar strings.
 
-    Each iterator takes the channel's next epoch, that is the next FIFO, with the first record that
-    is asked of it; ``state_dir`` holds the count. ``record_format`` is ``RecordIO``, ``TFRecord``
-    or ``TextLine``. ``benchmark`` and ``benchmark_records_interval`` print what reading took. Up
-    to ``max_corrupted_records_to_skip`` TFRecords in a row may have a wrong CRC.
-    ``timeout_seconds`` is how long the FIFO may take to appear and to get a writer.
+    Each iterator takes the channel's next epoch, that is the next FIFO (or file), with the first
+    record that is asked of it; ``state_dir`` holds the count. ``record_format`` is ``RecordIO``,
+    ``TFRecord`` or ``TextLine``. Folders that are not given are those of the job, and without
+    ``config_dir`` the channels are those of ``$SM_INPUT_DATA_CONFIG``, where that is set.
+    ``benchmark`` and ``benchmark_records_interval`` print what reading took. Up to
+    ``max_corrupted_records_to_skip`` TFRecords in a row may have a wrong CRC. ``timeout_seconds``
+    is how long the FIFO may take to appear and to get a writer.
 
     Raises PipeModeDatasetException, FileNotFoundError (``inputdataconfig.json``) and
     ``tf.errors.InvalidArgumentError`` (``record_format``); with the records come
-    ``tf.errors.DataLossError`` and ``tf.errors.UnknownError`` (no FIFO, no writer).
+    ``tf.errors.InvalidArgumentError`` (data that are no records), ``tf.errors.DataLossError`` (a
+    wrong CRC of a large TFRecord) and ``tf.errors.UnknownError`` (no FIFO, no writer).
     """
 
     def __init__(
         self,
         channel,
         record_format="RecordIO",
-        state_dir="/opt/ml/pipe_state",
-        pipe_dir="/opt/ml/input/data",
-        config_dir="/opt/ml/input/config",
+        state_dir=None,
+        pipe_dir=None,
+        config_dir=None,
         benchmark=False,
         benchmark_records_interval=0,
         max_corrupted_records_to_skip=0,
         *,
         timeout_seconds=120.0,
     ):
-        settings = Settings(
-            channel=channel,
-            record_format=record_format,
-            state_dir=os.fspath(state_dir),
-            pipe_dir=os.fspath(pipe_dir),
-            config_dir=os.fspath(config_dir),
+        settings = find(
+            channel,
+            record_format,
+            state_dir=state_dir,
+            pipe_dir=pipe_dir,
+            config_dir=config_dir,
             timeout_seconds=timeout_seconds,
         )
-        check_channel(settings)
         if max_corrupted_records_to_skip > 0 and record_format != "TFRecord":
             raise PipeModeDatasetException(
                 "max_corrupted_records_to_skip can only be set for record_format='TFRecord'"
@@ -87,16 +87,17 @@ class _Report:
         self.totals = totals
         self.interval = interval
 
-    def records(self, segment, count, records):
-        """Tell of the records of a segment; ``count`` came before it. Numbers are of one record."""
-        if not self.interval:
-            return
-        starts = [LEAD_BYTES, *segment.ends]
+    def records(self, read_ns, ends, count, records):
+        """Tell of the records that have these ends in a segment; ``count`` came before it.
+
+        Numbers are of one record. ``read_ns`` is what all took.
+        """
+        starts = [LEAD_BYTES, *ends]
         first = self.interval - count % self.interval
         for number in range(first, records + 1, self.interval):
             size = starts[number] - starts[number - 1] if number < len(starts) else 0
             _say("records", count + number)
-            _say("records read_time_ns", segment.read_ns // records)
+            _say("records read_time_ns", read_ns // records)
             _say("records read_bytes", size)
 
     def total(self, stream):

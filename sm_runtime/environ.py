@@ -144,6 +144,8 @@ def process_environment(
     }
     if job.name and not job.managed:
         found["TRAINING_JOB_NAME"] = job.name
+    if found.get("SAGEMAKER_BASE_DIR"):  # the script has another working folder than we
+        found["SAGEMAKER_BASE_DIR"] = job.paths.base
     if any(python_path):
         found["PYTHONPATH"] = ":".join(part for part in python_path if part)
     if job.options.unbuffered:

@@ -5,6 +5,7 @@ A job whose data a platform has placed passes through here without importing any
 
 from __future__ import annotations
 
+import logging
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 
     from sm_runtime.saved import Saved
     from sm_runtime.sync.syncs import Syncs
+
+log = logging.getLogger(__name__)
 
 
 class Inputs:
@@ -82,6 +85,7 @@ class Inputs:
     def open(self, ranks: int) -> None:
         """Begin to feed, mount and sync for a script that runs as ``ranks`` processes here."""
         job = self._job
+        _forget_epochs(job)
         if any(c.mode == "Pipe" and c.source is not None for c in job.channels):
             from sm_runtime.channels.pipe import Feeds
 
@@ -155,3 +159,20 @@ class Inputs:
 
     def _stopped(self) -> bool:
         return self._supervisor.stopped_by is not None
+
+
+def _forget_epochs(job: Job) -> None:
+    """Have the readers of Pipe channels begin at epoch 0, as the channels do with each attempt."""
+    pipes = [channel.name for channel in job.channels if channel.mode == "Pipe"]
+    if not pipes:
+        return
+    from sm_runtime.pipe_mode.epochs import forget_epochs
+
+    for name in pipes:
+        try:
+            forget_epochs(job.paths.pipe_state, name)
+        except OSError as error:
+            log.warning(
+                "channel %s: readers do not begin at epoch 0: %s: %s",
+                name, error.filename, error.strerror,
+            )  # fmt: skip

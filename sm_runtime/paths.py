@@ -43,6 +43,11 @@ class Paths:
         return self.under("input", "data")
 
     @property
+    def pipe_state(self) -> str:
+        """The folder in which readers of Pipe channels count epochs."""
+        return self.under("pipe_state")
+
+    @property
     def output(self) -> str:
         """The folder of ``success``, ``failure`` and ``data``."""
         return self.under("output")

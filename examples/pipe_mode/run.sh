@@ -1,5 +1,6 @@
 #!/bin/sh
 # Runs the example in a folder, from the data set to the model in the bucket: run.sh FOLDER [SOURCE]
+# It may be run again in the same folder.
 # PYTHON is an interpreter that has sm-runtime[s3] and TensorFlow; rclone is on the PATH or beside it.
 set -eu
 here=$(cd -- "$(dirname -- "$0")" && pwd)
@@ -9,11 +10,10 @@ python=${PYTHON:-python3}
 port=${PORT:-8099}
 PATH=$(dirname -- "$(command -v "$python")"):$PATH
 
-mkdir -p "$folder/s3/fashion-mnist" "$folder/ml/input/config"
+mkdir -p "$folder/s3/fashion-mnist" "$folder/ml/input/config" "$folder/ml/code"
 [ -e "$folder/s3/fashion-mnist/training" ] ||
     "$python" "$here/prepare_data.py" --source "$source" "$folder/s3/fashion-mnist"
-rm -rf "$folder/ml/code" "$folder/ml/model" "$folder/ml/output" "$folder/ml/pipe_state"
-cp -R "$here/source" "$folder/ml/code"
+cp -R "$here/source/." "$folder/ml/code"
 cp "$here"/*.json "$folder/ml/input/config"
 
 AWS_ACCESS_KEY_ID=only-on-this-machine AWS_SECRET_ACCESS_KEY=not-a-secret-key

@@ -1,4 +1,7 @@
-"""The reading end of a FIFO: waits with a deadline, and can be stopped from another thread."""
+"""The reading end of a FIFO: waits with a deadline, and can be stopped from another thread.
+
+A regular file in its place is read to its end.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ class Stopped(Exception):
 
 
 class Fifo:
-    """One epoch's FIFO, opened for reading."""
+    """One epoch's FIFO, or a file in its place, opened for reading."""
 
     def __init__(self, path: str) -> None:
         self.path = path
@@ -32,23 +35,28 @@ class Fifo:
         self._poll.register(self._stop, select.POLLIN)
 
     def open(self, timeout_seconds: float) -> None:
-        """Wait until the FIFO is there and somebody writes to it.
+        """Wait until the FIFO is there and has a writer, or the file is there.
 
-        Raises TimeoutError, Stopped, OSError, and ValueError where it is not a FIFO.
+        Raises TimeoutError, Stopped, OSError, and ValueError where it is something else.
         """
         deadline = time.monotonic() + timeout_seconds
-        while self._file < 0:
-            try:
-                self._file = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-            except FileNotFoundError:
-                self._look_again(deadline, f"File does not exist: {self.path}", timeout_seconds)
-        if not stat.S_ISFIFO(os.fstat(self._file).st_mode):
-            raise ValueError(f"{self.path} is not a FIFO")
+        while not self._opened():
+            self._look_again(deadline, f"File does not exist: {self.path}", timeout_seconds)
+        mode = os.fstat(self._file).st_mode
+        if not (stat.S_ISFIFO(mode) or stat.S_ISREG(mode)):
+            raise ValueError(f"{self.path} is neither a FIFO nor a file")
         self._poll.register(self._file, select.POLLIN)
+        if stat.S_ISREG(mode):
+            return
         while not self._has_writer():
-            self._look_again(deadline, f"Nobody writes to {self.path}", timeout_seconds)
+            self._look_again(deadline, f"No process writes to {self.path}", timeout_seconds)
         with suppress(OSError):  # more than this user may have: the reads are just smaller
             fcntl.fcntl(self._file, F_SETPIPE_SZ, PIPE_BYTES)
+
+    def _opened(self) -> bool:
+        with suppress(FileNotFoundError):
+            self._file = os.open(self.path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        return self._file >= 0
 
     def _has_writer(self) -> bool:
         # Without a writer a read says "end of file", as it does after the last one has gone; poll

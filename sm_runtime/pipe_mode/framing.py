@@ -38,6 +38,9 @@ if TYPE_CHECKING:
         def cut(self, data: bytes, start: int, ends: Ends) -> list[bytes]:
             """Return the payloads of the records from ``start`` on, as slices of ``data``."""
 
+        def each(self, data: memoryview, start: int, ends: Ends) -> Ends:
+            """Return the end of each record from ``start`` on; ``ends`` may lack some."""
+
 
 MAGIC = 0xCED7230A
 _WORDS = struct.Struct("<II").unpack_from
@@ -111,6 +114,10 @@ class TFRecords:
         begins = (start, *ends)
         return [data[a + 12 : b - 4] for a, b in zip(begins, ends, strict=False)]
 
+    def each(self, data: memoryview, start: int, ends: Ends) -> Ends:
+        """Return ``ends``; see ``Framing.each``."""
+        return ends
+
 
 def _is_sound(data: memoryview) -> bool:
     return masked_crc32c(data[:-4]).to_bytes(4, "little") == data[-4:]
@@ -161,6 +168,10 @@ class RecordIO:
             start = end
         return records
 
+    def each(self, data: memoryview, start: int, ends: Ends) -> Ends:
+        """Return ``ends``; see ``Framing.each``."""
+        return ends
+
     def _joined(self, data: bytes | memoryview, start: int, end: int) -> bytes:
         parts = []
         while start < end:
@@ -191,6 +202,14 @@ class Lines:
     def cut(self, data: Data, start: int, ends: Ends) -> list[bytes]:
         r"""Return the lines; see ``Framing.cut``. They are copies."""
         return bytes(data[start : ends[-1] - 1]).split(b"\n")
+
+    def each(self, data: memoryview, start: int, ends: Ends) -> Ends:
+        """Return the end of each line; see ``Framing.each``."""
+        found: Ends = array("q")
+        for line in self.cut(data, start, ends) if ends else ():
+            start += len(line) + 1
+            found.append(start)
+        return found
 
 
 def framing(record_format: str) -> Framing:

@@ -10,16 +10,16 @@ from sm_runtime.pipe_mode.epochs import take_epoch
 from sm_runtime.pipe_mode.errors import PipeModeDatasetException
 from sm_runtime.pipe_mode.fifo import Fifo
 from sm_runtime.pipe_mode.framing import framing
-from sm_runtime.pipe_mode.settings import FORMATS, Settings, check_channel
+from sm_runtime.pipe_mode.settings import FORMATS, Settings, find
 
 
 def read_records(
     channel: str,
     record_format: str = "RecordIO",
     *,
-    state_dir: str = "/opt/ml/pipe_state",
-    pipe_dir: str = "/opt/ml/input/data",
-    config_dir: str = "/opt/ml/input/config",
+    state_dir: str | None = None,
+    pipe_dir: str | None = None,
+    config_dir: str | None = None,
     timeout_seconds: float = 120.0,
 ) -> Iterator[bytes]:
     """Return an iterator over the records of the channel's next epoch.
@@ -31,15 +31,14 @@ def read_records(
     """
     if record_format not in FORMATS:
         raise PipeModeDatasetException(f"Invalid record format: {record_format}")
-    settings = Settings(
-        channel=channel,
-        record_format=record_format,
+    settings = find(
+        channel,
+        record_format,
         state_dir=state_dir,
         pipe_dir=pipe_dir,
         config_dir=config_dir,
         timeout_seconds=timeout_seconds,
     )
-    check_channel(settings)
     return _records(settings)
 
 

@@ -30,10 +30,9 @@ print("accuracy:", float(tf.reduce_mean(tf.cast(tf.concat(right, 0), tf.float32)
 """
 
 
-def test_the_example_learns_from_s3_and_its_model_is_in_s3(tmp_path: Path) -> None:
-    source = next(path for path in FASHION_MNIST if path.is_dir())
-    done = subprocess.run(
-        ("sh", ROOT / "examples/pipe_mode/run.sh", tmp_path, source),
+def run(folder: Path, source: Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ("sh", ROOT / "examples/pipe_mode/run.sh", folder, source),
         env={
             **os.environ,
             "PYTHON": sys.executable,
@@ -46,6 +45,16 @@ def test_the_example_learns_from_s3_and_its_model_is_in_s3(tmp_path: Path) -> No
         text=True,
         timeout=300,
     )
+
+
+def test_the_example_learns_from_s3_and_its_model_is_in_s3(tmp_path: Path) -> None:
+    source = next(path for path in FASHION_MNIST if path.is_dir())
+    # As on a folder that an example has been run in ten times.
+    for channel, number in (("training", 30), ("validation", 33)):
+        state = tmp_path / f"ml/pipe_state/.{channel}-pipe_mode-state"
+        state.parent.mkdir(parents=True, exist_ok=True)
+        state.write_text(str(number))
+    done = run(tmp_path, source)
     assert done.returncode == 0, done.stderr
     assert "s3://fashion-mnist/training/ -> " in done.stderr
     assert done.stdout.count("\nEpoch ") == 3

@@ -247,3 +247,60 @@ def test_processes_that_would_share_a_fifo_are_warned_about(base: Base, server: 
     result = base.script("").run(SM_RUNTIME_LAUNCHER=words)
     assert result.status == 0, result.log
     assert "SM_RUNTIME_PIPE_PER_RANK=1 gives each its own" in result.log
+
+
+EPOCHS = """
+from sm_runtime.pipe_mode.records import read_records
+for epoch in range(20):
+    assert list(read_records("train", "TextLine", timeout_seconds=5)) == [b"one", b"two"]
+"""
+
+
+def local(base: Base, **more: Any) -> Base:
+    """Describe a job by a request alone, with a folder that is streamed."""
+    base.write("source/part", "one\ntwo\n")
+    document = {
+        "TrainingJobName": "job",
+        "InputDataConfig": [
+            channel("train", base.path("source").as_uri() + "/", InputMode="Pipe"),
+        ],
+    }
+    base.write("input/config/job.json", {**document, **more})
+    return base
+
+
+def test_each_attempt_on_a_folder_begins_at_epoch_0(base: Base) -> None:
+    local(base).script(EPOCHS)
+    state = base.path("pipe_state/.train-pipe_mode-state")
+    other = base.write("pipe_state/.other-pipe_mode-state", "7")
+    for _ in range(3):
+        result = base.run()
+        assert result.status == 0, result.log
+        assert state.read_text() == "20"
+    assert other.read_text() == "7"
+
+
+def test_processes_of_a_job_take_epochs_from_one_count(base: Base) -> None:
+    text = EPOCHS.replace("20", "5")
+    script = f"import os\nfor _ in range(3):\n    if not os.fork(): break\n{text}"
+    script += (
+        "while True:\n    try:\n        os.wait()\n    except ChildProcessError:\n        break\n"
+    )
+    result = local(base).script(script).run()
+    assert result.status == 0, result.log
+    assert base.path("pipe_state/.train-pipe_mode-state").read_text() == "20"
+
+
+def test_a_count_that_stays_is_warned_about(base: Base) -> None:
+    state = local(base).path("pipe_state/.train-pipe_mode-state")
+    state.mkdir(parents=True)
+    result = base.script("").run()
+    assert result.status == 0, result.log
+    assert f"channel train: readers do not begin at epoch 0: {state}: " in result.log
+
+
+def test_a_relative_base_folder_is_the_same_one_for_the_script(base: Base) -> None:
+    relative = str(base.root).lstrip("/")  # the command runs in /
+    result = local(base).script(EPOCHS).run(SAGEMAKER_BASE_DIR=relative)
+    assert result.status == 0, result.log
+    assert base.path("pipe_state/.train-pipe_mode-state").read_text() == "20"

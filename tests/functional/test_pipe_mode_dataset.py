@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import struct
@@ -16,7 +17,7 @@ import pytest
 
 from sm_runtime.pipe_mode.errors import PipeModeDatasetException
 from tests.functional.pipes import RECORDIO, Pipes, numbered
-from tests.harness import eventually
+from tests.harness import Base, eventually
 
 pytestmark = [
     pytest.mark.tensorflow,
@@ -209,7 +210,7 @@ def test_no_thread_and_no_file_is_left(dataset: Any, pipes: Pipes) -> None:
 @pytest.mark.parametrize(
     ("broken", "problem"),
     [
-        (b"abcdefgh", r"Invalid magic number: 1684234849.*byte 12"),
+        (b"abcdefgh", r"\[Invalid magic number: 1684234849\. Channel train, epoch 0, byte 12\]"),
         (RECORDIO(b"abcd")[:-1], r"Truncated.*byte 12"),
         (b"\x0a", r"Truncated.*byte 12"),
         (b"a", r"Invalid magic number.*byte 12"),
@@ -223,12 +224,16 @@ def test_broken_recordio_is_an_error_behind_the_good_records(
     fails(tf, dataset("RecordIO"), 1, problem)
 
 
-def fails(tf: Any, dataset: Any, good: int, problem: str) -> None:
+def fails(
+    tf: Any, dataset: Any, good: int, problem: str, kind: str = "InvalidArgumentError"
+) -> None:
     records = dataset.as_numpy_iterator()
     for _ in range(good):
         next(records)
-    with pytest.raises(tf.errors.DataLossError, match=problem):
+    with pytest.raises(getattr(tf.errors, kind), match=problem) as caught:
         next(records)
+    # What is wrong and where TensorFlow met it, and nothing about files or tracebacks.
+    assert len(str(caught.value).splitlines()) <= 2
 
 
 @pytest.mark.parametrize(
@@ -260,7 +265,7 @@ def test_a_large_tfrecord_that_is_broken_is_an_error(
     data = bytearray(tfrecords([b"x" * 100_000] * 5))
     data[200_100] ^= 1
     pipes.feed("train", bytes(data), bytes(data[:-1]))
-    fails(tf, dataset("TFRecord"), 2, "corrupted record")
+    fails(tf, dataset("TFRecord"), 2, "corrupted record", "DataLossError")
     fails(tf, dataset("TFRecord", max_corrupted_records_to_skip=1), 3, "Truncated.*byte 400064")
 
 
@@ -317,7 +322,7 @@ def test_waiting_for_an_epoch_has_an_end(tf: Any, dataset: Any, pipes: Pipes, ma
     path = Path(pipes.folders["pipe_dir"]) / "train_0"
     if made:
         os.mkfifo(path)
-    expected = f"{'Nobody writes to' if made else 'File does not exist:'} {path}"
+    expected = f"{'No process writes to' if made else 'File does not exist:'} {path}"
     with pytest.raises(tf.errors.UnknownError, match=expected):
         values(dataset("TextLine", timeout_seconds=0.2))
 
@@ -337,6 +342,110 @@ def test_the_benchmark_prints_what_the_op_prints(
         "records: 2", "records read_bytes: 16", "records: 4", "records read_bytes: 12",
         "total read_bytes: 48",
     ]  # fmt: skip
+
+
+@pytest.mark.parametrize("record_format", ["RecordIO", "TFRecord", "TextLine"])
+def test_with_an_interval_of_one_each_record_is_told_of(
+    dataset: Any,
+    pipes: Pipes,
+    tfrecords: Any,
+    capfd: pytest.CaptureFixture[str],
+    record_format: str,
+) -> None:
+    records = [b"abc", b"", b"a" * 100_000, b"ab"] * 30
+    encoded = {
+        "RecordIO": b"".join(map(RECORDIO, records)),
+        "TFRecord": tfrecords(records),
+        "TextLine": b"".join(record + b"\n" for record in records),
+    }
+    pipes.feed("train", encoded[record_format])
+    assert values(dataset(record_format, benchmark_records_interval=1)) == records
+    lines = [line for line in capfd.readouterr().out.splitlines() if "Iterator records" in line]
+    numbers = [int(line.rpartition(": ")[2]) for line in lines]
+    assert numbers[::3] == list(range(1, len(records) + 1))
+    sizes = {"RecordIO": [12, 8, 100_008, 12], "TFRecord": [19, 16, 100_016, 18]}
+    assert numbers[2::3] == sizes.get(record_format, [4, 1, 100_001, 3]) * 30
+    assert all(number >= 0 for number in numbers[1::3])
+
+
+@pytest.mark.parametrize("record_format", ["RecordIO", "TFRecord", "TextLine"])
+def test_an_epoch_may_be_a_file(
+    tf: Any, dataset: Any, pipes: Pipes, tfrecords: Any, record_format: str
+) -> None:
+    records = assorted() if record_format != "TextLine" else [b"%d" % n for n in range(10_000)]
+    encoded = {
+        "RecordIO": lambda: b"".join(map(RECORDIO, records)),
+        "TFRecord": lambda: tfrecords(records),
+        "TextLine": lambda: b"\n".join(records),
+    }[record_format]()
+    folder = Path(pipes.folders["pipe_dir"])
+    (folder / "train_0").write_bytes(encoded)
+    (folder / "source").write_bytes(encoded)
+    (folder / "train_1").symlink_to("source")
+    (folder / "train_2").touch()
+    made = dataset(record_format)
+    assert [values(made) for _ in range(3)] == [records, records, []]
+    assert (folder / "train_0").read_bytes() == encoded
+    (folder / "train_3").mkdir()
+    with pytest.raises(tf.errors.OpError, match="train_3 is neither a FIFO nor a file"):
+        values(made)
+
+
+def test_looking_at_the_arguments_makes_no_folder(tf: Any, dataset: Any, pipes: Pipes) -> None:
+    state = Path(pipes.folders["state_dir"])
+    made = dataset("TextLine")
+    assert made.element_spec == tf.TensorSpec([], tf.string)
+    made.batch(2).map(lambda line: line)
+    with pytest.raises(PipeModeDatasetException):
+        dataset("TextLine", "files")
+    assert not state.exists()
+    pipes.feed("train", b"one\n")
+    assert values(made) == [b"one"]
+    assert state.is_dir()
+
+
+def test_the_jobs_own_folders_and_channels_are_the_default(
+    tf: Any, pipes: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from sagemaker_tensorflow import PipeModeDataset
+
+    base = tmp_path / "ml"
+    (base / "input").mkdir(parents=True)
+    (base / "input/data").symlink_to(pipes.folders["pipe_dir"])
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(base))
+    monkeypatch.delenv("SM_INPUT_DATA_CONFIG", raising=False)
+    with pytest.raises(FileNotFoundError, match=r"ml/input/config/inputdataconfig\.json"):
+        PipeModeDataset("train", "TextLine")
+    channels = {"train": {"TrainingInputMode": "Pipe"}, "files": {"TrainingInputMode": "File"}}
+    monkeypatch.setenv("SM_INPUT_DATA_CONFIG", json.dumps(channels))
+    pipes.feed("train", b"one\n")
+    assert values(PipeModeDataset("train", "TextLine")) == [b"one"]
+    assert (base / "pipe_state/.train-pipe_mode-state").read_text() == "1"
+    with pytest.raises(PipeModeDatasetException, match="in SM_INPUT_DATA_CONFIG; read the files"):
+        PipeModeDataset("files", "TextLine")
+    with pytest.raises(PipeModeDatasetException, match="has these channels: files, train, valid"):
+        PipeModeDataset("none", config_dir=pipes.folders["config_dir"])  # an argument counts more
+    for text, why in (("{", "is not JSON"), ("[]", "is not a JSON object")):
+        monkeypatch.setenv("SM_INPUT_DATA_CONFIG", text)
+        with pytest.raises(PipeModeDatasetException, match=f"SM_INPUT_DATA_CONFIG {why}"):
+            PipeModeDataset("train")
+
+
+READS = """
+from sagemaker_tensorflow import PipeModeDataset
+lines = PipeModeDataset("train", record_format="TextLine")
+print([line.decode() for line in lines.repeat(2).as_numpy_iterator()])
+"""
+
+
+def test_a_job_that_is_a_request_alone_needs_no_arguments(base: Base) -> None:
+    base.write("source/part", "one\ntwo\n")
+    place = {"S3DataType": "S3Prefix", "S3Uri": base.path("source").as_uri() + "/"}
+    described = {"ChannelName": "train", "DataSource": {"S3DataSource": place}, "InputMode": "Pipe"}
+    base.write("input/config/job.json", {"InputDataConfig": [described]})
+    result = base.script(READS).run(seconds=200, TF_CPP_MIN_LOG_LEVEL="3")
+    assert result.status == 0, result.log
+    assert result.out.decode().split() == ["['one',", "'two',", "'one',", "'two']"]
 
 
 def test_keras_fits_and_evaluates_on_it(tf: Any, dataset: Any, pipes: Pipes) -> None:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sm_runtime.pipe_mode.crc import masked_crc32c
-from sm_runtime.pipe_mode.epochs import take_epoch
+from sm_runtime.pipe_mode.epochs import forget_epochs, take_epoch
 from sm_runtime.pipe_mode.errors import CorruptedError, PipeModeDatasetException
 from sm_runtime.pipe_mode.records import read_records
 from sm_runtime.records import tfrecord as read_tfrecords
@@ -92,6 +92,41 @@ def test_wrong_arguments_are_refused_at_once(pipes: Pipes) -> None:
 def test_a_wait_has_a_deadline(pipes: Pipes) -> None:
     with pytest.raises(TimeoutError, match=r"File does not exist: .*train_0"):
         next(read_records("train", **pipes.folders, timeout_seconds=0.1))
+
+
+def test_a_file_is_read_as_a_fifo_is(pipes: Pipes) -> None:
+    folder = Path(pipes.folders["pipe_dir"])
+    (folder / "train_0").write_bytes(tfrecord(b"abc") + tfrecord(b""))
+    (folder / "train_1").write_bytes(b"")
+    for expected in ([b"abc", b""], []):
+        assert list(read_records("train", "TFRecord", **pipes.folders)) == expected
+
+
+def test_nothing_is_made_before_the_first_record(pipes: Pipes) -> None:
+    records = read_records("train", "TextLine", **pipes.folders)
+    assert not Path(pipes.folders["state_dir"]).exists()
+    pipes.feed("train", b"one\n")
+    assert list(records) == [b"one"]
+
+
+def test_without_arguments_it_is_the_jobs_channel(
+    pipes: Pipes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "ml/input").mkdir(parents=True)
+    (tmp_path / "ml/input/data").symlink_to(pipes.folders["pipe_dir"])
+    monkeypatch.setenv("SAGEMAKER_BASE_DIR", str(tmp_path / "ml"))
+    monkeypatch.setenv("SM_INPUT_DATA_CONFIG", '{"train": {"TrainingInputMode": "Pipe"}}')
+    pipes.feed("train", b"one\n")
+    assert list(read_records("train", "TextLine")) == [b"one"]
+    assert (tmp_path / "ml/pipe_state/.train-pipe_mode-state").read_text() == "1"
+
+
+def test_epochs_that_are_forgotten_begin_anew(tmp_path: Path) -> None:
+    state = str(tmp_path / "state")
+    forget_epochs(state, "c")  # there are none
+    assert [take_epoch(state, "c"), take_epoch(state, "c"), take_epoch(state, "d")] == [0, 1, 0]
+    forget_epochs(state, "c")
+    assert [take_epoch(state, "c"), take_epoch(state, "d")] == [0, 1]
 
 
 TAKE = "import sys; from sm_runtime.pipe_mode.epochs import take_epoch as t\n"

@@ -36,14 +36,7 @@ def parse(records):
 
 
 def batches(channel, size):
-    base = os.environ.get("SAGEMAKER_BASE_DIR", "/opt/ml")
-    records = PipeModeDataset(
-        channel,
-        record_format="TFRecord",
-        state_dir=os.path.join(base, "pipe_state"),
-        pipe_dir=os.path.join(base, "input/data"),
-        config_dir=os.path.join(base, "input/config"),
-    )
+    records = PipeModeDataset(channel, record_format="TFRecord")
     # First the batch, then the parsing: one call for all of its records.
     return records.batch(size).map(parse, num_parallel_calls=2).prefetch(4)
 
