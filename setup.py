@@ -6,6 +6,8 @@ import re
 from setuptools import find_packages, setup
 
 HERE = os.path.dirname(os.path.abspath(__file__))
+PACKAGES = ("sm_runtime", "sagemaker_tensorflow")
+"""By name: one that is missing here ends the build, where a search would leave it out."""
 
 
 def text(name):
@@ -32,7 +34,7 @@ setup(
     license="Apache-2.0",
     license_files=["LICENSE"],
     python_requires=">=3.10",
-    packages=find_packages(include=["sm_runtime", "sm_runtime.*", "sagemaker_tensorflow"]),
+    packages=[*PACKAGES, *(f"{name}.{part}" for name in PACKAGES for part in find_packages(name))],
     package_data={"sm_runtime": ["py.typed", "inject/*"]},
     zip_safe=False,
     install_requires=[],
@@ -53,12 +55,8 @@ setup(
             "ruff~=0.17.5",
         ],
     },
-    entry_points={
-        "console_scripts": [
-            "train = sm_runtime.__main__:train",
-            "sm-runtime = sm_runtime.__main__:main",
-        ]
-    },
+    # No entry points: for those pip writes a first line without options, and Python needs -I.
+    scripts=["bin/train", "bin/sm-runtime", "bin/sm-runtime-python"],
     keywords="sagemaker training tensorflow script-mode container",
     classifiers=[
         "Development Status :: 4 - Beta",

@@ -136,7 +136,7 @@ print(name + ("==2.15.1" if sys.version_info < (3, 12) else "==2.21.0"))'
 
 # sources: a hash of all that the package is built from.
 sources() {
-    (cd "$root" && find setup.py pyproject.toml README.md LICENSE sm_runtime sagemaker_tensorflow -type f \
+    (cd "$root" && find setup.py pyproject.toml README.md LICENSE bin sm_runtime sagemaker_tensorflow -type f \
         ! -name '*.py[cod]' -exec sha256sum {} + | LC_ALL=C sort)
 }
 
@@ -159,7 +159,7 @@ install_runtime() {
     pip_install "$venv" tensorflow "" "$(tensorflow "$venv")"
     if [ "${FROM_CHECKOUT-}" = 1 ]; then
         set -- "${1-}" --editable "$root"
-        pip_install "$venv" runtime "" --no-deps --editable "$root"
+        pip_install "$venv" runtime "$(cat "$root/setup.py" "$root/bin"/*)" --no-deps --editable "$root"
     else
         have_wheel
         set -- "${1-}" "$wheel"

@@ -1,12 +1,18 @@
 """The commands ``train`` and ``sm-runtime``; the only place that reads os.environ."""
 
-from __future__ import annotations
-
-import logging
 import os
 import sys
+
+from sm_runtime import isolation
+
+if __name__ == "__main__":
+    # Before any other import, `__future__` included: what is found now may be the job's.
+    isolation.enter(os.environ)
+
+import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from sm_runtime import __version__, shortage
 from sm_runtime.redact import Mask
@@ -84,23 +90,17 @@ class _Handler(logging.Handler):
         self._sink.write_line(text.encode("utf-8", "backslashreplace"))
 
 
-def train() -> NoReturn:
-    """Run the command ``train`` with the arguments of this process.
-
-    Platforms start an image with the single argument ``train``; an image whose entry point is this
-    command gets it twice.
-    """
-    if sys.argv[1:] not in ([], ["train"]):
-        import argparse
-
-        arguments = sys.argv[2:] if sys.argv[1] == "train" else sys.argv[1:]
-        _parser(argparse.ArgumentParser, "train", TRAIN).parse_args(arguments)
-    _train()
-
-
 def main() -> int:
-    """Run the command ``sm-runtime`` with the arguments of this process."""
-    if sys.argv[1:] == ["train"]:
+    """Run the command ``sm-runtime`` with the arguments of this process.
+
+    Platforms start an image with the single argument ``train``: an image whose entry point is
+    ``train``, or ``sm-runtime train``, gets the word twice.
+    """
+    isolation.add_user_packages(os.environ)
+    words = sys.argv[1:]
+    if words[:2] == ["train", "train"]:
+        del words[0]
+    if words == ["train"]:
         _train()
     import argparse
 
@@ -122,7 +122,7 @@ def main() -> int:
     )
     env.add_argument("--show-secrets", action="store_true", help="print secrets instead of ***")
     _parser(add, "check", CHECK, help="list every problem of the job; run nothing")
-    parsed = parser.parse_args()
+    parsed = parser.parse_args(words)
     if parsed.command == "train":
         _train()
     import signal
@@ -140,18 +140,20 @@ def main() -> int:
 
 
 def _parser(
-    make: Callable[..., ArgumentParser], name: str, text: str, **more: str
-) -> ArgumentParser:
+    make: "Callable[..., ArgumentParser]", name: str, text: str, **more: str
+) -> "ArgumentParser":
     from argparse import RawDescriptionHelpFormatter
 
     kind = RawDescriptionHelpFormatter
     return make(name, description=text, formatter_class=kind, allow_abbrev=False, **more)
 
 
-def _train() -> NoReturn:
+def _train() -> "NoReturn":
     from sm_runtime.run import train
     from sm_runtime.supervise import Supervisor
 
+    with suppress(OSError), open("/proc/self/comm", "w") as file:
+        file.write("train")  # in ps and to pkill, where it would be Python's own name
     out, err = open_sinks()
     mask = Mask()
     _log_to(err, mask)

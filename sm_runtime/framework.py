@@ -7,7 +7,6 @@ calls ``run_script``, which runs the script to its end. The runtime does all the
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
 import signal
@@ -64,12 +63,3 @@ def run_script(
             signal.signal(number, handler)
     if status:
         sys.exit(status if status > 0 else 128 - status)
-
-
-def _main() -> None:
-    module, _, function = sys.argv.pop(1).partition(":")
-    getattr(importlib.import_module(module), function)()
-
-
-if __name__ == "__main__":
-    _main()

@@ -31,7 +31,7 @@ def show(variables: Mapping[str, str], mask: Mask, *, as_json: bool, secrets: bo
     exported |= environ.twins(exported)[0]
     exported = {name: hide(value) for name, value in exported.items()}
     arguments = [hide(argument) for argument in environ.arguments(job)]
-    command = _command(job)
+    command = _command(job, variables)
     if as_json:
         found = [hide(word) for word in command] if command else None
         document = {"environment": exported, "arguments": arguments, "command": found}
@@ -55,7 +55,7 @@ def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
         devices = hardware.count({**variables, **job.environment})
         arguments = environ.arguments(job)
         # Where the code has to be fetched, nobody knows yet how its program is run.
-        program = _command(job) or (job.program or "the program", *arguments)
+        program = _command(job, variables) or (job.program or "the program", *arguments)
         inherited = {**variables, **job.environment}
         files = _parameter_files(job, devices, inherited)
         lines = launching.lines(job, devices, program, arguments, inherited, sys.executable, files)
@@ -77,7 +77,7 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
     found += [*_refused(artifacts.check, job, variables), *_refused(sync.check, job, variables)]
     found += [*distribution.problems(job), *environ.oversized(job)]
     if _is_code_known(examined):
-        found += [*source.problems(job), *_entry_point_problems(job, variables)]
+        found += [*source.problems(job, variables), *_entry_point_problems(job, variables)]
     found += [*channels.problems(job), *installed.problems(variables.get("PATH"))]
     return _complain(list(dict.fromkeys(found)), mask)
 
@@ -132,7 +132,7 @@ def _parameter_files(job: Job, devices: Hardware, environ: Mapping[str, str]) ->
     return openmpi.file_parameters({**environ, **mpirun.file_parameters(job)}, job.paths.code)
 
 
-def _command(job: Job) -> tuple[str, ...] | None:
+def _command(job: Job, variables: Mapping[str, str]) -> tuple[str, ...] | None:
     """Return the script's argv; None where the code has to be fetched to know it."""
     if job.entry_point:
         return (*job.entry_point, *environ.arguments(job))
@@ -140,7 +140,8 @@ def _command(job: Job) -> tuple[str, ...] | None:
         code = source.in_place(job)
         if code is None:
             return None
-        return source.entry_command(job, code, environ.arguments(job), sys.executable)
+        arguments = environ.arguments(job)
+        return source.entry_command(job, code, arguments, sys.executable, variables)
     except JobError:
         return None
 

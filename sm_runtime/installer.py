@@ -8,6 +8,7 @@ import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
+from sm_runtime import isolation, programs
 from sm_runtime.environ import public
 from sm_runtime.errors import CodeError, InstallError
 from sm_runtime.frozen import dataclass, field
@@ -158,7 +159,7 @@ class Pip:
         self, what: tuple[str, ...], name: str, lines: Sequence[Line], present: Present
     ) -> None:
         env, token = self._environment()
-        argv = [self._python, "-m", "pip", "install"]
+        argv = [*programs.start(self._python, "pip"), "install"]
         argv += ["--disable-pip-version-check", "--no-input", *self.place.options]
         if self._wheels:
             argv += ["--find-links", self._wheels]
@@ -288,13 +289,13 @@ def _constraints(pins: Mapping[str, str], scratch: str) -> list[str]:
 
 def _place(job: Job, environ: Mapping[str, str], told: Mapping[str, str]) -> Place:
     """Return where pip can write: where Python has its packages, else a folder of our own."""
-    import site
     import sysconfig
 
+    searched = isolation.added_folders(environ)
     if _OWN_PLACE & set(told) or all(
         _can_write(sysconfig.get_path(name)) for name in ("purelib", "platlib")
     ):
-        return Place()
+        return Place(folders=searched)
     # In /opt/ml rather than /tmp, which is often mounted noexec: no compiled module loads there.
     base = environ.get("PYTHONUSERBASE") or job.paths.under("packages")
     if not _can_write(base):
@@ -307,17 +308,18 @@ def _place(job: Job, environ: Mapping[str, str], told: Mapping[str, str]) -> Pla
         if os.path.islink(base) or os.stat(base).st_uid != uid:
             base = tempfile.mkdtemp(prefix="sm-runtime-packages-")
     # A virtual environment may have no user site.
-    scheme = "posix_user" if site.ENABLE_USER_SITE else sysconfig.get_preferred_scheme("prefix")
-    options: tuple[str, ...] = ("--user",) if site.ENABLE_USER_SITE else ("--prefix", base)
+    is_user = isolation.user_packages(environ) is not None
+    scheme = "posix_user" if is_user else sysconfig.get_preferred_scheme("prefix")
+    options: tuple[str, ...] = ("--user",) if is_user else ("--prefix", base)
     variables = {"userbase": base, "base": base, "platbase": base}
     folder, binaries = (sysconfig.get_path(n, scheme, variables) for n in ("purelib", "scripts"))
     exported = {"PATH": binaries + ":" + environ.get("PATH", os.defpath)}
-    if site.ENABLE_USER_SITE:
+    if is_user:
         exported["PYTHONUSERBASE"] = base
     else:
         before = environ.get("PYTHONPATH")
         exported["PYTHONPATH"] = folder + (f":{before}" if before else "")
-    return Place(options=options, exported=exported, folders=(folder,))
+    return Place(options=options, exported=exported, folders=(folder, *searched))
 
 
 def _can_write(folder: str) -> bool:

@@ -157,7 +157,7 @@ class Present:
     """The distributions that the script will see, and what they satisfy."""
 
     def __init__(self, extra_folders: Iterable[str] = ()) -> None:
-        self._folders = list(extra_folders)
+        self._path = [*extra_folders, *sys.path]
         self._packaging = _packaging()
         self._cache: dict[str, Any] = {}
 
@@ -166,7 +166,7 @@ class Present:
         from importlib.metadata import distributions
 
         found: dict[str, str] = {}
-        for each in distributions():
+        for each in distributions(path=self._path):
             # Half-removed folders have no name.
             name = canonical(each.metadata["Name"] or "")
             if (name in _FRAMEWORKS or name.startswith("mxnet-")) and each.version:
@@ -293,9 +293,8 @@ class Present:
 
         name = canonical(name)
         if name not in self._cache:
-            path = [*self._folders, *sys.path]
             names = (name, *sorted(_TENSORFLOW if name in _TENSORFLOW else ()))
-            hits = (found for each in names for found in distributions(name=each, path=path))
+            hits = (found for each in names for found in distributions(name=each, path=self._path))
             self._cache[name] = next(hits, None)
         return self._cache[name]
 

@@ -7,6 +7,7 @@ import shutil
 import sys
 from collections.abc import Callable, Mapping
 
+from sm_runtime import programs
 from sm_runtime.frozen import dataclass, replace
 from sm_runtime.launch import commands, distribution
 from sm_runtime.launch.distribution import Plan, Role
@@ -69,7 +70,7 @@ class Roles:
         is_mpi = self.plan.kind == distribution.MPI
         if not is_mpi or script.argv[:1] != (sys.executable,) or script.argv[1:2] == ("-c",):
             return script
-        argv = (sys.executable, "-m", "sm_runtime.programs.rank", *script.argv[1:])
+        argv = (sys.executable, programs.RANK, *script.argv[1:])
         return replace(script, argv=argv)
 
     def open_mpi(self, rank: Command) -> OpenMpi:
@@ -133,7 +134,7 @@ class Roles:
         env = {**script.env, **more}
         if role.name == distribution.SCRIPT:
             return replace(script, env=env)
-        argv = (sys.executable, "-m", "sm_runtime.programs.parameter_server")
+        argv = programs.start(sys.executable, "sm_runtime.programs.parameter_server:main")
         return Command(argv=argv, cwd=script.cwd, env=env, name="parameter server")
 
     def _common_interface(self, environ: Mapping[str, str]) -> str:
@@ -160,6 +161,4 @@ class Roles:
 
 def _knocking() -> tuple[str, ...]:
     """Return the argument vector, but for its words, of what a launcher starts in our place."""
-    from sm_runtime.programs import knock
-
-    return (sys.executable, "-S", "-E", os.path.abspath(knock.__file__))
+    return (sys.executable, "-S", "-E", programs.KNOCK)

@@ -18,6 +18,7 @@ from sm_runtime import (
     hardware,
     install,
     ownership,
+    programs,
     source,
     sync,
 )
@@ -179,14 +180,14 @@ class _Attempt:
             argv = source.entry_command(job, code, arguments, sys.executable)
             return argv, {documents.INSIDE: job.paths.base}
         if job.training_module is None:
-            argv = source.entry_command(job, code, arguments, sys.executable)
+            argv = source.entry_command(job, code, arguments, sys.executable, self.variables)
             if self.session:
                 argv = self.session.roles.launcher(argv, arguments, self.devices)
             return argv, {}
-        hook = (sys.executable, "-m", "sm_runtime.framework", job.training_module)
+        hook = programs.start(sys.executable, job.training_module)
         if job.program is None:
             return hook, {}
-        argv = source.entry_command(job, code, arguments, sys.executable)
+        argv = source.entry_command(job, code, arguments, sys.executable, self.variables)
         return hook, {"SM_RUNTIME_COMMAND": json.dumps(argv)}
 
     def _train(self, job: Job, command: Command) -> Failure | None:

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
+from sm_runtime import isolation
 from sm_runtime.errors import CodeError, ConfigError, JobError
 from sm_runtime.frozen import dataclass, replace
 from sm_runtime.launch.script import Found, entry
@@ -110,10 +111,17 @@ def as_files(job: Job) -> Job:
     return replace(job, channels=tuple(channels))
 
 
-def entry_command(job: Job, code: Code, arguments: tuple[str, ...], python: str) -> tuple[str, ...]:
+def entry_command(
+    job: Job,
+    code: Code,
+    arguments: tuple[str, ...],
+    python: str,
+    environ: Mapping[str, str] | None = None,
+) -> tuple[str, ...]:
     """Return the argument vector that runs the job's program with ``arguments``.
 
-    ``python`` is the interpreter for scripts and modules. Raises what ``script.entry`` raises.
+    ``python`` is the interpreter for scripts and modules, ``environ`` what the script inherits.
+    Raises what ``script.entry`` raises.
     """
     if job.entry_point:
         return (*job.entry_point, *arguments)
@@ -122,11 +130,12 @@ def entry_command(job: Job, code: Code, arguments: tuple[str, ...], python: str)
         inside = os.path.relpath(program, job.paths.code)
         if os.path.isfile(os.path.join(code.directory, inside)):
             program = inside
-    found = look(program, code.search_path, code.directory, job.options.requirements)
+    searched = isolation.added_folders({**(environ or {}), **job.environment})
+    found = look(program, code.search_path, code.directory, job.options.requirements, searched)
     return entry(program, found, arguments, python)
 
 
-def problems(job: Job) -> list[str]:
+def problems(job: Job, environ: Mapping[str, str] | None = None) -> list[str]:
     """Return a sentence for each thing that is wrong with the code; alters and fetches nothing."""
     try:
         code = in_place(job)
@@ -135,7 +144,7 @@ def problems(job: Job) -> list[str]:
                 entry(None, Found(folder=job.paths.code), (), sys.executable)
             return []  # it is looked for when the channel is there
         if code is not None:
-            entry_command(job, code, (), sys.executable)
+            entry_command(job, code, (), sys.executable, environ)
             return []
         uri = job.submit_directory or ""
         if _is_remote(uri):

@@ -11,14 +11,13 @@ import sys
 from importlib import import_module
 
 
-def main() -> int:
+def main() -> None:
     """Serve."""
     config = json.loads(os.environ["TF_CONFIG"])
     try:
         tf = import_module("tensorflow")
     except ImportError as error:
-        print(f"a parameter server needs TensorFlow: {error}", file=sys.stderr)
-        return 1
+        sys.exit(f"a parameter server needs TensorFlow: {error}")
     v1 = tf.compat.v1
     server = tf.distribute.Server(
         config["cluster"],
@@ -27,8 +26,3 @@ def main() -> int:
         config=v1.ConfigProto(device_count={"GPU": 0}),
     )
     server.join()
-    return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,36 +1,30 @@
 """Runs a Python script as a rank: an uncaught exception ends the process at once.
 
 Else a rank that fails would wait in ``MPI_Finalize``, or in Horovod's shutdown, for ranks that wait
-for it. ``python -m mpi4py`` does the same, and needs mpi4py.
+for it. ``python -m mpi4py`` does the same, and needs mpi4py. It is run as a file, and imports
+nothing that Python has not imported at its own start: what it loaded, the script would get in place
+of a module of its own.
 """
-
-from __future__ import annotations
 
 import os
 import sys
-import traceback
-from types import TracebackType
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from types import TracebackType
     from typing import NoReturn
 
 
 def main() -> None:
     """Run what the arguments say: ``script.py ...`` or ``-m module ...``."""
-    import runpy
-
-    # This module's name is no script's business.
+    if not getattr(sys.flags, "safe_path", False):
+        del sys.path[0]  # the folder of this file
     arguments = sys.argv[1:]
     try:
         if arguments[0] == "-m":
-            sys.path[0] = os.getcwd()
-            sys.argv = arguments[1:]
-            runpy.run_module(arguments[1], run_name="__main__", alter_sys=True)
+            _run_module(arguments[1:])
         else:
-            sys.path[0] = os.path.dirname(os.path.realpath(arguments[0]))
-            sys.argv = arguments
-            runpy.run_path(arguments[0], run_name="__main__")
+            _run_script(arguments)
     except SystemExit as error:
         if error.code not in (None, 0):
             if not isinstance(error.code, int):
@@ -40,23 +34,49 @@ def main() -> None:
         _end(130)
     except BaseException as error:
         shown = _below(error.__traceback__)
-        if sys.excepthook is sys.__excepthook__:
-            traceback.print_exception(type(error), error, shown)
-        else:
-            sys.excepthook(type(error), error, shown)
+        sys.excepthook(type(error), error.with_traceback(shown), shown)
         _end(1)
 
 
-def _below(found: TracebackType | None) -> TracebackType | None:
+def _run_module(arguments: "list[str]") -> None:
+    """Do what ``python -m`` does."""
+    _search_first(os.getcwd())
+    import runpy
+
+    sys.argv = arguments
+    runpy.run_module(arguments[0], run_name="__main__", alter_sys=True)
+
+
+def _run_script(arguments: "list[str]") -> None:
+    """Do what ``python script.py`` does."""
+    path = os.path.abspath(arguments[0])
+    _search_first(os.path.dirname(os.path.realpath(path)))
+    sys.argv = arguments
+    with open(path, "rb") as file:
+        code = compile(file.read(), path, "exec", dont_inherit=True)
+    module = type(sys)("__main__")
+    loader = type(globals()["__loader__"])("__main__", path)
+    module.__dict__.update(
+        __builtins__=__builtins__, __cached__=None, __file__=path, __loader__=loader
+    )
+    sys.modules["__main__"] = module
+    exec(code, module.__dict__)
+
+
+def _search_first(folder: str) -> None:
+    if not getattr(sys.flags, "safe_path", False):
+        sys.path.insert(0, folder)
+
+
+def _below(found: "TracebackType | None") -> "TracebackType | None":
     """Return the part of a traceback that is the script's own."""
     own = (__file__, "<frozen runpy>", "runpy.py")
-    at = found
-    while at is not None and at.tb_frame.f_code.co_filename.endswith(own):
-        at = at.tb_next
-    return at or found
+    while found is not None and found.tb_frame.f_code.co_filename.endswith(own):
+        found = found.tb_next
+    return found
 
 
-def _end(status: int) -> NoReturn:
+def _end(status: int) -> "NoReturn":
     for stream in (sys.stdout, sys.stderr):
         try:
             stream.flush()

@@ -1,0 +1,96 @@
+"""Keeps the job's code out of this process, which imports nothing from PYTHONPATH or its folder.
+
+The commands start Python with ``-I``. ``python -m sm_runtime`` cannot: it takes the working folder
+off ``sys.path``, and starts itself anew with ``-I`` where a module of the job's may have been
+imported already. This module imports nothing that Python has not imported at its own start, not
+even ``__future__``: a job may have a module of that name.
+"""
+
+import os
+import sys
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+_LEADS_ELSEWHERE = ("PYTHONPATH", "PYTHONUSERBASE")
+
+
+def enter(environ: "Mapping[str, str]") -> None:
+    """Take the job's folders off ``sys.path``; to be called before any other import.
+
+    Does not return where this process has to be started anew.
+    """
+    if sys.flags.isolated:
+        return
+    folder = sys.path.pop(0) if not getattr(sys.flags, "safe_path", False) else None
+    if any(map(environ.get, _LEADS_ELSEWHERE)) or _imported_from(folder):
+        _restart()
+
+
+def add_user_packages(environ: "Mapping[str, str]") -> None:
+    """Have this process find what was installed with ``pip install --user``, after all else."""
+    folder = user_packages(environ)
+    if folder and folder not in sys.path and os.path.isdir(folder):
+        sys.path.append(folder)
+
+
+def user_packages(environ: "Mapping[str, str]") -> "str | None":
+    """Return the folder of ``pip install --user``, if a Python without ``-I`` looks there.
+
+    The rules are those of ``site.check_enableusersite``.
+    """
+    import site
+
+    real, effective = (os.getuid(), os.getgid()), (os.geteuid(), os.getegid())
+    if environ.get("PYTHONNOUSERSITE") or real != effective:
+        return None
+    if sys.prefix != sys.base_prefix and sys.base_prefix not in site.PREFIXES:
+        return None  # a virtual environment that sees nothing of the system's Python
+    return site.getusersitepackages()
+
+
+def added_folders(environ: "Mapping[str, str]") -> tuple[str, ...]:
+    """Return the folders that a Python started with ``environ`` searches and this one does not."""
+    folders = [*environ.get("PYTHONPATH", "").split(os.pathsep), user_packages(environ)]
+    return tuple(folder for folder in folders if folder and folder not in sys.path)
+
+
+def _imported_from(folder: "str | None") -> bool:
+    """Whether a module has been imported from ``folder`` itself."""
+    if folder is None:
+        return False
+    files = [
+        getattr(module, "__file__", None) or ""
+        for name, module in list(sys.modules.items())
+        if "." not in name and name != "__main__"
+    ]
+    places = {os.path.dirname(file.replace("/__init__.py", ".py")) for file in files}
+    return os.path.abspath(folder) in places
+
+
+def _restart() -> None:
+    """Run this file with ``-I`` in place of this process, with the same options and arguments."""
+    given = sys.orig_argv[1 : len(sys.orig_argv) - len(sys.argv) + 1]
+    options = given[:-2] if given[-2:] == ["-m", "sm_runtime"] else []
+    options += ["-X", f"utf8={sys.flags.utf8_mode}", *(["-B"] if sys.dont_write_bytecode else [])]
+    words = [*options, os.path.abspath(__file__), *sys.argv[1:]]
+    os.execv(sys.executable, [sys.executable, "-I", *words])
+
+
+def _main() -> int:
+    """Run the command from where this file is, wherever that may be."""
+    root = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+    sys.path.insert(0, root)
+    import sm_runtime  # noqa: F401  # from now on its modules are found by its own path
+
+    del sys.path[0]
+    if root not in sys.path:
+        sys.path.append(root)  # what is installed with it
+    from sm_runtime.__main__ import main
+
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(_main())
