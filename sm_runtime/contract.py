@@ -7,6 +7,7 @@ decoded, who wins where two say something.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 
 from sm_runtime.cluster import read_cluster
@@ -14,7 +15,7 @@ from sm_runtime.frozen import dataclass, replace
 from sm_runtime.hyperparameters import DISTRIBUTIONS as DISTRIBUTED
 from sm_runtime.hyperparameters import Hyperparameters, encoded, read_hyperparameters
 from sm_runtime.hyperparameters import log_level as read_log_level
-from sm_runtime.model import Channel, Cluster, Job, Json, Options, Sync
+from sm_runtime.model import BUILT_IN, Channel, Cluster, Job, Json, Options, Sync
 from sm_runtime.options import read_options
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document, Field, Findings, load, unfit
@@ -172,9 +173,17 @@ def _setting(settings: Mapping[str, str], name: str, findings: Findings) -> str:
 def _training_module(settings: Mapping[str, str], findings: Findings) -> str | None:
     value = _setting(settings, "SAGEMAKER_TRAINING_MODULE", findings)
     module, _, function = value.partition(":")
-    if value and not all(name.isidentifier() for name in (*module.split("."), function)):
+    # A module may be called what no identifier is: sklearn-container. Names are those of files.
+    if value and not (
+        all(name and not re.search(r"[\s/]", name) for name in module.split("."))
+        and all(name.isidentifier() for name in function.split("."))
+    ):
         at = Field("environment", "SAGEMAKER_TRAINING_MODULE", value, findings)
         at.must("module:function, like my_framework.training:main")
+    if value == BUILT_IN:
+        findings.notes.append(
+            f"SAGEMAKER_TRAINING_MODULE: {value} is not called: the runtime does the same itself"
+        )
     return value or None
 
 

@@ -206,6 +206,10 @@ class Options:
     """Whether the last host of a ``chief`` layout evaluates and does not train."""
 
 
+BUILT_IN = "sagemaker_tensorflow_container.training:main"
+"""What AWS's TensorFlow images name in their environment: the runtime does the same itself."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Job:
     """All that is known about a job before anything is done."""
@@ -236,7 +240,7 @@ class Job:
     region: str = ""
     log_level: int = 20
     training_module: str | None = None
-    """``module:function`` of the framework hook (contract 4.6)."""
+    """``module:function``, as it is given; see ``hook`` (contract 4.6)."""
     output: Output | None = None
     checkpoints: Sync | None = None
     tensorboard: Sync | None = None
@@ -249,9 +253,14 @@ class Job:
     options: Options = Options()
 
     @property
+    def hook(self) -> str | None:
+        """``module:function`` of the framework that runs the script; None: the runtime does."""
+        return None if self.training_module == BUILT_IN else self.training_module
+
+    @property
     def decides_itself(self) -> bool:
         """Whether what is run, and not the hyperparameters, decides on distributed training."""
-        return bool(self.training_module or self.entry_point)
+        return bool(self.hook or self.entry_point)
 
     @property
     def stop_grace_seconds(self) -> float:

@@ -179,12 +179,12 @@ class _Attempt:
         if job.entry_point:
             argv = source.entry_command(job, code, arguments, sys.executable)
             return argv, {documents.INSIDE: job.paths.base}
-        if job.training_module is None:
+        if job.hook is None:
             argv = source.entry_command(job, code, arguments, sys.executable, self.variables)
             if self.session:
                 argv = self.session.roles.launcher(argv, arguments, self.devices)
             return argv, {}
-        hook = programs.start(sys.executable, job.training_module)
+        hook = programs.start(sys.executable, job.hook)
         if job.program is None:
             return hook, {}
         argv = source.entry_command(job, code, arguments, sys.executable, self.variables)

@@ -8,6 +8,7 @@ that a job does not work or fail by what its environment happens to hold.
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator, Mapping
 from importlib import import_module
@@ -225,8 +226,11 @@ class _Nothing:
 
 
 def needs_boto3(uri: str) -> str:
-    """Return what to do where boto3 is missing."""
-    return f"{uri} needs boto3, which is not installed: pip install sm-runtime[s3]"
+    """Return what to do where boto3 is missing: a command for a shell."""
+    import shlex  # only a job that fails pays for it
+
+    python = shlex.quote(sys.executable or "python3")
+    return f"{uri} needs boto3, which is not installed: {python} -m pip install boto3"
 
 
 def _line(error: Exception) -> str:

@@ -71,7 +71,47 @@ def test_a_framework_needs_no_program(base: Base) -> None:
     assert (result.status, result.out) == (0, b"trained\n"), result.log
 
 
-@pytest.mark.parametrize("value", ["mine", "mine:", ":main", "a b:c", "mine:main()"])
+@pytest.mark.parametrize(
+    ("file", "value"),
+    [
+        ("mine.py", "mine:main"),
+        ("sklearn-container/training.py", "sklearn-container.training:main"),
+        ("2nd/_/x-1.py", "2nd._.x-1:main"),
+        ("mine.py", "mine:Framework.main"),
+    ],
+)
+def test_any_module_that_can_be_imported_is_a_framework(base: Base, file: str, value: str) -> None:
+    base.write(
+        f"code/{file}",
+        "def main(): print('trained')\nclass Framework:\n    main = staticmethod(main)\n",
+    )
+    result = base.run(SAGEMAKER_TRAINING_MODULE=value)
+    assert (result.status, result.out) == (0, b"trained\n"), result.log
+
+
+def test_the_hook_of_awss_tensorflow_images_is_what_the_runtime_does_itself(base: Base) -> None:
+    """Also where their toolkit is installed: the environment of an image is inherited."""
+    hook = "sagemaker_tensorflow_container.training:main"
+    base.write("code/sagemaker_tensorflow_container/training.py", "def main(): print('theirs')")
+    base.script("import os, sys; print(sys.argv[1:], os.environ['SM_FRAMEWORK_MODULE'])")
+    base.hyperparameters(epochs="3")
+    result = base.run(SAGEMAKER_TRAINING_MODULE=hook)
+    assert result.status == 0, result.log
+    assert result.out.decode() == f"['--epochs', '3'] {hook}\n"
+
+
+def test_their_hook_keeps_no_way_of_distributed_training_away(base: Base) -> None:
+    base.script("import json, os; print(json.loads(os.environ['TF_CONFIG'])['task']['type'])")
+    base.hyperparameters(sagemaker_multi_worker_mirrored_strategy_enabled="true")
+    hook = "sagemaker_tensorflow_container.training:main"
+    result = base.run(SAGEMAKER_TRAINING_MODULE=hook)
+    assert result.status == 0, result.log
+    assert result.out.decode().splitlines()[-1] == "worker"
+
+
+@pytest.mark.parametrize(
+    "value", ["mine", "mine:", ":main", "a b:c", "mine:main()", "a/b:main", "a..b:main", "m:a:b"]
+)
 def test_a_malformed_hook_is_a_configuration_error(base: Base, value: str) -> None:
     result = base.script("print('ran')").run(SAGEMAKER_TRAINING_MODULE=value)
     assert (result.status, result.out) == (1, b"")

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import socket
+import subprocess
 import tarfile
 import threading
 import venv
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.functional.test_install import wheel
 from tests.harness import RUNTIME, Base, Result, package_alone
 from tests.s3 import CREDENTIALS, Server, free_port, serving
 
@@ -198,17 +201,25 @@ def test_an_object_that_is_larger_than_code_may_be(remote: Base, tmp_path: Path)
 
 
 def test_no_boto3(remote: Base, tmp_path: Path) -> None:
-    """In an interpreter that has nothing but the standard library and the runtime."""
-    venv.create(tmp_path / "bare", with_pip=False)
-    command = (str(tmp_path / "bare/bin/python"), "-m", "sm_runtime")
+    """In an interpreter that has nothing but the standard library, pip and the runtime."""
+    venv.create(tmp_path / "a venv", with_pip=True)
+    python = tmp_path / "a venv/bin/python"
+    command = (str(python), "-m", "sm_runtime")
     remote.environ["PYTHONPATH"] = str(package_alone(tmp_path))
-    sentence = f"{URI} needs boto3, which is not installed: pip install sm-runtime[s3]"
+    hint = f"'{python}' -m pip install boto3"
+    sentence = f"{URI} needs boto3, which is not installed: {hint}"
     checked = remote.run("check", command=command)
     assert (checked.status, checked.out.decode()) == (1, f"{sentence}\n")
     result = remote.run("train", command=command)
     assert result.status == 1
-    assert sentence in remote.failure().splitlines()[0]
+    assert sentence in remote.failure()
     assert not leftovers(tmp_path)
+    # What it says to do works.
+    folder = wheel(tmp_path / "wheels", "boto3", "1.99").parent
+    index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
+    environ = {"PATH": os.environ["PATH"], **index}
+    subprocess.run(("sh", "-c", hint), env=environ, capture_output=True, check=True)
+    subprocess.run((python, "-c", "import boto3"), check=True)
 
 
 # --- what only looks
