@@ -53,7 +53,7 @@ def test_a_stop_lets_the_script_save_and_then_the_framework_end(hooked: Base) ->
         "while True: signal.pause()"
     )
     running = hooked.start()
-    running.ready()
+    running.ready(b"ready\n")
     running.send(signal.SIGTERM)
     result = running.wait()
     assert result.status == 0, result.log
