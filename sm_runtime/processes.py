@@ -58,14 +58,17 @@ def can_be_seen() -> bool:
     return os.path.exists(f"/proc/{os.getpid()}/stat")
 
 
-def descendants(root: int, besides: frozenset[int] = frozenset()) -> list[int]:
+def descendants(
+    root: int, besides: frozenset[int] = frozenset(), sessions: frozenset[int] = frozenset()
+) -> list[int]:
     """Return the living processes that descend from ``root``, parents before children.
 
-    Those in ``besides`` are left out, and what descends from them.
+    Those in ``besides`` are left out, and what descends from them. All that is in one of
+    ``sessions`` counts as a child of ``root``.
     """
-    if root == os.getpid() and _is_childless():
+    if root == os.getpid() and not sessions and _is_childless():
         return []  # the usual case, and a machine may have thousands of processes to look at
-    return _below([root], besides)
+    return _below([root], besides, sessions)
 
 
 def of_session(leader: int) -> list[int]:
@@ -139,11 +142,15 @@ def _living() -> Iterator[tuple[int, int, int, int]]:
             yield int(entry), parent, group, session
 
 
-def _below(roots: list[int], besides: frozenset[int] = frozenset()) -> list[int]:
+def _below(
+    roots: list[int],
+    besides: frozenset[int] = frozenset(),
+    sessions: frozenset[int] = frozenset(),
+) -> list[int]:
     """Return the living descendants of some processes, parents before children."""
     children: dict[int, list[int]] = {}
-    for pid, parent, _, _ in _living():
-        children.setdefault(parent, []).append(pid)
+    for pid, parent, _, session in _living():
+        children.setdefault(roots[0] if session in sessions else parent, []).append(pid)
     found: list[int] = []
     front = roots
     while front:

@@ -21,6 +21,23 @@ RESERVED_BYTES = 2**16
 """Disk space that is kept free from the start, so that a full disk can still hold the reason."""
 
 
+_NO_FALLOCATE = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errno.EINVAL)
+"""What a seccomp profile that forbids fallocate, or a file system without it, answers."""
+
+
+def _reserve(fd: int) -> None:
+    """Give an empty file its blocks."""
+    try:
+        os.posix_fallocate(fd, 0, RESERVED_BYTES)
+    except OSError as error:
+        if error.errno not in _NO_FALLOCATE:
+            raise
+        log.info(
+            "without fallocate (%s), space for a failure is reserved by writing", error.strerror
+        )
+        os.write(fd, bytes(RESERVED_BYTES))
+
+
 def _opener(path: str, flags: int) -> int:
     """Open a file without ever waiting: the script may have put a FIFO there."""
     return os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
@@ -52,12 +69,12 @@ class Report:
                     os.unlink(stale)
             fd = _opener(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
             try:
-                os.posix_fallocate(fd, 0, RESERVED_BYTES)
+                _reserve(fd)
             finally:
                 os.close(fd)
         except OSError as error:
             path = error.filename or self._paths.output
-            if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EOPNOTSUPP):
+            if error.errno in (errno.ENOSPC, errno.EDQUOT):
                 log.warning("cannot reserve space in %s: %s", path, error.strerror)
                 return
             raise ConfigError(f"{path}: cannot be written: {error.strerror}") from None

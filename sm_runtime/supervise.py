@@ -56,17 +56,23 @@ class Supervisor:
         self._before_exec: Callable[[], None] | None = None
         self._wakeup = self._waker = -1
         self._others: frozenset[int] = frozenset()
+        self._adopts = True
         self._runs: dict[int, Running] = {}
         self._actions: list[Callable[[], None]] = []
         self._pending: set[Relay] = set()
         """Relays that have not carried all when the job went on."""
 
     def __enter__(self) -> Supervisor:
-        processes.become_subreaper()
+        self._adopts = processes.become_subreaper()
         self._before_exec = processes.ending_with_us()
         if not processes.can_be_seen():
             log.warning(
                 "/proc is not mounted: what a script leaves behind in sessions of its own lives on"
+            )
+        elif not self._adopts:
+            log.warning(
+                "prctl is not permitted here: a process that the script leaves behind in a session"
+                " of its own is not found, and not ended"
             )
         # What an entry point started before us is none of the script's: it is left alone.
         self._others = frozenset(processes.descendants(os.getpid()))
@@ -267,7 +273,9 @@ class Supervisor:
             return b""
 
     def _offspring(self) -> list[int]:
-        return processes.descendants(os.getpid(), self._others)
+        # The orphans that are not ours to reap are still of the sessions that we began.
+        sessions = frozenset(() if self._adopts else self._runs)
+        return processes.descendants(os.getpid(), self._others, sessions)
 
     def _sweep(self, seconds: float) -> None:
         """End every process that was left behind: SIGTERM, ``seconds``, SIGKILL.
