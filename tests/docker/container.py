@@ -18,10 +18,15 @@ from tests.harness import eventually
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def docker(*arguments: str, seconds: float = 300.0) -> str:
-    """Run a docker command that has to succeed and return its standard output."""
+def docker(*arguments: str, seconds: float = 300.0, text: str = "") -> str:
+    """Run a docker command that has to succeed and return its output; ``text`` is its input."""
     done = subprocess.run(
-        ("docker", *arguments), capture_output=True, text=True, timeout=seconds, check=False
+        ("docker", *arguments),
+        input=text,
+        capture_output=True,
+        text=True,
+        timeout=seconds,
+        check=False,
     )
     assert done.returncode == 0, f"docker {' '.join(arguments)}: {done.stdout}{done.stderr}"
     return done.stdout

@@ -14,10 +14,9 @@ from typing import Any
 import pytest
 
 from tests.docker.cluster import Cluster
-from tests.docker.container import ROOT, Ml, run
+from tests.docker.container import Ml, run
+from tests.docker.examples import EXAMPLES, prepare, runs
 
-EXAMPLES = ROOT / "examples"
-DATA = "usr/share/datasets/fashion-mnist"
 QUIET = ("-e", "TF_CPP_MIN_LOG_LEVEL=2", "-e", "OMPI_MCA_mpi_yield_when_idle=1")
 MPI: dict[str, Any] = {"sagemaker_mpi_enabled": True, "sagemaker_mpi_num_of_processes_per_host": 2}
 PARAMETER_SERVER: dict[str, Any] = {"sagemaker_parameter_server_enabled": True}
@@ -103,13 +102,7 @@ print("ended at", time.time(), flush=True)
 def data(cpu_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """The channels of the examples."""
     folder = tmp_path_factory.mktemp("data")
-    source = next(
-        path / DATA for path in (ROOT / "build/system", Path("/")) if (path / DATA).is_dir()
-    )
-    mounts = ("-v", f"{EXAMPLES / 'fashion_mnist'}:/example:ro", "-v", f"{source}:/source:ro")
-    words = ("python", "/example/prepare_data.py", "--source", "/source", "/data")
-    prepared = run(cpu_image, *words, options=(*mounts, "-v", f"{folder}:/data"))
-    assert prepared.status == 0, prepared.err
+    prepare(cpu_image, "fashion_mnist", folder)
     yield folder
     shutil.rmtree(folder)
 
@@ -152,6 +145,7 @@ def metrics(out: Path) -> dict[str, float]:
     return found
 
 
+@runs("horovod")
 def test_horovod_on_2_hosts_and_4_ranks_learns_what_a_single_process_learns(
     cpu_image: str, data: Path, ml: Ml, compose: Callable[[str], Path]
 ) -> None:
@@ -181,6 +175,7 @@ def test_horovods_tape_takes_the_steps_of_a_single_process(cpu_image: str, tmp_p
             assert together == pytest.approx(alone, rel=1e-3)
 
 
+@runs("parameter_server")
 def test_an_estimator_trains_with_parameter_servers_on_2_hosts(
     compose: Callable[[str], Path],
 ) -> None:
@@ -196,6 +191,7 @@ def test_an_estimator_trains_with_parameter_servers_on_2_hosts(
         )
 
 
+@runs("multi_worker")
 def test_a_keras_model_trains_with_multi_worker_mirrored_on_2_hosts(
     compose: Callable[[str], Path],
 ) -> None:

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tarfile
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.docker.container import ROOT, docker, run, scripts_docker
+from tests.wheels import built_wheel, packages
 
 SECRETS = re.compile(
     rb"-----BEGIN [A-Z0-9 ]*PRIVATE KEY-----\s+[A-Za-z0-9+/=\s]{64}"
@@ -43,6 +46,17 @@ while todo:
             for cached in source.parent.glob(f"__pycache__/{source.stem}.cpython-*.pyc"):
                 total += cached.stat().st_size if source.suffix == ".py" else 0
 print(total)
+"""
+# Prints the hash of each file of the runtime, by its name in the wheel.
+INSTALLED = """
+import hashlib, importlib.metadata, json
+found = {}
+for file in importlib.metadata.distribution("sm-runtime").files:
+    parts = file.parts
+    if "__pycache__" not in parts and not parts[0].endswith(".dist-info"):
+        name = "bin/" + parts[-1] if parts[-2] == "bin" else str(file)
+        found[name] = hashlib.sha256(file.read_binary()).hexdigest()
+print(json.dumps(found))
 """
 FROM_BASE = "# --- what does not come from this repository"
 
@@ -166,7 +180,7 @@ def test_two_ranks_reduce_with_horovod_and_mpi4py(
 
 
 @pytest.mark.parametrize("kind", ["cpu", "gpu"])
-def test_labels_say_what_the_image_is(request: pytest.FixtureRequest, kind: str) -> None:
+def test_labels_say_what_the_image_is(request: pytest.FixtureRequest, base: str, kind: str) -> None:
     image = request.getfixturevalue(f"{kind}_image")
     labels = json.loads(docker("inspect", "-f", "{{json .Config.Labels}}", image))
     version = run(image, "sm-runtime", "--version").out.split()[-1]
@@ -174,12 +188,25 @@ def test_labels_say_what_the_image_is(request: pytest.FixtureRequest, kind: str)
     assert labels[f"{prefix}title"] == f"sm-runtime:{kind}"
     assert labels[f"{prefix}version"] == version
     assert labels[f"{prefix}licenses"] == "Apache-2.0"
-    assert {f"{prefix}{name}" for name in ("created", "revision", "description")} <= set(labels)
+    assert labels[f"{prefix}base.name"] == base
+    names = ("created", "revision", "description", "source")
+    assert {f"{prefix}{name}" for name in names} <= set(labels)
+
+
+def test_the_label_of_the_sources_is_an_address_without_credentials(cpu_image: str) -> None:
+    tag = "sm-runtime-test:source"
+    try:
+        scripts_docker("cpu", "-t", tag, SOURCE="https://user:password@example.org/team/code.git")
+        labels = json.loads(docker("inspect", "-f", "{{json .Config.Labels}}", tag))
+    finally:
+        docker("rmi", "-f", tag)
+        scripts_docker("cpu")
+    assert labels["org.opencontainers.image.source"] == "https://example.org/team/code"
 
 
 def test_the_image_runs_train_by_default_under_an_init(cpu_image: str) -> None:
     config = json.loads(docker("inspect", "-f", "{{json .Config}}", cpu_image))
-    assert config["Entrypoint"] == ["tini", "-s", "--"]
+    assert config["Entrypoint"] == ["tini", "--"]
     assert config["Cmd"] == ["train"]
     assert not config.get("User") and not config.get("WorkingDir") and not config.get("Volumes")
     assert "PYTHONUNBUFFERED=1" in config["Env"]
@@ -221,6 +248,28 @@ def test_a_second_build_makes_nothing_anew(cpu_image: str) -> None:
     assert build() == build()
 
 
+def test_a_build_without_cache_makes_the_same_layers(cpu_image: str, base: str) -> None:
+    """Those that are made here, upon the packages that were fetched: byte for byte."""
+
+    def layers(image: str) -> list[str]:
+        found: list[str] = json.loads(docker("inspect", "-f", "{{json .RootFS.Layers}}", image))
+        return found
+
+    dockerfile = ROOT / "docker/Dockerfile.cpu"
+    fetched = "sm-runtime-test:packages"
+    arguments, _, rest = dockerfile.read_text(encoding="utf-8").partition(FROM_BASE)
+    _, heading, made_here = rest.partition("# --- Horovod and mpi4py")
+    text = f"{arguments}FROM {fetched} AS packages\n{heading}{made_here}"
+    options = ("--build-arg", f"BASE_IMAGE={base}", str(ROOT))
+    docker("build", "--target", "packages", "-t", fetched, "-f", str(dockerfile), *options)
+    again = docker("build", "-q", "--no-cache", "-f", "-", *options, seconds=1500, text=text)
+    below = len(layers(fetched))
+    first, second = (layers(image)[below:] for image in (cpu_image, again.strip()))
+    docker("rmi", "-f", fetched, again.strip())
+    assert len(first) >= 5
+    assert second == first
+
+
 def test_the_two_dockerfiles_differ_in_their_arguments_alone() -> None:
     texts = []
     for kind in ("cpu", "gpu"):
@@ -236,5 +285,22 @@ def test_only_what_an_image_is_made_of_is_sent_to_the_daemon() -> None:
     allowed = {rule[1:] for rule in rules if rule.startswith("!")}
     assert allowed == {
         *("LICENSE", "README.md", "docker/add-packages", "docker/requirements*"),
-        *("pyproject.toml", "setup.py", "sm_runtime"),
+        *("bin", "pyproject.toml", "setup.py", *packages()),
     }
+
+
+@pytest.mark.parametrize("kind", ["cpu", "gpu"])
+def test_the_image_holds_every_file_of_the_wheel(request: pytest.FixtureRequest, kind: str) -> None:
+    expected = {}
+    with zipfile.ZipFile(built_wheel()) as wheel:
+        for name in wheel.namelist():
+            if ".dist-info/" not in name:
+                data = hashlib.sha256(wheel.read(name)).hexdigest()
+                expected[re.sub(r".*\.data/scripts/", "bin/", name)] = data
+    assert "sagemaker_tensorflow/__init__.py" in expected and "bin/train" in expected
+    image = request.getfixturevalue(f"{kind}_image")
+    found = json.loads(run(image, "python", "-c", INSTALLED).out)
+    # pip writes the interpreter's path into one of the commands.
+    interpreter = run(image, "head", "-n", "1", "/usr/local/bin/sm-runtime-python").out
+    assert re.fullmatch(r"#!/usr/(local/)?bin/python[0-9.]*\n", interpreter)
+    assert {**found, "bin/sm-runtime-python": ""} == {**expected, "bin/sm-runtime-python": ""}

