@@ -43,7 +43,8 @@ def environment(folder: Path, *, shared: bool) -> dict[str, str]:
         packages = sysconfig.get_path("purelib", vars={"base": str(folder)})
         Path(packages, "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
     kept = {name: value for name, value in os.environ.items() if name not in HIDDEN}
-    return {**kept, "PATH": f"{folder / 'bin'}:{os.environ['PATH']}"}
+    own = f"{sysconfig.get_path('scripts')}:" if shared else ""
+    return {**kept, "PATH": f"{folder / 'bin'}:{own}{os.environ['PATH']}"}
 
 
 @pytest.mark.parametrize(

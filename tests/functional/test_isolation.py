@@ -14,7 +14,9 @@ from pathlib import Path
 
 import pytest
 
+from tests.functional.test_install import wheel
 from tests.harness import Base, package_alone
+from tests.wheels import built_wheel
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))
 COMMANDS = {
@@ -71,10 +73,10 @@ for name, module in list(sys.modules.items()):
 """Prints what a Python has imported from files before its script."""
 
 
-def imported_at_the_start(folder: Path, *command: str) -> set[str]:
+def imported_at_the_start(folder: Path, *command: str, python: str = sys.executable) -> set[str]:
     (folder / "loaded.py").write_text(LOADED)
     done = subprocess.run(
-        (sys.executable, *command), cwd=folder, capture_output=True, text=True, check=True
+        (python, *command), cwd=folder, capture_output=True, text=True, check=True
     )
     return {*done.stdout.split(), *CUSTOMIZE}
 
@@ -254,6 +256,34 @@ def test_a_runtime_that_only_pythonpath_shows_is_as_well_isolated(
     assert hostile.imported_by(running.pid) == []
 
 
+@pytest.mark.parametrize("variable", ["HOME", "PYTHONUSERBASE"])
+def test_a_runtime_among_the_users_own_packages_runs_and_finds_what_is_beside_it(
+    base: Base, tmp_path: Path, variable: str
+) -> None:
+    """As ``pip install --user`` leaves it: -I alone would not look there."""
+    own = tmp_path / ".local"
+    install = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--prefix", own)
+    boto3 = wheel(tmp_path / "wheels", "boto3", "1.99")
+    for archive in (built_wheel(), boto3):
+        subprocess.run((sys.executable, *install, "--ignore-installed", archive), check=True)
+    python = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
+    command = own / "bin/sm-runtime-python"
+    command.write_text(command.read_text().replace(sys.executable, str(python), 1))
+    loaded = imported_at_the_start(tmp_path, "loaded.py", python=str(python))
+    hostile = Hostile(tmp_path / "hostile", [name for name in NAMES if name not in loaded])
+    base.environ |= {"HOME": str(tmp_path), "PYTHONPATH": str(hostile.folder)}
+    if variable == "PYTHONUSERBASE":
+        base.environ |= {"HOME": "/nowhere", variable: str(own)}
+    running = base.script("print('fine')").start(command=(str(own / "bin/train"),))
+    result = running.wait()
+    assert (result.status, result.out) == (0, b"fine\n"), result.log
+    assert hostile.imported_by(running.pid) == []
+    # The extra beside it counts as installed.
+    base.environ["SAGEMAKER_SUBMIT_DIRECTORY"] = "s3://bucket/key"
+    checked = base.run("check", command=(str(own / "bin/sm-runtime"),))
+    assert (checked.status, checked.out) == (0, b"no problem found\n")
+
+
 def test_the_commands_can_be_linked_to_and_named_by_any_path(base: Base, tmp_path: Path) -> None:
     base.script("print('fine')")
     link = tmp_path / "a link"
@@ -321,8 +351,6 @@ def test_a_framework_hook_gets_the_standard_library_whatever_the_code_holds(
 def test_requirements_are_installed_whatever_the_code_holds(
     base: Base, tmp_path: Path, of_python: set[str], bare: Path
 ) -> None:
-    from tests.functional.test_install import wheel
-
     hostile = Hostile(base.path("code"), [name for name in NAMES if name not in of_python])
     wheel(base.path("code/wheels"), "sm-runtime-probe", "1.0")
     base.write("code/requirements.txt", "sm-runtime-probe\n")
