@@ -13,6 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from types import MappingProxyType
 
 from sm_runtime import pack
@@ -148,8 +149,9 @@ def _save(job: Job, store: Store | None, part: _Part, threads: int) -> Saved:
         if not _has_files(part.folder):
             counted = pack.count(part.folder, warnings)
             _warn_of_nothing(job, part, warnings)
-            if store.exists(key):
-                warnings(f"{destination} is of an earlier attempt: {part.folder} is empty now")
+            with suppress(OSError):  # a role may not be allowed to look, and nothing is lost
+                if store.exists(key):
+                    warnings(f"{destination} is of an earlier attempt: {part.folder} is empty now")
             return _saved(part, counted, warnings)
         if plain:
             counted = _save_files(part, store, key, warnings)

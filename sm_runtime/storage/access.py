@@ -7,6 +7,7 @@ that a job does not work or fail by what its environment happens to hold.
 
 from __future__ import annotations
 
+import logging
 import os
 import sys
 import threading
@@ -23,6 +24,8 @@ TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to 
 if TYPE_CHECKING:
     from typing import Any
 
+log = logging.getLogger(__name__)
+
 _ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _SESSION = {
     "profile": "AWS_PROFILE",
@@ -30,6 +33,10 @@ _SESSION = {
     "credentials_file": "AWS_SHARED_CREDENTIALS_FILE",
     "ca_bundle": "AWS_CA_BUNDLE",
 }
+
+
+_warned: set[str] = set()
+"""Endpoints without TLS that were warned of."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -139,6 +146,8 @@ class Access:
                 f"{self._uri} cannot be reached: Invalid endpoint: {self._endpoint or url}"
             )
         tls = parts.scheme == "https"
+        if not tls and not _is_loopback(host):
+            _warn_of_plain_http(f"http://{parts.netloc.rpartition('@')[2]}")
         place = Place(
             host=host,
             port=port or (443 if tls else 80),
@@ -216,6 +225,25 @@ class Access:
                     session.set_config_variable(variable, self._environ[name])
             self._session_ = session
         return self._session_
+
+
+def _is_loopback(host: str) -> bool:
+    from ipaddress import ip_address
+
+    try:
+        return ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost" or host.endswith(".localhost")
+
+
+def _warn_of_plain_http(endpoint: str) -> None:
+    if endpoint not in _warned:
+        _warned.add(endpoint)
+        log.warning(
+            "%s: without TLS, objects can be read and altered unseen on their way; use https://"
+            " where the network is not your own",
+            endpoint,
+        )
 
 
 class _Nothing:

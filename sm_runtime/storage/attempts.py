@@ -20,7 +20,8 @@ _FIRST_DELAY_SECONDS = 0.1
 _MAX_DELAY_SECONDS = 10.0
 _PROGRESS_BYTES = 2 << 20
 PASSING = ("SlowDown", "ServiceUnavailable", "InternalError", "RequestTimeout", "Throttling",
-            "ThrottlingException", "RequestLimitExceeded", "OperationAborted")  # fmt: skip
+            "ThrottlingException", "RequestLimitExceeded", "OperationAborted",
+            "BadDigest")  # fmt: skip
 _EXPIRED = ("ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired", "InvalidToken")
 
 

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
 from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.access import Access
-from sm_runtime.storage.client import Client
+from sm_runtime.storage.client import Client, Refusal
 from sm_runtime.storage.crew import Crew
 from sm_runtime.storage.line import Stopped
 from sm_runtime.storage.listing import pages
 from sm_runtime.storage.s3 import split
 from sm_runtime.storage.upload import PART_BYTES, THREADS, Bucket, Load, Upload, pieces
+
+log = logging.getLogger(__name__)
 
 
 class S3Store:
@@ -80,7 +83,7 @@ class S3Store:
                 tree = _Tree(self, f"{key}/", crew)
                 yield tree
             with Crew(THREADS, self._stopped) as crew:
-                for blob in self._blobs(prefix):
+                for blob in self._of_an_earlier_attempt(prefix):
                     if blob.key[len(prefix) :] not in tree.names:
                         crew.submit(partial(self._bucket.delete, blob.key, crew.is_stopped))
 
@@ -130,6 +133,15 @@ class S3Store:
     def send(self, key: str, body: bytes, crew: Crew) -> None:
         """Write a short object."""
         self._bucket.put(self._prefix + key, body, crew.is_stopped)
+
+    def _of_an_earlier_attempt(self, prefix: str) -> Iterator[Blob]:
+        """Yield what is below ``prefix``, nothing where that may not be listed: all is saved."""
+        try:
+            yield from self._blobs(prefix)
+        except DataError as error:
+            if not (isinstance(error.__cause__, Refusal) and error.__cause__.status == 403):
+                raise
+            log.warning("files of an earlier attempt may still be there: %s", error)
 
     def _pages(self, prefix: str) -> Iterator[Sequence[Blob]]:
         return pages(self._bucket.client, self._bucket.name, prefix, self._stopped)

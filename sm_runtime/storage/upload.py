@@ -45,7 +45,13 @@ class Bucket:
 
     def create(self, key: str) -> str:
         """Begin an upload in parts; return its name."""
-        _, text = self._send("POST", key, (("uploads", ""),), headers=self._new)
+
+        def check(_: Mapping[str, str], text: str) -> None:
+            if not between(text, "UploadId"):
+                raise Broken("the server's answer names no upload")
+
+        query = (("uploads", ""),)
+        _, text = self._send("POST", key, query, headers=self._new, check=check)
         return between(text, "UploadId")
 
     def part(
@@ -54,11 +60,16 @@ class Bucket:
     ) -> str:  # fmt: skip
         """Send one part; return its tag."""
         query = (("partNumber", str(number)), ("uploadId", upload))
-        headers, _ = self._send("PUT", key, query, body, stopped=stopped)
-        return headers.get("etag", "")
 
-    def complete(self, key: str, upload: str, tags: Mapping[int, str]) -> None:
-        """Make the parts an object."""
+        def check(headers: Mapping[str, str], _: str) -> None:
+            if not headers.get("etag"):
+                raise Broken("the server's answer has no ETag")
+
+        headers, _ = self._send("PUT", key, query, body, stopped=stopped, check=check)
+        return headers["etag"]
+
+    def complete(self, key: str, upload: str, tags: Mapping[int, str], size_bytes: int) -> None:
+        """Make the parts an object, which has ``size_bytes`` then."""
         parts = "".join(
             f"<Part><PartNumber>{number}</PartNumber><ETag>{tags[number]}</ETag></Part>"
             for number in sorted(tags)
@@ -68,8 +79,17 @@ class Bucket:
             f"{parts}</CompleteMultipartUpload>"
         )
         query = (("uploadId", upload),)
+
+        def check(_: Mapping[str, str], text: str) -> None:
+            # Status 200 comes before the work is done: only the document says that it is.
+            if "CompleteMultipartUploadResult" not in text:
+                raise Broken("the server's answer does not say that the object is complete")
+
         # Not on a kept connection: were it closed just now, it would be sent twice, unseen here.
-        self._send("POST", key, query, body.encode(), found_after=lambda: self.has(key), fresh=True)
+        self._send(
+            "POST", key, query, body.encode(),
+            found_after=lambda: self._size_bytes(key) == size_bytes, fresh=True, check=check,
+        )  # fmt: skip
 
     def abort(self, key: str, upload: str) -> None:
         """Give up an upload: its parts would be paid for. Not at the price of a long wait."""
@@ -83,14 +103,19 @@ class Bucket:
 
     def has(self, key: str) -> bool:
         """Return whether there is an object."""
+        return self._size_bytes(key) is not None
+
+    def _size_bytes(self, key: str) -> int | None:
+        """Return the size of an object, -1 where the server tells none; None: it is not there."""
         attempts = self.client.attempts(self.uri(key), "downloaded")
         while True:
             try:
-                with self.client.request("HEAD", self.name, encoded_path(key)):
-                    return True
+                with self.client.request("HEAD", self.name, encoded_path(key)) as answer:
+                    size = answer.headers.get("content-length", "")
+                    return int(size) if size.isdecimal() else -1
             except (Broken, Refusal) as error:
                 if isinstance(error, Refusal) and error.status == 404:
-                    return False
+                    return None
                 attempts.failed(error)
 
     def _send(
@@ -106,10 +131,12 @@ class Bucket:
         found_after: Callable[[], bool] = lambda: False,
         limit: int | None = None,
         fresh: bool = False,
+        check: Callable[[Mapping[str, str], str], None] = lambda headers, text: None,
     ) -> tuple[dict[str, str], str]:
         """Return the headers and the text of the answer.
 
-        ``found_after`` tells whether an attempt whose answer was lost has done it all the same.
+        ``found_after`` tells whether an attempt whose answer was lost has done it all the same;
+        ``check`` raises Broken where an answer is none of S3's.
         """
         attempts = self.client.attempts(self.uri(key), verb, stopped, limit)
         sent = dict(headers or {})
@@ -128,6 +155,7 @@ class Bucket:
                     text = answer.read().decode("utf-8", "replace")
                 if "<Error>" in text:  # CompleteMultipartUpload fails with status 200
                     raise Refusal(answer.status, between(text, "Code"), between(text, "Message"))
+                check(answer.headers, text)
                 return answer.headers, text
             except (Broken, Refusal) as error:
                 lost = failures and isinstance(error, Refusal) and error.code == "NoSuchUpload"
@@ -170,6 +198,7 @@ class Upload:
         self._bucket, self._key, self._crew = bucket, key, crew
         self._load = Load(crew)
         self._buffer = bytearray()
+        self._size_bytes = 0
         self._number = 0
         self._name: str | None = None
         self._tags: dict[int, str] = {}
@@ -177,6 +206,7 @@ class Upload:
     def write(self, data: bytes | bytearray | memoryview, /) -> None:
         """Take all of ``data``; whole parts are sent."""
         rest = memoryview(data).cast("B")
+        self._size_bytes += len(rest)
         while rest:
             room = part_size(self._number + 1) - len(self._buffer)
             self._buffer += rest[:room]
@@ -192,7 +222,7 @@ class Upload:
         if self._buffer:
             self._send()
         self._crew.wait()
-        self._bucket.complete(self._key, self._name, self._tags)
+        self._bucket.complete(self._key, self._name, self._tags, self._size_bytes)
         self._name = None
 
     def abort(self) -> None:

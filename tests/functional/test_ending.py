@@ -8,7 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 import pytest
@@ -293,14 +293,20 @@ def test_the_job_ends_with_the_script_and_leftovers_are_ended(base: Base) -> Non
 
 def test_a_leftover_that_forks_all_the_time_is_ended(base: Base) -> None:
     """It is never where a look at /proc found it; the kernel knows its group."""
-    marker = f"SM_TEST_MARK={os.getpid()}-{id(base)}"
-    name, _, value = marker.partition("=")
     base.script(
-        "import os, signal\nif os.fork() == 0:\n    signal.signal(15, signal.SIG_IGN)\n"
+        "import os, signal\nprint(os.getpid(), flush=True)\n"
+        "if os.fork() == 0:\n    signal.signal(15, signal.SIG_IGN)\n"
         "    for _ in range(200_000):\n        if os.fork(): os._exit(0)\n"
     )
-    assert base.run(**{name: value}).status == 0
-    assert processes_with(marker) == []
+    result = base.run()
+    group = int(result.out)
+    try:
+        assert result.status == 0
+        with pytest.raises(ProcessLookupError):
+            os.killpg(group, 0)
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(group, signal.SIGKILL)
 
 
 def test_what_was_started_before_the_runtime_is_left_alone(base: Base) -> None:

@@ -135,6 +135,26 @@ def test_a_model_for_which_a_stop_leaves_no_time_is_told_before_the_engine_kills
     assert base.path("model/weights").stat().st_size == size
 
 
+@pytest.mark.parametrize("is_empty", [False, True], ids=["a model", "no model"])
+@pytest.mark.parametrize("compression", ["GZIP", "NONE"])
+def test_a_role_that_may_only_write_fails_no_job(
+    base: Base, server: Server, compression: str, is_empty: bool
+) -> None:
+    """Such a role can neither look for an object nor list any: S3 answers 403 to both."""
+
+    def plan(asked: Request) -> str | None:
+        return "denied" if asked.method in ("GET", "HEAD", "DELETE") else None
+
+    with proxying(server.url, plan) as proxy:
+        request(base, proxy.url, OutputDataConfig=output(CompressionType=compression))
+        result = base.script("print('trained')" if is_empty else MODEL).run()
+        assert proxy.seen("denied") or (compression == "GZIP" and not is_empty)
+    assert result.status == 0, result.log
+    assert bool(objects(server)) != is_empty
+    mixed = "files of an earlier attempt may still be there" in result.log
+    assert mixed == (compression == "NONE" and not is_empty)
+
+
 @pytest.mark.parametrize("status", [0, 7])
 @pytest.mark.parametrize("compression", ["GZIP", "NONE"])
 def test_a_model_that_is_refused_fails_the_job_and_stays_where_it_is(

@@ -25,6 +25,7 @@ from sm_runtime.storage.line import Broken
 from sm_runtime.storage.s3 import S3Origin
 from tests.s3 import CREDENTIALS
 
+COMPLETE = b"<CompleteMultipartUploadResult><Key>k</Key></CompleteMultipartUploadResult>"
 Handler = Callable[["Asked"], bool | None]
 """Answers; False: the connection is closed then."""
 
@@ -54,7 +55,7 @@ class Asked:
         """Send an answer."""
         lines = "".join(f"{name.replace('_', '-')}: {value}\r\n" for name, value in headers.items())
         head = f"HTTP/1.1 {status} X\r\ncontent-length: {len(body)}\r\n{lines}\r\n"
-        self.line.sendall(head.encode() + body)
+        self.line.sendall(head.encode() + (b"" if self.method == "HEAD" else body))
 
 
 class Served(NamedTuple):
@@ -152,7 +153,7 @@ def test_a_part_that_is_long_in_being_stored_is_sent_once() -> None:
                 time.sleep(2 * CROWDED_SECONDS)
             asked.reply(200, etag='"e"')
         else:
-            asked.reply(200, b"<R></R>")
+            asked.reply(200, COMPLETE)
 
     with serving(answer) as server:
         store = open_store("s3://b", environ=server.environ, region="us-east-1")
@@ -171,7 +172,7 @@ def test_an_upload_whose_end_was_done_though_the_answer_was_lost_is_complete() -
         elif asked.method == "PUT":
             asked.reply(200, etag='"e"')
         elif asked.method == "HEAD":
-            asked.reply(200 if done else 404)
+            asked.reply(200, bytes(17 << 20)) if done else asked.reply(404)
         elif asked.method == "POST":
             done.append(asked.number)
             if len(done) == 1:
@@ -186,6 +187,126 @@ def test_an_upload_whose_end_was_done_though_the_answer_was_lost_is_complete() -
         with contextlib.closing(store), store.stream("k") as sink:
             sink.write(bytes(17 << 20))
     assert len(done) == 2
+
+
+def ends_with(answers: list[bytes], held_bytes: int | None = None) -> tuple[Handler, list[str]]:
+    """Answer completions with these documents, the last again and again; list what was asked.
+
+    ``held_bytes``: the size of the object that is there already.
+    """
+    asked_for: list[str] = []
+
+    def answer(asked: Asked) -> None:
+        asked_for.append(asked.method)
+        if "uploads" in asked.query:
+            asked.reply(200, b"<R><UploadId>u</UploadId></R>")
+        elif asked.method == "PUT":
+            asked.reply(200, etag='"e"')
+        elif asked.method == "HEAD":
+            asked.reply(404) if held_bytes is None else asked.reply(200, bytes(held_bytes))
+        elif asked.method == "POST":
+            document = answers.pop(0) if len(answers) > 1 else answers[0]
+            asked.reply(404 if b"NoSuchUpload" in document else 200, document)
+        else:
+            asked.reply(204)
+
+    return answer, asked_for
+
+
+ALIEN = {"empty": b"", "a page of a proxy": b"<html><body>Sign in</body></html>", "blanks": b"  \n"}
+NO_UPLOAD = b"<Error><Code>NoSuchUpload</Code><Message>m</Message></Error>"
+
+
+@pytest.mark.parametrize("document", ALIEN.values(), ids=ALIEN)
+def test_only_what_the_server_says_to_be_complete_is_saved(document: bytes) -> None:
+    answer, asked_for = ends_with([document])
+    with serving(answer) as server:
+        environ = {**server.environ, "AWS_MAX_ATTEMPTS": "2"}
+        store = open_store("s3://b", environ=environ, region="us-east-1")
+        with (
+            contextlib.closing(store),
+            pytest.raises(OSError, match="does not say that the object is complete"),
+            store.stream("k") as sink,
+        ):
+            sink.write(bytes(9 << 20))
+    assert asked_for[-1] == "DELETE"
+
+
+@pytest.mark.parametrize("document", ALIEN.values(), ids=ALIEN)
+def test_a_completion_that_was_answered_with_something_else_is_asked_for_again(
+    document: bytes,
+) -> None:
+    answer, asked_for = ends_with([document, COMPLETE])
+    with serving(answer) as server:
+        store = open_store("s3://b", environ=server.environ, region="us-east-1")
+        with contextlib.closing(store), store.stream("k") as sink:
+            sink.write(bytes(9 << 20))
+    assert asked_for.count("POST") == 3 and "DELETE" not in asked_for
+
+
+@pytest.mark.parametrize(("held_bytes", "is_saved"), [(9 << 20, True), (5, False), (None, False)])
+def test_an_object_of_an_earlier_attempt_is_not_taken_for_the_one_that_was_sent(
+    held_bytes: int | None, is_saved: bool
+) -> None:
+    answer, _ = ends_with([b"", NO_UPLOAD], held_bytes)
+    with serving(answer) as server:
+        store = open_store("s3://b", environ=server.environ, region="us-east-1")
+        expected = contextlib.nullcontext() if is_saved else pytest.raises(OSError, match="NoSuch")
+        with contextlib.closing(store), expected, store.stream("k") as sink:
+            sink.write(bytes(9 << 20))
+
+
+@pytest.mark.parametrize("missing", ["UploadId", "ETag"])
+def test_answers_to_an_upload_that_are_not_of_a_store_fail_it(missing: str) -> None:
+    def answer(asked: Asked) -> None:
+        if "uploads" in asked.query:
+            asked.reply(200, b"" if missing == "UploadId" else b"<R><UploadId>u</UploadId></R>")
+        elif asked.method == "DELETE":
+            asked.reply(204)
+        else:
+            asked.reply(200, b"<html></html>")
+
+    with serving(answer) as server:
+        environ = {**server.environ, "AWS_MAX_ATTEMPTS": "2"}
+        store = open_store("s3://b", environ=environ, region="us-east-1")
+        with (
+            contextlib.closing(store),
+            pytest.raises(OSError, match="the server's answer (names no upload|has no ETag)"),
+            store.stream("k") as sink,
+        ):
+            sink.write(bytes(9 << 20))
+
+
+def test_a_body_that_was_damaged_on_its_way_is_sent_again() -> None:
+    digests: list[str] = []
+
+    def answer(asked: Asked) -> None:
+        digests.append(asked.headers["content-md5"])
+        if len(digests) == 1:
+            asked.reply(400, b"<Error><Code>BadDigest</Code><Message>m</Message></Error>")
+        else:
+            asked.reply(200, etag='"e"')
+
+    with serving(answer) as server, open("/dev/zero", "rb") as source:
+        store = open_store("s3://b", environ=server.environ, region="us-east-1")
+        with contextlib.closing(store):
+            store.put("k", source.fileno(), 10)
+    assert len(digests) == 2 and len(set(digests)) == 1
+
+
+def test_a_role_that_may_only_write_saves_files() -> None:
+    """What an earlier attempt left cannot be looked for then; that is said, and no failure."""
+
+    def answer(asked: Asked) -> None:
+        if asked.method == "PUT":
+            asked.reply(200, etag='"e"')
+        else:
+            asked.reply(403, b"<Error><Code>AccessDenied</Code><Message>m</Message></Error>")
+
+    with serving(answer) as server, open("/dev/zero", "rb") as source:
+        store = open_store("s3://b", environ=server.environ, region="us-east-1")
+        with contextlib.closing(store), store.tree("model") as tree:
+            assert tree.add("weights", source.fileno(), 10, executable=False) == 10
 
 
 def test_what_is_long_in_being_stored_is_given_up_and_not_sent_twice_unseen() -> None:
