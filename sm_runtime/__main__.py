@@ -128,7 +128,9 @@ def main() -> int:
     import signal
 
     from sm_runtime import inspection
+    from sm_runtime.running import STOPPING
 
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see isolation.enter
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
     mask = Mask()
     _log_to(Sink(2), mask)

@@ -19,8 +19,10 @@ _LEADS_ELSEWHERE = ("PYTHONPATH", "PYTHONUSERBASE")
 def enter(environ: "Mapping[str, str]") -> None:
     """Take the job's folders off ``sys.path``; to be called before any other import.
 
-    Does not return where this process has to be started anew.
+    Does not return where this process has to be started anew. Requests to stop wait from now on,
+    until the supervisor is there for them.
     """
+    _hold_stops()
     if sys.flags.isolated:
         return
     folder = sys.path.pop(0) if not getattr(sys.flags, "safe_path", False) else None
@@ -54,6 +56,14 @@ def added_folders(environ: "Mapping[str, str]") -> tuple[str, ...]:
     """Return the folders that a Python started with ``environ`` searches and this one does not."""
     folders = [*environ.get("PYTHONPATH", "").split(os.pathsep), user_packages(environ)]
     return tuple(folder for folder in folders if folder and folder not in sys.path)
+
+
+def _hold_stops() -> None:
+    """Block the signals that ask for a stop: those stay pending, where PID 1 would lose them."""
+    import _signal  # part of Python's core: `signal` itself takes a millisecond
+
+    stops = (_signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT)
+    _signal.pthread_sigmask(_signal.SIG_BLOCK, stops)
 
 
 def _imported_from(folder: "str | None") -> bool:

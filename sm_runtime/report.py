@@ -25,17 +25,19 @@ _NO_FALLOCATE = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errn
 """What a seccomp profile that forbids fallocate, or a file system without it, answers."""
 
 
-def _reserve(fd: int) -> None:
-    """Give an empty file its blocks."""
+def _reserve(path: str) -> OSError | None:
+    """Make a file with its blocks; return why fallocate did not, where that is not to be had."""
+    fd = _opener(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         os.posix_fallocate(fd, 0, RESERVED_BYTES)
     except OSError as error:
         if error.errno not in _NO_FALLOCATE:
             raise
-        log.info(
-            "without fallocate (%s), space for a failure is reserved by writing", error.strerror
-        )
         os.write(fd, bytes(RESERVED_BYTES))
+        return error
+    finally:
+        os.close(fd)
+    return None
 
 
 def _opener(path: str, flags: int) -> int:
@@ -46,14 +48,18 @@ def _opener(path: str, flags: int) -> int:
 class Report:
     """The files by which a job says how it ended.
 
-    The reserve is a file of 64 KiB beside ``failure``; when the job fails, it is overwritten in
-    place and renamed, which needs no free block.
+    For ``failure`` and ``failure.json`` there are files of 64 KiB from the start; when the job
+    fails, they are overwritten in place and renamed, which needs no free block and no free inode.
     """
 
     def __init__(self, paths: Paths) -> None:
         self._paths = paths
-        self._reserve = paths.under("output", ".failure-reserve")
         self._document = paths.under("output", "data", "failure.json")
+        # Both outside output/data, which is uploaded and may be so at any time.
+        self._reserves = {
+            paths.failure: paths.under("output", ".failure-reserve"),
+            self._document: paths.under("output", ".failure.json-reserve"),
+        }
 
     def prepare(self) -> None:
         """Make the folders, remove what an earlier job left, and reserve space.
@@ -67,11 +73,12 @@ class Report:
             for stale in (self._paths.failure, self._paths.success, self._document):
                 with suppress(FileNotFoundError):
                     os.unlink(stale)
-            fd = _opener(self._reserve, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-            try:
-                _reserve(fd)
-            finally:
-                os.close(fd)
+            refused, _ = map(_reserve, self._reserves.values())
+            if refused:
+                log.info(
+                    "without fallocate (%s), space for a failure is reserved by writing",
+                    refused.strerror,
+                )
         except OSError as error:
             path = error.filename or self._paths.output
             if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -84,15 +91,16 @@ class Report:
         failure = failure.masked(mask)
         if os.path.exists(self._paths.failure):
             log.info("%s is the script's own and is kept", self._paths.failure)
-            self._drop_reserve()
         else:
-            self._attempt(self._write_failure, failure.text())
-        self._attempt(self._write_document, failure.document())
+            self._attempt(self._paths.failure, failure.text())
+        self._attempt(self._document, failure.document())
+        self._drop_reserves()
 
     def succeeded(self) -> None:
         """Write ``output/success``; raises ArtifactError where that cannot be done."""
-        self._drop_reserve()
+        self._drop_reserves()
         try:
+            os.makedirs(self._paths.output, exist_ok=True)  # the script may have removed it
             with open(self._paths.success, "wb", opener=_opener):
                 pass
         except OSError as error:
@@ -102,45 +110,47 @@ class Report:
     def keep_stacks(self, stacks: bytes, mask: Callable[[str], str]) -> None:
         """Append the stacks of the user's processes to ``output/data/stacks.txt``."""
 
-        def append(text: str) -> None:
-            with open(
-                self._paths.under("output", "data", "stacks.txt"), "ab", opener=_opener
-            ) as file:
-                file.write(text.encode("utf-8", "backslashreplace"))
-
-        self._attempt(append, mask(stacks.decode("utf-8", "backslashreplace")))
-
-    def _attempt(self, write: Callable[[str], None], text: str) -> None:
+        path = self._paths.under("output", "data", "stacks.txt")
         try:
-            write(text)
+            with open(path, "a", errors="backslashreplace", opener=_opener) as file:
+                file.write(mask(stacks.decode("utf-8", "backslashreplace")))
         except OSError as error:
-            log.error("cannot write %s: %s", error.filename or self._paths.output, error.strerror)
+            _complain(path, error)
 
-    def _write_failure(self, text: str) -> None:
-        os.makedirs(self._paths.output, exist_ok=True)
-        fd = _opener(self._reserve, os.O_WRONLY | os.O_CREAT)
+    def _attempt(self, path: str, text: str) -> None:
+        reserve = self._reserves[path]
         try:
-            data = text.encode("utf-8", "backslashreplace")
-            os.write(fd, data)
-            os.ftruncate(fd, len(data))
-        finally:
-            os.close(fd)
-        os.rename(self._reserve, self._paths.failure)
-
-    def _write_document(self, text: str) -> None:
-        os.makedirs(self._paths.output_data, exist_ok=True)
-        part = self._document + ".part"
-        try:
-            with open(
-                part, "w", encoding="utf-8", errors="backslashreplace", opener=_opener
-            ) as file:
-                file.write(text)
-            os.rename(part, self._document)
-        except OSError:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            try:
+                _write_over(reserve, text)
+                os.rename(reserve, path)
+            except OSError as error:
+                if error.errno != errno.EXDEV:  # output/data may be a mount of its own
+                    raise
+                _write_over(path + ".part", text)
+                os.rename(path + ".part", path)
+        except OSError as error:
+            _complain(path, error)
             with suppress(OSError):
-                os.unlink(part)
-            raise
+                os.unlink(path + ".part")
 
-    def _drop_reserve(self) -> None:
-        with suppress(OSError):
-            os.unlink(self._reserve)
+    def _drop_reserves(self) -> None:
+        for reserve in self._reserves.values():
+            with suppress(OSError):
+                os.unlink(reserve)
+
+
+def _write_over(path: str, text: str) -> None:
+    """Write a file in the place that it has, if it is there."""
+    fd = _opener(path, os.O_WRONLY | os.O_CREAT)
+    try:
+        data = text.encode("utf-8", "backslashreplace")
+        if os.write(fd, data) != len(data):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), path)
+        os.ftruncate(fd, len(data))
+    finally:
+        os.close(fd)
+
+
+def _complain(path: str, error: OSError) -> None:
+    log.error("cannot write %s: %s", error.filename or path, error.strerror)

@@ -243,6 +243,53 @@ def test_a_full_disk_never_turns_a_failure_green(base: Base, mounted, status: in
 
 
 @pytest.mark.parametrize("status", [0, 7])
+def test_without_free_inodes_a_job_still_says_how_it_ended(
+    base: Base,
+    mounted,  # type: ignore[no-untyped-def]
+    status: int,
+) -> None:
+    mounted(base.path("output"), "size=4m,nr_inodes=100")
+    result = base.script(
+        "import os, sys\n"
+        "try:\n"
+        "    for number in range(1000):\n"
+        "        open(f\"{os.environ['SM_OUTPUT_DIR']}/{number}\", 'w').close()\n"
+        "except OSError as error: print(error.strerror)\n"
+        f"sys.exit({status})"
+    ).run()
+    assert b"No space left on device" in result.out
+    assert result.status == status, result.log
+    if status:
+        assert "exit code 7" in base.failure()
+        assert json.loads(base.path("output/data/failure.json").read_text())["exit"] == 7
+        assert not [name for name in os.listdir(base.path("output")) if name.startswith(".")]
+
+
+@pytest.mark.parametrize("removed", ["SM_OUTPUT_DIR", "SM_OUTPUT_DATA_DIR", "SM_MODEL_DIR"])
+@pytest.mark.parametrize("status", [0, 7])
+def test_a_script_may_remove_the_folders_that_it_was_given(
+    base: Base, removed: str, status: int
+) -> None:
+    result = base.script(
+        f"import os, shutil, sys\nshutil.rmtree(os.environ['{removed}'])\nsys.exit({status})"
+    ).run()
+    assert result.status == status, result.log
+    assert base.path("output/success").exists() == (status == 0)
+    assert base.path("output/failure").exists() == (status != 0)
+
+
+@pytest.mark.parametrize("status", [0, 7])
+def test_output_data_may_be_a_mount_of_its_own(
+    base: Base,
+    mounted,  # type: ignore[no-untyped-def]
+    status: int,
+) -> None:
+    mounted(base.path("output/data"), "size=4m")
+    assert base.script(f"raise SystemExit({status})").run().status == status
+    assert base.path("output/data/failure.json").exists() == bool(status)
+
+
+@pytest.mark.parametrize("status", [0, 7])
 def test_a_disk_that_is_full_from_the_start_never_turns_a_failure_green(
     base: Base,
     mounted,  # type: ignore[no-untyped-def]

@@ -37,6 +37,21 @@ def stop(running: Running, mode: tuple[str, ...], number: signal.Signals) -> Non
     os.kill(int(first[0]), number)
 
 
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT])
+@pytest.mark.parametrize("is_pid_1", [False, True], ids=["child", "pid-1"])
+def test_a_stop_that_comes_before_the_runtime_has_its_handlers_is_kept(
+    base: Base, number: signal.Signals, is_pid_1: bool
+) -> None:
+    """It comes while the modules are being imported; the kernel takes none for PID 1 by default."""
+    trace = f"strace -D -qq -o /dev/null -P /proc/self/comm -e inject=openat:signal={number.name}"
+    prefix = (*(UNSHARE if is_pid_1 else ()), *trace.split())
+    result = base.script("print('ran')").run(prefix=prefix)
+    assert result.status == 143, result.log
+    assert b"ran" not in result.out
+    assert f"stopped by {number.name} before the script started" in base.failure()
+    assert "Traceback" not in result.log
+
+
 SAVES = """
 import os, signal, sys
 def save(number, frame):

@@ -271,7 +271,7 @@ def test_answers_to_an_upload_that_are_not_of_a_store_fail_it(missing: str) -> N
         store = open_store("s3://b", environ=environ, region="us-east-1")
         with (
             contextlib.closing(store),
-            pytest.raises(OSError, match="the server's answer (names no upload|has no ETag)"),
+            pytest.raises(OSError, match=r"the server's answer (names no upload|has no ETag)"),
             store.stream("k") as sink,
         ):
             sink.write(bytes(9 << 20))

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from sm_runtime.errors import DataError
+from sm_runtime.storage import access
 from sm_runtime.storage.access import Access, Door
 from sm_runtime.storage.signing import Keys
 
@@ -132,3 +133,27 @@ def test_credentials_are_found_where_boto3_finds_them(
 def test_a_profile_that_is_not_there_is_named(home: Path) -> None:
     with pytest.raises(DataError, match=r"s3://b/x needs credentials .*\(absent\) could not be"):
         Access("s3://b/x", {"HOME": str(home), "AWS_PROFILE": "absent"}, "").keys()
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "is_told"),
+    [
+        ("http://minio:9000", True),
+        ("http://10.0.0.7:9000", True),
+        ("http://[2001:db8::1]:9000", True),
+        ("http://127.0.0.1:9000", False),
+        ("http://127.1.2.3:9000", False),
+        ("http://[::1]:9000", False),
+        ("http://localhost:9000", False),
+        ("https://minio:9000", False),
+    ],
+)
+def test_plain_http_beyond_this_machine_is_warned_of_once(
+    endpoint: str, is_told: bool, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(access, "_warned", set())
+    for bucket in ("one", "two"):
+        door(bucket, "us-east-1", S3_ENDPOINT_URL=endpoint)
+    told = [text for text in caplog.messages if "without TLS" in text]
+    assert len(told) == is_told
+    assert all(text.startswith(f"{endpoint}: ") for text in told)
