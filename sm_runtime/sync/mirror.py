@@ -12,8 +12,11 @@ import random
 import threading
 import time
 from collections.abc import Iterable
+from contextlib import suppress
 
-from sm_runtime.saved import Saved
+from sm_runtime import pack
+from sm_runtime.errors import ArtifactError
+from sm_runtime.saved import Saved, Warnings
 from sm_runtime.storage import Store
 from sm_runtime.sync.ledger import Ledger, shown
 from sm_runtime.sync.plan import Folder
@@ -28,6 +31,7 @@ HURRY_SECONDS = 0.2
 PATIENCE_SECONDS = 60.0
 """How long after the last success what fails is still tried again at the end."""
 _MAX_BACKOFF_SECONDS = 60.0
+_NO_KEY = "object storage cannot hold its name"
 
 
 class Mirror:
@@ -40,7 +44,7 @@ class Mirror:
         self._sender = Sender(folder, store, self._ledger)
         self._thread: threading.Thread | None = None
         self._wake = threading.Event()
-        self._hurried = self._final = False
+        self._hurried = self._final = self._warned = False
         self._failures = 0
         self._seconds = self._scan_seconds = 0.0
 
@@ -93,7 +97,7 @@ class Mirror:
         failures = []
         for names, why in (
             (missing := self._ledger.differing(listing), self._ledger.reason(missing)),
-            (self._ledger.without_key(listing), "object storage cannot hold its name"),
+            (self._ledger.without_key(listing), _NO_KEY),
         ):
             if names:
                 failures.append(
@@ -108,7 +112,10 @@ class Mirror:
             destination=place,
             stored_bytes=self._ledger.sent_bytes,
             seconds=self._seconds,
-            warnings=() if self.folder.required else tuple(failures),
+            warnings=(
+                *(f"{what}: {sentence}" for sentence in _left_out(path)),
+                *(() if self.folder.required else failures),
+            ),
             failure="; ".join(failures) or None if self.folder.required else None,
         )
 
@@ -146,6 +153,7 @@ class Mirror:
         self._scan_seconds = time.monotonic() - began
         if listing is None:  # not made yet, or unmounted: no reason to delete anything
             return True
+        self._warn_of_names(listing)
         if not self._final:
             self._sender.look_for_maps(listing)
         if not self._due(listing) and not self._sender.gone(listing):
@@ -155,6 +163,15 @@ class Mirror:
             self._seconds += time.monotonic() - began
             left = self._ledger.readable(self._due(snapshot.listing))
             return snapshot.consistent and not self._sender.is_failing and not left
+
+    def _warn_of_names(self, listing: Listing) -> None:
+        """Say once, as soon as it is seen, that the place will not be complete."""
+        if not self._warned and (names := self._ledger.without_key(listing)):
+            self._warned = True
+            what, place = self.folder.what, self.folder.place
+            log.warning(
+                "%s: %s cannot be synced with %s: %s", what, shown(names[0]), place, _NO_KEY
+            )
 
     def _due(self, listing: Listing) -> list[str]:
         return self._ledger.differing(listing) if self._final else self._ledger.due(listing)
@@ -167,3 +184,11 @@ class Mirror:
             most = 5.0 if near else _MAX_BACKOFF_SECONDS
             pause = min(most, pause * 2.0 ** min(self._failures, 10)) * random.uniform(0.5, 1.0)
         return pause
+
+
+def _left_out(folder: str) -> tuple[str, ...]:
+    """Return a sentence for each link that leads nowhere, and for what is no file or folder."""
+    warnings = Warnings()
+    with suppress(ArtifactError):  # what cannot be read is told elsewhere
+        pack.count(folder, warnings)
+    return warnings.all()

@@ -12,7 +12,15 @@ from contextlib import nullcontext
 from sm_runtime.storage import Store
 from sm_runtime.sync.ledger import Ledger, shown
 from sm_runtime.sync.plan import Folder
-from sm_runtime.sync.snapshot import Listing, Signature, Snapshot, is_growing, rank, signature
+from sm_runtime.sync.snapshot import (
+    Listing,
+    Signature,
+    Snapshot,
+    is_growing,
+    is_unchanged,
+    rank,
+    signature,
+)
 from sm_runtime.sync.writers import Identity, being_written
 
 log = logging.getLogger(__name__)
@@ -140,12 +148,12 @@ class Sender:
             self._complain(name, error)
             return True
         try:
-            found = signature(os.fstat(source))
-            if found != signature(snapshot.listing[name]) and not growing:
+            found = os.fstat(source) if growing else snapshot.listing[name]
+            if not (growing or is_unchanged(found, os.fstat(source))):
                 return False
-            with self._large if found[2] > _LARGE_BYTES else nullcontext():
-                self._store.put(name, source, found[2])
-            whole = growing or signature(os.fstat(source)) == found
+            with self._large if found.st_size > _LARGE_BYTES else nullcontext():
+                self._store.put(name, source, found.st_size)
+            whole = growing or is_unchanged(found, os.fstat(source))
         except Exception as error:  # a store's library may raise anything
             self.fail(name, error)
             return growing
@@ -156,7 +164,7 @@ class Sender:
             return False
         now = time.monotonic()
         again_at = now + max(GROWING_SECONDS, 10 * (now - began)) if growing else None
-        self._ledger.sent(name, found, again_at=again_at)
+        self._ledger.sent(name, signature(found), again_at=again_at)
         self._seen.pop(name, None)
         return True
 

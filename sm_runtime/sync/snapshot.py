@@ -84,6 +84,16 @@ def signature(status: os.stat_result) -> Signature:
     return status.st_dev, status.st_ino, status.st_size, *times
 
 
+def is_unchanged(before: os.stat_result, now: os.stat_result) -> bool:
+    """Return whether an open file has the content that it had.
+
+    To delete it, or to put another in its place, changes its count of links, and so the time of its
+    last change.
+    """
+    old, new = signature(before), signature(now)
+    return old == new or (old[:4] == new[:4] and before.st_nlink != now.st_nlink)
+
+
 @lru_cache(maxsize=1 << 16)
 def rank(name: str) -> int:
     """Return 0 for data, 1 for an index of data, 2 for what points to the newest of them."""

@@ -15,7 +15,15 @@ from sm_runtime.paths import Paths
 from sm_runtime.redirect import note, redirected, tensorflow_variables
 from sm_runtime.sync.ledger import MAX_KEY_BYTES, Ledger
 from sm_runtime.sync.plan import folders
-from sm_runtime.sync.snapshot import is_growing, is_temporary, rank, scan, signature, take
+from sm_runtime.sync.snapshot import (
+    is_growing,
+    is_temporary,
+    is_unchanged,
+    rank,
+    scan,
+    signature,
+    take,
+)
 from sm_runtime.sync.writers import being_written
 
 ALONE = Cluster(current_host="algo-1", hosts=("algo-1",))
@@ -392,3 +400,19 @@ def test_after_a_stop_there_is_time_to_save_before_the_engine_kills(
 ) -> None:
     found = job(managed=managed, options=Options(**options))
     assert (found.stop_grace_seconds, found.stop_seconds) == (grace, whole)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_file_that_is_gone_by_its_name_is_unchanged_to_who_has_it_open(
+    tmp_path: Path, how: str
+) -> None:
+    path = tmp_path / "x"
+    path.write_bytes(b"1")
+    with open(path, "rb") as file:
+        before = os.fstat(file.fileno())
+        if how == "deleted":
+            path.unlink()
+        else:
+            (tmp_path / "new").write_bytes(b"2")
+            (tmp_path / "new").rename(path)
+        assert is_unchanged(before, os.fstat(file.fileno()))
