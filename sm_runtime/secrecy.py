@@ -256,6 +256,9 @@ def _value(text: str, start: int, name: str, assigned: re.Match[str]) -> tuple[i
         return None
     if not quote and _is_source(text, start):
         return None
+    # '/etc/passwd': Permission denied
+    if close and not quote and text[start - 1 : start] == "/" and not _TOKEN.match(value):
+        return None
     # In a sentence a password is quoted, and much else.
     if not (by or is_option or word.endswith("password") or _looks_random(value)):
         return None

@@ -271,6 +271,8 @@ NAMED: Mapping[str, str] = {
 """Values that are secret because of their names."""
 
 ORDINARY = (
+    "LaunchError: cannot start '/etc/passwd': Permission denied: '/etc/passwd'",
+    '[Errno 2] No such file or directory: "/data/token": skipped',
     "learning_rate=0.001 batch_size=32 epochs=10",
     "{'learning_rate': 0.001, 'optimizer': 'adam', 'key': 'label'}",
     "--learning_rate 0.1 --key label --tokenizer bert-base-uncased",

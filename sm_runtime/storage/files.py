@@ -234,7 +234,7 @@ class _Walk:
         if identity in above:
             raise DataError(f"{folder} holds itself: a symbolic link leads back to it")
         if len(above) > _DEEPEST:
-            raise DataError(f"{folder} is more than {_DEEPEST} folders deep")
+            raise DataError(f"{folder[:200]}... is more than {_DEEPEST} folders deep")
         for _, path, is_folder in sorted(self._entries(folder, begin)):
             self._check_stop(folder)
             if is_folder:
