@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
-from tests.harness import Base
+from tests.harness import Base, Running
 
 # A busy machine is no reason to fail.
 settings.register_profile(
@@ -18,6 +19,16 @@ settings.load_profile("patient")
 signal.signal(signal.SIGINT, signal.default_int_handler)
 for number in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_DFL)
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_left_running() -> Iterator[None]:
+    yield
+    for running in Running.started_by_test:
+        if running.process.poll() is None:
+            running.process.kill()
+            running.process.wait()
+    Running.started_by_test.clear()
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import sm_runtime
 
@@ -55,10 +55,16 @@ class Result:
 
 
 class Running:
-    """The command while it runs; ``ready()`` waits for a line of its standard output."""
+    """The command while it runs; ``ready()`` waits for a line of its standard output.
+
+    What a test that failed has left running is killed at its end.
+    """
+
+    started_by_test: ClassVar[list[Running]] = []
 
     def __init__(self, process: subprocess.Popen[bytes]) -> None:
         self.process = process
+        self.started_by_test.append(self)
         self.pid = process.pid
         self.started = time.monotonic()
         self.out = bytearray()
