@@ -13,15 +13,14 @@ import logging
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING, NoReturn
 
 from sm_runtime import __version__, shortage
 from sm_runtime.redact import Mask
 from sm_runtime.relay import Sink, open_sinks
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from argparse import ArgumentParser
-    from typing import NoReturn
 
 DESCRIPTION = """\
 Runs a training script the way SageMaker's training toolkit does: configuration from
@@ -150,7 +149,7 @@ def _parser(
     return make(name, description=text, formatter_class=kind, allow_abbrev=False, **more)
 
 
-def _train() -> "NoReturn":
+def _train() -> NoReturn:
     from sm_runtime.run import train
     from sm_runtime.supervise import Supervisor
 

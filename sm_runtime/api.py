@@ -8,15 +8,12 @@ below a member without effect is not looked at: nothing depends on it here.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
 
-from sm_runtime.frozen import dataclass
 from sm_runtime.model import Json
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import TypeAlias
-
-    Shape: TypeAlias = "Mapping[str, Used | Unused | Refused | Shape | list[Shape]]"
+Shape: TypeAlias = "Mapping[str, Used | Unused | Refused | Shape | list[Shape]]"
 
 
 @dataclass(frozen=True, slots=True)

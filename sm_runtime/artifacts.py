@@ -14,15 +14,15 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, replace
 from types import MappingProxyType
+from typing import TYPE_CHECKING
 
 from sm_runtime import pack
 from sm_runtime.errors import ArtifactError
-from sm_runtime.frozen import dataclass, replace
 from sm_runtime.model import Job
 from sm_runtime.saved import Saved, Warnings, summary_lines
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.storage import Store
 

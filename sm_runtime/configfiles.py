@@ -16,10 +16,10 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from sm_runtime import regular
 from sm_runtime.errors import ConfigError
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.model import Job, Json
 
 log = logging.getLogger(__name__)

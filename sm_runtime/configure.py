@@ -5,11 +5,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 from sm_runtime import contract, documents, environ, redirect, source
 from sm_runtime.contract import Parsed
 from sm_runtime.errors import ConfigError
-from sm_runtime.frozen import dataclass
 from sm_runtime.model import Job
 from sm_runtime.paths import Paths
 from sm_runtime.redact import Mask

@@ -9,9 +9,9 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from sm_runtime.cluster import read_cluster
-from sm_runtime.frozen import dataclass, replace
 from sm_runtime.hyperparameters import DISTRIBUTIONS as DISTRIBUTED
 from sm_runtime.hyperparameters import Hyperparameters, encoded, read_hyperparameters
 from sm_runtime.hyperparameters import log_level as read_log_level

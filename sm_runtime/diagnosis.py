@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 
-from sm_runtime.frozen import dataclass
 from sm_runtime.reason import has_words
 
 LOOKED_AT = 40

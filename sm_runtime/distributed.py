@@ -7,12 +7,12 @@ import re
 import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 
 from sm_runtime import environ, regular
 from sm_runtime.ensemble import Ensemble, Terms
 from sm_runtime.errors import ConfigError, JobError, LaunchError
 from sm_runtime.failure import Failure
-from sm_runtime.frozen import replace
 from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
 from sm_runtime.link import common, network

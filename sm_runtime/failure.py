@@ -6,11 +6,11 @@ import json
 import re
 import signal
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from sm_runtime import characters
 from sm_runtime.characters import printable
 from sm_runtime.errors import JobError
-from sm_runtime.frozen import dataclass, replace
 from sm_runtime.model import Ended, Json
 
 HEADLINE_CHARACTERS = 200

@@ -9,8 +9,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.model import Json
 from sm_runtime.reader import LARGEST, Field, shallow, shown, unfit
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 from sm_runtime.errors import InstallError
-from sm_runtime.frozen import dataclass
 
 REACH_SECONDS = 10.0
 _CONNECT_SECONDS = 4.0

@@ -10,14 +10,14 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sm_runtime import channels, source, sync
-from sm_runtime.frozen import replace
 from sm_runtime.model import Job
 from sm_runtime.supervise import Supervisor
 from sm_runtime.timeline import Timeline
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from types import TracebackType
 

@@ -8,16 +8,16 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sm_runtime.errors import InstallError
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.installer import LOOK_SECONDS, STOPPED, Pip, run_captured
 from sm_runtime.installer import Run as Run
 from sm_runtime.model import Job, Options
 from sm_runtime.program import has_project
 from sm_runtime.source import Code, channel_at
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.requirements import Line, Present
 

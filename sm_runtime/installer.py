@@ -7,14 +7,14 @@ import logging
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sm_runtime import isolation, programs
 from sm_runtime.environ import public
 from sm_runtime.errors import CodeError, InstallError
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.model import Job
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.requirements import Line, Present
     from sm_runtime.source import Code

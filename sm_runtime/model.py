@@ -6,17 +6,12 @@ Nothing here touches a file, the environment or a process.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
 
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.paths import Paths
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import Any, TypeAlias
-
-    Json: TypeAlias = Any
-else:
-    Json = object
+Json: TypeAlias = Any
 """A value as ``json.loads`` gives it."""
 
 

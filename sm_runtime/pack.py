@@ -12,9 +12,10 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
 
 from sm_runtime.errors import ArtifactError
-from sm_runtime.frozen import dataclass
 
 Warn = Callable[[str], None]
 """Takes a sentence about something that is left out."""
@@ -30,15 +31,11 @@ _ODD_KINDS = {
 }
 
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import Protocol
+class Sink(Protocol):
+    """Where an archive's bytes go."""
 
-    class Sink(Protocol):
-        """Where an archive's bytes go."""
-
-        def write(self, data: bytes | memoryview, /) -> object:
-            """Take all of ``data``, which the caller may reuse at once."""
+    def write(self, data: bytes | memoryview, /) -> object:
+        """Take all of ``data``, which the caller may reuse at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from sm_runtime.model import Command
 from sm_runtime.relay import Relay
 from sm_runtime.running import Limits, Running
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.supervise import Supervisor
 

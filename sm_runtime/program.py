@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from sm_runtime.errors import CodeError
 from sm_runtime.launch.script import Found, module_of
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
 

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sm_runtime.door import Caller, Door
 from sm_runtime.ensemble import SERVICE_WEIGHT, Ensemble, Terms
 from sm_runtime.failure import Failure
-from sm_runtime.frozen import replace
 from sm_runtime.link.common import Link, Notice
 from sm_runtime.model import Command
 from sm_runtime.relay import Relay

@@ -10,8 +10,8 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.model import Json
 from sm_runtime.secrecy import MASK, hidden, is_secret, secret_name
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, replace
 
-from sm_runtime.frozen import dataclass, replace
 from sm_runtime.secrecy import MASK
 
 LAST_LINES = 20

@@ -23,13 +23,9 @@ import time
 from collections.abc import Iterator, Mapping
 
 from sm_runtime.pipe_mode.crc import masked_crc32c as masked_checksum
-from sm_runtime.pipe_mode.cutting import batches, records
+from sm_runtime.pipe_mode.cutting import Readable, batches, records
 from sm_runtime.pipe_mode.errors import CorruptedError, PipeError
 from sm_runtime.pipe_mode.framing import Lines, RecordIO, TFRecords
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from sm_runtime.pipe_mode.cutting import Readable
 
 __all__ = [
     "CorruptedError", "PipeError", "lines", "lines_batches", "masked_checksum", "open_channel",

@@ -7,11 +7,11 @@ import logging
 import os
 from collections.abc import Callable
 from contextlib import suppress
+from typing import TYPE_CHECKING
 
 from sm_runtime.errors import ArtifactError, ConfigError
 from sm_runtime.paths import Paths
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.failure import Failure
 

@@ -8,16 +8,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from sm_runtime.api import REQUEST, Refused, without_effect
-from sm_runtime.frozen import dataclass, field
+from sm_runtime.api import REQUEST, Refused, Shape, without_effect
 from sm_runtime.model import Json, Metric, Output, Source, Sync
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Field, one_of, unfit
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from sm_runtime.api import Shape
 
 MODES = ("File", "Pipe", "FastFile")
 DISTRIBUTIONS = ("FullyReplicated", "ShardedByS3Key")

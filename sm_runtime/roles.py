@@ -6,18 +6,17 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 from sm_runtime import programs
-from sm_runtime.frozen import dataclass, replace
 from sm_runtime.launch import commands, distribution
 from sm_runtime.launch.distribution import Plan, Role
 from sm_runtime.link import network
-from sm_runtime.model import Command, Hardware, Job
+from sm_runtime.model import Command, Hardware, Job, Json
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.launch.mca import HostParameters
-    from sm_runtime.model import Json
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -9,6 +9,7 @@ import shlex
 import signal
 import sys
 from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING
 
 from sm_runtime import (
     artifacts,
@@ -27,7 +28,7 @@ from sm_runtime.configure import configure, paths_of
 from sm_runtime.errors import ConfigError, JobError, LaunchError
 from sm_runtime.inputs import Inputs
 from sm_runtime.launch import distribution
-from sm_runtime.model import Command, Hardware, Job
+from sm_runtime.model import Command, Ended, Hardware, Job
 from sm_runtime.redact import Mask
 from sm_runtime.redirect import tensorflow_variables
 from sm_runtime.report import Report
@@ -36,12 +37,10 @@ from sm_runtime.saved import summary_lines
 from sm_runtime.supervise import Supervisor
 from sm_runtime.timeline import Timeline
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.distributed import Session
     from sm_runtime.failure import Failure
     from sm_runtime.installer import Run
-    from sm_runtime.model import Ended
 
 log = logging.getLogger(__name__)
 

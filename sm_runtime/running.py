@@ -9,9 +9,9 @@ import subprocess
 import time
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import dataclass
 
 from sm_runtime import cgroup, processes
-from sm_runtime.frozen import dataclass
 from sm_runtime.model import Ended
 from sm_runtime.relay import Relay
 

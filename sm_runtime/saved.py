@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 
-from sm_runtime.frozen import dataclass
 from sm_runtime.model import Job
 
 _MAX_WARNINGS = 20

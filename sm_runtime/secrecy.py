@@ -11,10 +11,10 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import chain, pairwise
+from typing import TYPE_CHECKING
 
 from sm_runtime import shapes
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.model import Json
 

@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
 
 from sm_runtime import isolation
 from sm_runtime.errors import CodeError, ConfigError, JobError
-from sm_runtime.frozen import dataclass, replace
 from sm_runtime.launch.script import Found, entry
 from sm_runtime.model import Channel, Job
 from sm_runtime.program import look, walk

@@ -13,9 +13,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
 
 from sm_runtime.errors import ConfigError, DataError
-from sm_runtime.frozen import dataclass
 from sm_runtime.model import Channel, Job
 
 log = logging.getLogger(__name__)

@@ -11,12 +11,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
+from typing import TYPE_CHECKING
 
 from sm_runtime.channels.selection import OriginOf
 from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.channels.epochs import Piece
 

@@ -13,12 +13,12 @@ import logging
 import os
 import threading
 from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from sm_runtime.channels import Bind
 from sm_runtime.channels.mountpoint import mounts_of
 from sm_runtime.errors import DataError
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from ctypes import CDLL
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 from sm_runtime.channels.ahead import Part
 from sm_runtime.channels.recordio import Framer
@@ -11,13 +12,11 @@ from sm_runtime.channels.scratch import scratch
 from sm_runtime.errors import DataError
 from sm_runtime.model import Channel
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     import zlib
-    from typing import IO, TypeAlias
 
-    Buffer: TypeAlias = bytes | memoryview
-    Coding: TypeAlias = Callable[[Iterable[Part]], Iterator[Buffer]]
+Buffer: TypeAlias = bytes | memoryview
+Coding: TypeAlias = Callable[[Iterable[Part]], Iterator[Buffer]]
 
 _OUTPUT_BYTES = 1 << 20
 _INPUT_BYTES = 1 << 18

@@ -15,6 +15,7 @@ import threading
 from array import array
 from collections.abc import Iterator, MutableSequence
 from itertools import chain, islice
+from typing import TYPE_CHECKING, TypeAlias
 
 from sm_runtime.channels import manifest, selection
 from sm_runtime.channels.scratch import scratch
@@ -22,10 +23,7 @@ from sm_runtime.errors import DataError
 from sm_runtime.model import Channel, Cluster
 from sm_runtime.storage import Blob
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     Piece: TypeAlias = Blob | str | bytes
     Unit: TypeAlias = Blob | str | list[tuple[bool, str]]
 else:

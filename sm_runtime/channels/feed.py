@@ -8,15 +8,14 @@ import select
 import time
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
+from typing import TYPE_CHECKING
 
 from sm_runtime.channels.ahead import ClosedError, ReadAhead
-from sm_runtime.channels.coding import coding
+from sm_runtime.channels.coding import Buffer, coding
 from sm_runtime.channels.doors import Door
 from sm_runtime.channels.selection import OriginOf
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from sm_runtime.channels.coding import Buffer
     from sm_runtime.channels.epochs import Piece
     from sm_runtime.channels.ranks import Ranks
 

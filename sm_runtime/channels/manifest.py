@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 
 from sm_runtime.errors import DataError
-from sm_runtime.frozen import dataclass
 from sm_runtime.storage import Origin
 
 _BUFFER_BYTES = 1 << 18

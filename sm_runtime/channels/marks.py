@@ -11,10 +11,10 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from dataclasses import dataclass
 
 from sm_runtime.channels import UNFINISHED
 from sm_runtime.channels.mountpoint import is_mounted
-from sm_runtime.frozen import dataclass
 from sm_runtime.storage.parts import new_file, part_of
 
 ATTRIBUTE = "user.sm_runtime.placed"

@@ -8,9 +8,8 @@ import re
 import subprocess
 from collections.abc import Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from shutil import which
-
-from sm_runtime.frozen import dataclass
 
 log = logging.getLogger(__name__)
 

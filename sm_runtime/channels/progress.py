@@ -6,10 +6,7 @@ import logging
 import sys
 import time
 from threading import Event, Lock, Thread
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import TextIO
+from typing import TextIO
 
 log = logging.getLogger(__name__)
 

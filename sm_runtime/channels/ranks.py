@@ -13,13 +13,13 @@ import select
 import struct
 import time
 from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING
 
 from sm_runtime.channels.ahead import ClosedError
 from sm_runtime.channels.recordio import FIRST, MAGIC, MIDDLE
 from sm_runtime.errors import DataError
 from sm_runtime.records import masked_checksum
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.channels.coding import Buffer
     from sm_runtime.channels.doors import Door

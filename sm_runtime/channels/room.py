@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 from sm_runtime.channels.progress import size
 from sm_runtime.errors import DataError
-from sm_runtime.frozen import dataclass
 
 _MOUNTS = "/proc/self/mounts"
 _IN_MEMORY = ("tmpfs", "devtmpfs", "ramfs")

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 import os
+from typing import IO
 
 from sm_runtime.errors import DataError
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import IO
 
 
 def scratch(purpose: str) -> IO[bytes]:

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from threading import Lock
 from urllib.parse import quote, unquote_to_bytes
 
 from sm_runtime.channels import manifest
 from sm_runtime.errors import DataError
-from sm_runtime.frozen import dataclass
 from sm_runtime.model import Channel, Cluster, Job, Source
 from sm_runtime.storage import Blob, Origin, open_origin
 

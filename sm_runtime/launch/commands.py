@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from sm_runtime.launch import tf_config
 from sm_runtime.launch.distribution import PLAIN, RENDEZVOUS, SERVER, TEMPLATE, TORCHRUN, Plan, Role
 from sm_runtime.model import Hardware, Job
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     Ports: TypeAlias = Mapping[str, int | Mapping[str, int]]
 
 

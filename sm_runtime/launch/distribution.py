@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
 from sm_runtime.errors import ConfigError
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.hyperparameters import MOST_PROCESSES
 from sm_runtime.model import Hardware, Job
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from collections.abc import Mapping
 

@@ -9,8 +9,8 @@ left out for the sake of files of its own.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.launch.mpi_options import meant, parse, split
 
 PREFIX = "OMPI_MCA_"

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterable
-
-from sm_runtime.frozen import dataclass
+from dataclasses import dataclass
 
 _ONE = frozenset({
     "N", "am", "app", "bind-to", "c", "cartofile", "cf", "cpu-list", "cpu-set", "cpus-per-proc",

@@ -11,9 +11,10 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from sm_runtime.errors import LaunchError
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.launch import host_names
 from sm_runtime.launch.fabric import EFA, EFA_RDMA
 from sm_runtime.launch.mca import PREFIX, HostParameters
@@ -21,7 +22,6 @@ from sm_runtime.launch.mpi_options import Flag, meant, merged, parse, split
 from sm_runtime.model import Job
 from sm_runtime.secrecy import secrets_in
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import posixpath
 import re
+from dataclasses import dataclass
 
 from sm_runtime.errors import CodeError, ConfigError, LaunchError
-from sm_runtime.frozen import dataclass
 
 _MODULE = re.compile(r"(?:-m\s+)?(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)"
                      r"(?::(?P<function>[^\W\d]\w*(?:\.[^\W\d]\w*)*))?")  # fmt: skip

@@ -12,15 +12,11 @@ import time
 from collections import deque
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 
 from sm_runtime import __version__
 from sm_runtime.failure import Failure
-from sm_runtime.frozen import dataclass, field
-from sm_runtime.model import Cluster
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from sm_runtime.model import Json
+from sm_runtime.model import Cluster, Json
 
 log = logging.getLogger(__name__)
 

@@ -10,6 +10,7 @@ import time
 from collections.abc import Callable
 from functools import partial
 from selectors import EVENT_READ, BaseSelector
+from typing import TYPE_CHECKING, TypeAlias
 
 from sm_runtime.errors import LaunchError
 from sm_runtime.link import network
@@ -17,10 +18,7 @@ from sm_runtime.link.common import Terms
 from sm_runtime.link.secure import MESSAGE_BYTES, Conversation, PeerError, SecretError, new_pair
 from sm_runtime.link.wire import Wire
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     from sm_runtime.model import Json
 
     Then: TypeAlias = Callable[[tuple[str, ...], str], None]

@@ -7,6 +7,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from sm_runtime.failure import Failure
 from sm_runtime.link import network
@@ -15,7 +16,6 @@ from sm_runtime.link.gate import Gate
 from sm_runtime.link.secure import PeerError
 from sm_runtime.link.wire import Wire
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.model import Json
 

@@ -8,9 +8,9 @@ import socket
 import struct
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 from sm_runtime.errors import LaunchError
-from sm_runtime.frozen import dataclass
 
 LOOKUP_SECONDS = 5.0
 """How long names are looked up to choose an interface: those who are late have none yet."""

@@ -15,8 +15,8 @@ import json
 import secrets
 import struct
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.model import Json
 

@@ -6,10 +6,10 @@ import contextlib
 import selectors
 import socket
 import time
+from typing import TYPE_CHECKING
 
 from sm_runtime.link.secure import Conversation, PeerError
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.model import Json
 

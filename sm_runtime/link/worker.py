@@ -6,6 +6,7 @@ import contextlib
 import logging
 import socket
 import time
+from typing import TYPE_CHECKING
 
 from sm_runtime.failure import Failure
 from sm_runtime.link import network
@@ -14,7 +15,6 @@ from sm_runtime.link.gate import PORTS
 from sm_runtime.link.secure import MESSAGE_BYTES, Conversation, PeerError, SecretError
 from sm_runtime.link.wire import Wire
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.model import Json
 

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Iterator
+from typing import TYPE_CHECKING, Protocol
 
 from sm_runtime.pipe_mode.errors import CorruptedError
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from typing import Protocol
-
     from sm_runtime.pipe_mode.framing import Ends, Framing
 
-    class Readable(Protocol):
-        """What is read from: an unbuffered stream, as ``open_channel`` returns."""
 
-        def readinto(self, buffer: memoryview, /) -> int | None:
-            """Fill the start of ``buffer`` and return how many bytes, 0 at the end."""
+class Readable(Protocol):
+    """What is read from: an unbuffered stream, as ``open_channel`` returns."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the start of ``buffer`` and return how many bytes, 0 at the end."""
 
 
 BUFFER_BYTES = 2**20

@@ -11,35 +11,34 @@ from __future__ import annotations
 
 import struct
 from array import array
+from typing import TYPE_CHECKING, Protocol, TypeVar
 
 from sm_runtime.pipe_mode.crc import masked_crc32c
 from sm_runtime.pipe_mode.errors import CorruptedError
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from typing import Protocol, TypeVar
-
     Data = TypeVar("Data", bytes, memoryview)
     Ends = array[int]
     """The offset behind each record that is complete."""
 
-    class Framing(Protocol):
-        """How one format is cut into records, from the start of a stream on."""
 
-        name: str
+class Framing(Protocol):
+    """How one format is cut into records, from the start of a stream on."""
 
-        def scan(self, data: memoryview, start: int, ends: Ends) -> int:
-            """Append the ends of the records from ``start`` on.
+    name: str
 
-            Returns how many bytes the record behind them has, 0 where that is unknown. Raises
-            CorruptedError, whose offset is one of ``data``; the records before it are in ``ends``.
-            """
+    def scan(self, data: memoryview, start: int, ends: Ends) -> int:
+        """Append the ends of the records from ``start`` on.
 
-        def cut(self, data: bytes, start: int, ends: Ends) -> list[bytes]:
-            """Return the payloads of the records from ``start`` on, as slices of ``data``."""
+        Returns how many bytes the record behind them has, 0 where that is unknown. Raises
+        CorruptedError, whose offset is one of ``data``; the records before it are in ``ends``.
+        """
 
-        def each(self, data: memoryview, start: int, ends: Ends) -> Ends:
-            """Return the end of each record from ``start`` on; ``ends`` may lack some."""
+    def cut(self, data: bytes, start: int, ends: Ends) -> list[bytes]:
+        """Return the payloads of the records from ``start`` on, as slices of ``data``."""
+
+    def each(self, data: memoryview, start: int, ends: Ends) -> Ends:
+        """Return the end of each record from ``start`` on; ``ends`` may lack some."""
 
 
 MAGIC = 0xCED7230A

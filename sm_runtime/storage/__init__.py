@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Protocol
 
 from sm_runtime.errors import ConfigError, DataError
-from sm_runtime.frozen import dataclass
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -12,17 +12,14 @@ import os
 import sys
 import threading
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 from sm_runtime.errors import DataError
-from sm_runtime.frozen import dataclass
 from sm_runtime.storage.line import Place
 from sm_runtime.storage.signing import Keys
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import Any
 
 log = logging.getLogger(__name__)
 

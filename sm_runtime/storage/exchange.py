@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from sm_runtime.storage.http import Pool, Response, never
 from sm_runtime.storage.line import Broken, Lost, Place, Stalled, Stopped
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from typing import TypeVar
-
     _T = TypeVar("_T")
 
 CROWDED_SECONDS = 2.0

@@ -7,6 +7,7 @@ import struct
 import time
 from collections.abc import Callable, Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from sm_runtime.storage.line import (
     TICK_SECONDS,
@@ -17,7 +18,6 @@ from sm_runtime.storage.line import (
     reason,
 )
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     import ssl
 

@@ -12,8 +12,7 @@ import select
 import socket
 import time
 from collections.abc import Callable
-
-from sm_runtime.frozen import dataclass
+from dataclasses import dataclass
 
 TICK_SECONDS = 0.5
 """How often a thread that waits for bytes looks up."""

@@ -9,10 +9,9 @@ import hashlib
 import hmac
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from functools import lru_cache
 from urllib.parse import quote
-
-from sm_runtime.frozen import dataclass
 
 UNSIGNED = "UNSIGNED-PAYLOAD"
 """Bodies are covered by their own checksum; see the client."""

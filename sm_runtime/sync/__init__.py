@@ -6,10 +6,10 @@ This file is on the path of every job; what does the work is imported for a job 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
 from sm_runtime.model import Job
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
     from sm_runtime.sync.syncs import Syncs
 

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 
 from sm_runtime.errors import ConfigError
-from sm_runtime.frozen import dataclass
 from sm_runtime.model import Job
 
 

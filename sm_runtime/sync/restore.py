@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from sm_runtime.errors import ConfigError, DataError
-from sm_runtime.frozen import dataclass
 from sm_runtime.model import Job
 from sm_runtime.storage import Blob, Origin, open_origin
 from sm_runtime.storage.parts import is_part

@@ -12,6 +12,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,6 @@ from sm_runtime import channels
 from sm_runtime.channels import fastfile, mountpoint
 from sm_runtime.channels.progress import Progress
 from sm_runtime.errors import DataError
-from sm_runtime.frozen import replace
 from sm_runtime.model import Channel, Cluster, InstanceGroup, Job, Options, Source
 from sm_runtime.paths import Paths
 from sm_runtime.storage.s3 import S3Origin

@@ -11,12 +11,12 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sm_runtime.failure import Failure
-from sm_runtime.frozen import replace
 from sm_runtime.link.alone import Alone
 from sm_runtime.link.common import Link, Terms
 from sm_runtime.link.leader import Leader

@@ -17,7 +17,6 @@ PURE_NAMES = (
     "model",
     "paths",
     "errors",
-    "frozen",
     "secrecy",
     "shapes",
     "redact",
