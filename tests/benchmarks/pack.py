@@ -32,12 +32,12 @@ def write_weights(path: str) -> None:
             file.write(generator.normal(0, 0.05, VALUES // 10).astype("<f4").tobytes())
 
 
-def ours(model: str, folder: str, literals: Callable[[memoryview], list[bytes]] | None) -> None:
+def ours(model: str, folder: str, *, with_isal: bool) -> None:
     """Pack as the runtime does it, synced and renamed at the end."""
     threads = len(os.sched_getaffinity(0))
     with (
         open_store(f"file://{folder}").stream("out.tar.gz") as sink,
-        deflate.GzipWriter(sink, threads=threads, literals=literals) as writer,
+        deflate.GzipWriter(sink, threads=threads, with_isal=with_isal) as writer,
     ):
         pack.write_tar(model, writer, print)
         writer.close()
@@ -51,9 +51,9 @@ def ways_of(folder: str, model: str, out: str) -> dict[str, Callable[[], object]
     }
     if shutil.which("pigz"):
         ways["tar and pigz"] = lambda: subprocess.run(["tar", "-Ipigz", *tar], check=True)
-    ways["ours"] = lambda: ours(model, folder, deflate.zlib_literals)
-    if deflate.fastest_literals() is not deflate.zlib_literals:
-        ways["ours with isal"] = lambda: ours(model, folder, None)
+    ways["ours"] = lambda: ours(model, folder, with_isal=False)
+    if deflate.has_isal():
+        ways["ours with isal"] = lambda: ours(model, folder, with_isal=True)
     return ways
 
 
