@@ -1,4 +1,4 @@
-"""The package index: which one pip will ask, whether it can be reached, and a token for it."""
+"""The package index: what pip is told about it, and a token for a private one."""
 
 from __future__ import annotations
 
@@ -9,14 +9,10 @@ from dataclasses import dataclass
 
 from sm_runtime.errors import InstallError
 
-REACH_SECONDS = 10.0
-_CONNECT_SECONDS = 4.0
 _ARN = re.compile(
     r"arn:(?P<partition>[^:]+):codeartifact:(?P<region>[^:]+):(?P<account>[^:]+)"
     r":repository/(?P<domain>[^/]+)/(?P<repository>[^/]+)"
 )
-_SWITCHED_BY = ("http_proxy", "https_proxy", "all_proxy")
-_OPTION = re.compile(r"(?:-i|--index-url)[\s=]+(\S+)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,78 +68,6 @@ def is_off(texts: Iterable[str], told: Mapping[str, str]) -> bool:
     """Whether the user, in the lines of a file or in pip's settings, wants no index to be asked."""
     asked_off = told.get("no-index", "").lower() in ("1", "true", "yes", "on", "t", "y")
     return asked_off or any(re.match(r"--no-index(\s|$)", text) for text in texts)
-
-
-def asked(texts: Iterable[str], told: Mapping[str, str]) -> str | None:
-    """Return the host and port of the index that pip will ask; None where that cannot be told.
-
-    ``texts`` are the lines of the requirements files, ``told`` is what ``settings`` gave. With
-    links to search, a proxy or no index at all, an index out of reach may be no harm.
-    """
-    lines = list(texts)
-    if any(line.startswith(("-f", "--find-links", "--no-index")) for line in lines):
-        return None
-    if {"find-links", "no-index", "proxy", "extra-index-url"} & set(told):
-        return None
-    if any(line.startswith("--extra-index-url") for line in lines):
-        return None
-    named = [match[1] for line in lines if (match := _OPTION.match(line))]
-    url = named[-1] if named else told.get("index-url") or default()
-    scheme, mark, rest = (url or "").partition("://")
-    if scheme not in ("http", "https") or not mark:
-        return None
-    host = rest.partition("/")[0].rpartition("@")[2]
-    has_port = re.search(r":\d+$", host) is not None
-    return host if has_port else f"{host}:{443 if scheme == 'https' else 80}"
-
-
-def default() -> str | None:
-    """Return the URL of the index that pip asks if nobody tells it otherwise."""
-    from importlib import import_module
-
-    try:
-        return str(import_module("pip._internal.models.index").PyPI.simple_url)
-    except (ImportError, AttributeError):
-        return None
-
-
-def unreachable(address: str, environ: Mapping[str, str]) -> str | None:
-    """Return why nobody answers at ``host:port``, or None if somebody does; in 10 s at most.
-
-    pip itself tries every address of a name with its whole time limit, more than once.
-    """
-    import threading
-
-    if any(environ.get(name) or environ.get(name.upper()) for name in _SWITCHED_BY):
-        return None
-    found: list[str | None] = []
-    host, _, port = address.rpartition(":")
-    thread = threading.Thread(
-        target=lambda: found.append(_reach(host.strip("[]"), int(port))), daemon=True
-    )
-    thread.start()
-    thread.join(REACH_SECONDS)
-    return found[0] if found else f"no answer in {REACH_SECONDS:.0f} s"
-
-
-def _reach(host: str, port: int) -> str | None:
-    import socket
-
-    why = "the name has no address"
-    try:
-        for family, kind, protocol, _, address in socket.getaddrinfo(
-            host, port, type=socket.SOCK_STREAM
-        ):
-            try:
-                with socket.socket(family, kind, protocol) as each:
-                    each.settimeout(_CONNECT_SECONDS)
-                    each.connect(address)
-                    return None
-            except OSError as error:
-                why = error.strerror or str(error)
-    except OSError as error:
-        why = error.strerror or str(error)
-    return why
 
 
 def code_artifact(arn: str, environ: Mapping[str, str]) -> Private:

@@ -12,8 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sm_runtime.errors import InstallError
-from sm_runtime.installer import LOOK_SECONDS, STOPPED, Pip, run_captured
-from sm_runtime.installer import Run as Run
+from sm_runtime.installer import LOOK_SECONDS, STOPPED, Pip, Run
 from sm_runtime.model import Job, Options
 from sm_runtime.program import has_project
 from sm_runtime.source import Code, channel_at
@@ -41,7 +40,7 @@ def install(
     code: Code,
     environ: Mapping[str, str],
     python: str,
-    run: Run = run_captured,
+    run: Run,
     stopped: Callable[[], bool] = lambda: False,
 ) -> Installed:
     """Install the requirements file and the package at the root of the code folder.

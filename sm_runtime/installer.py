@@ -24,7 +24,6 @@ log = logging.getLogger(__name__)
 Run = Callable[[tuple[str, ...], Mapping[str, str], str], tuple[int, bytes]]
 """Runs argv with an environment in a folder; returns the shell status and the output's tail."""
 
-TAIL_BYTES = 64 << 10
 STOPPED = "nothing was installed: a stop was requested"
 LOOK_SECONDS = 0.25
 """How often a wait looks whether to stop."""
@@ -73,8 +72,6 @@ class Pip:
         self._wheels = wheels if _has_archives(wheels) else None
         self._is_alone = index.is_off((), self._told)
         """Whether no index is asked."""
-        self._unreachable = ""
-        """Why that is so, unless the user wants it."""
 
     def check(self) -> None:
         """Raise InstallError where the interpreter has no pip."""
@@ -94,21 +91,17 @@ class Pip:
 
         name = self._job.options.requirements
         self._is_alone = index.is_off([line.text for line in lines], self._told)
-        if present.needs_index(lines):
-            self._look_for_index(name, lines)
         if as_it_is:
-            self._pip(("-r", file), name, lines, present)
+            self._pip(("-r", file), name, present)
             return
         with self._scratch() as scratch:
-            self._pip(requirements.write(lines, scratch), name, lines, present)
+            self._pip(requirements.write(lines, scratch), name, present)
 
     def install_package(self, present: Present) -> None:
         """Install the code folder, built from a copy as builds write beside the sources."""
         from sm_runtime.placing import copy_folder
 
         name = "the package in the code folder"
-        if self._wheels and not self._is_alone:
-            self._look_for_index(name, ())
         with self._scratch() as scratch:
             copy = os.path.join(scratch, "package")
             try:
@@ -118,7 +111,7 @@ class Pip:
             # What the build needs is there: then nothing has to be downloaded for it.
             ready = any(present.has_all(needs) for needs in _build_needs(copy))
             options = ("--no-build-isolation",) if ready else ()
-            self._pip((*options, copy), name, (), present)
+            self._pip((*options, copy), name, present)
 
     @contextlib.contextmanager
     def _scratch(self) -> Iterator[str]:
@@ -129,35 +122,7 @@ class Pip:
         ) as folder:
             yield folder
 
-    def _look_for_index(self, name: str, lines: Sequence[Line]) -> None:
-        """Do without an index that cannot be reached where there are wheels, else raise.
-
-        pip itself would try each package for long before it looked at the wheels.
-        """
-        from sm_runtime import index
-
-        if self.environ.get("CA_REPOSITORY_ARN") or _PATIENCE & set(self._told):
-            return
-        address = index.asked([line.text for line in lines], self._told)
-        if address is None:
-            return
-        found: list[str | None] = []
-        self._watched(lambda: found.append(index.unreachable(address, self.environ)))
-        why = found[0]
-        if why is None:
-            return
-        sentence = f"the package index {address} cannot be reached: {why}"
-        if not self._wheels:
-            raise InstallError(f"{name}: {sentence}")
-        self._do_without_index(sentence)
-
-    def _do_without_index(self, why: str) -> None:
-        self._is_alone, self._unreachable = True, why
-        log.warning("%s; packages come from wheels/ alone", why)
-
-    def _pip(
-        self, what: tuple[str, ...], name: str, lines: Sequence[Line], present: Present
-    ) -> None:
+    def _pip(self, what: tuple[str, ...], name: str, present: Present) -> None:
         env, token = self._environment()
         argv = [*programs.start(self._python, "pip"), "install"]
         argv += ["--disable-pip-version-check", "--no-input", *self.place.options]
@@ -175,16 +140,11 @@ class Pip:
         text = text.replace(token, "***") if token else text
         log.debug("pip ended with status %s; its output:\n%s", status, text)
         if status:
-            raise InstallError(self._explained(status, text, name, lines))
+            from sm_runtime.explanation import explain
+
+            raise InstallError(explain(status, text, name))
         if found := _INSTALLED.findall(text):
             log.info("%s: %s", name, found[-1].strip())
-
-    def _explained(self, status: int, text: str, name: str, lines: Sequence[Line]) -> str:
-        from sm_runtime.explanation import explain
-
-        offline = self._wheels is not None and self._is_alone
-        why = explain(status, text, name, lines, offline=offline)
-        return f"{why}; {self._unreachable}" if self._unreachable else why
 
     def _watched(self, action: Callable[[], object]) -> None:
         """Do what may take long in a thread of its own; raise InstallError when to stop."""
@@ -228,32 +188,10 @@ class Pip:
         except InstallError as error:
             if not self._wheels or self.stopped():
                 raise
-            self._do_without_index(str(error))
+            self._is_alone = True
+            log.warning("%s; packages come from wheels/ alone", error)
             return env, ""
         return {**env, "PIP_INDEX_URL": found[0].url}, found[0].token
-
-
-def run_captured(argv: tuple[str, ...], env: Mapping[str, str], cwd: str) -> tuple[int, bytes]:
-    """Run a process to its end; return its shell status and the last 64 KiB of its output."""
-    import subprocess
-
-    tail = b""
-    with subprocess.Popen(
-        argv,
-        env=env,
-        cwd=cwd,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-    ) as process:
-        try:
-            while data := os.read(process.stdout.fileno() if process.stdout else -1, 65536):
-                tail = (tail + data)[-TAIL_BYTES:]
-        except BaseException:
-            process.kill()
-            raise
-    status = process.returncode
-    return (128 - status if status < 0 else status), tail
 
 
 def _frameworks(present: Present, scratch: str, env: dict[str, str]) -> dict[str, str]:

@@ -194,16 +194,6 @@ class Present:
                 return line
         return None
 
-    def needs_index(self, lines: Iterable[Line]) -> bool:
-        """Whether a package that is asked for by its name alone is not installed."""
-        return any(
-            (parsed := self.parse(line)) is not None
-            and not (parsed.url or line.constraint)
-            and _applies(parsed)
-            and not self._satisfied(parsed, {}, set())
-            for line in lines
-        )
-
     def has_all(self, requirements: Iterable[str]) -> bool:
         """Whether requirements that stand in no file, such as those of a build, are satisfied."""
         return self.missing(Line(file="", number=0, text=text) for text in requirements) is None

@@ -104,23 +104,6 @@ def test_a_stop_ends_the_wait_for_another_installation(base: Base, tmp_path: Pat
         stopped(running, "nothing was installed: a stop was requested")
 
 
-def test_a_stop_ends_the_search_for_an_index_that_does_not_answer(base: Base) -> None:
-    base.script("print('ran')").write("code/requirements.txt", "no-such-package")
-    with socket.socket() as silent, socket.socket() as first:
-        silent.bind(("127.0.0.1", 0))
-        silent.listen(0)
-        host, port = silent.getsockname()
-        first.connect((host, port))  # the only place in the queue: the next one gets no answer
-        index = f"http://{host}:{port}/simple/"
-        running = base.start(PIP_CONFIG_FILE=os.devnull, PIP_INDEX_URL=index)
-        eventually(lambda: has_threads(running.pid), "it looks for the index", 30)
-        stopped(running, "nothing was installed: a stop was requested")
-
-
-def has_threads(pid: int) -> bool:
-    return len(os.listdir(f"/proc/{pid}/task")) > 1
-
-
 @pytest.fixture
 def narrow(base: Base) -> Iterator[Base]:
     """A base folder on a disk of 24 MiB with room for 200 files."""
