@@ -136,6 +136,11 @@ class Metric:
     regex: str
 
 
+def _option(kind: str, default: Any) -> Any:
+    """Declare an option: how it is read (``options``), and what it is where nothing says so."""
+    return field(default=default, metadata={"kind": kind})
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Options:
     """The runtime's own settings: ``SM_RUNTIME_<NAME>`` or ``sagemaker_runtime_<name>``.
@@ -143,61 +148,61 @@ class Options:
     The table in ``contract.py`` says how each is read; docs/options.md tells users.
     """
 
-    argument_style: frozenset[str] = frozenset()
+    argument_style: frozenset[str] = _option("argument styles", frozenset())
     """Of ``flags`` (booleans as bare flags) and ``json`` (every value as its JSON text)."""
-    args: tuple[str, ...] = ()
+    args: tuple[str, ...] = _option("words", ())
     """Arguments that are passed verbatim after those of the hyperparameters."""
-    code_preference: str = "submitted"
+    code_preference: str = _option("submitted or image", "submitted")
     """``submitted``, or ``image``: what is in the code folder already is used, as the peers do."""
-    code_max_bytes: int = 10 * 2**30
+    code_max_bytes: int = _option("bytes", 10 * 2**30)
     """The most bytes that a code archive may unpack to."""
-    install: bool = True
+    install: bool = _option("flag", True)
     """Whether requirements are installed."""
-    requirements: str = "requirements.txt"
+    requirements: str = _option("text", "requirements.txt")
     """The requirements file, relative to the code folder."""
-    allow_framework_change: bool = False
+    allow_framework_change: bool = _option("flag", False)
     """Whether requirements may replace the framework that is installed."""
-    stall_seconds: float = 30.0
+    stall_seconds: float = _option("seconds > 0", 30.0)
     """How long nothing may move on a connection to storage before it is given up for a new one."""
-    allow_empty_channels: bool = False
+    allow_empty_channels: bool = _option("flag", False)
     """Whether a channel may match no objects at all."""
-    link_channels: bool = False
+    link_channels: bool = _option("flag", False)
     """Whether a File channel from this machine is links to its files, not copies of them."""
-    require_model: bool = False
+    require_model: bool = _option("flag", False)
     """Whether a job with an empty model folder fails."""
-    redirect_model_dir: bool | None = None
+    redirect_model_dir: bool | None = _option("flag", None)
     """Whether a ``model_dir`` in S3 is a synced local folder to the script; None: self-managed."""
-    stop_grace_seconds: float | None = None
+    stop_grace_seconds: float | None = _option("seconds", None)
     """From a stop request to SIGKILL for the script; None: see ``Job.stop_grace_seconds``."""
-    stop_timeout_seconds: float = 120.0
+    stop_timeout_seconds: float = _option("seconds", 120.0)
     """From a stop request to the end that the container engine makes (``docker stop -t``)."""
-    stop_signal: str = "TERM"
+    stop_signal: str = _option("signal", "TERM")
     """The signal that the script gets for SIGTERM: ``INT``, ``USR1``, ..."""
-    leftover_grace_seconds: float = 1.0
+    leftover_grace_seconds: float = _option("seconds", 1.0)
     """From the script's end to SIGKILL for the processes that it left behind."""
-    silence_seconds: float | None = None
+    silence_seconds: float | None = _option("seconds or 0: off", None)
     """Without a line of output for so long, the stacks are dumped; None: never."""
-    silence_fails: bool = False
+    silence_fails: bool = _option("flag", False)
     """Whether such a silence ends the job as well."""
-    chown: tuple[int, int] | None = None
+    chown: tuple[int, int] | None = _option("user:group", None)
     """The user and the group that own everything the job leaves, as numbers."""
-    unbuffered: bool = True
+    unbuffered: bool = _option("flag", True)
     """Whether PYTHONUNBUFFERED=1 is set for the script where the user did not set it."""
-    pipe_per_rank: bool = False
+    pipe_per_rank: bool = _option("flag", False)
     """Whether each local rank gets FIFOs of its own in Pipe mode, with its share of the records."""
-    cluster_port: int = 7117
+    cluster_port: int = _option("port", 7117)
     """The TCP port at which the leader listens for the other hosts while a job starts."""
-    peer_wait_seconds: float = 300.0
+    peer_wait_seconds: float = _option("seconds", 300.0)
     """How long a host of a distributed job waits for the others to appear."""
-    peer_silence_seconds: float = 20.0
+    peer_silence_seconds: float = _option("seconds > 0", 20.0)
     """How long a host may be silent before it counts as lost."""
-    launcher: tuple[str, ...] = ()
+    launcher: tuple[str, ...] = _option("words", ())
     """What starts the script in place of the runtime, with placeholders; empty: nothing does."""
-    parameter_server_layout: str = "master"
+    parameter_server_layout: str = _option("master or chief", "master")
     """``master`` as tf.estimator scripts expect, or ``chief`` for ParameterServerStrategy."""
-    worker_seconds: float = 4.0
+    worker_seconds: float = _option("seconds", 4.0)
     """How long workers may go on when the leader's script ended well, its parameter servers up."""
-    parameter_server_evaluator: bool = False
+    parameter_server_evaluator: bool = _option("flag", False)
     """Whether the last host of a ``chief`` layout evaluates and does not train."""
 
 

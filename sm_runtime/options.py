@@ -7,6 +7,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from dataclasses import fields
 
 from sm_runtime.model import Json, Options
 from sm_runtime.reader import Field, Findings, closest, one_of
@@ -136,42 +137,26 @@ def _owner(at: Field) -> tuple[int, int] | None:
     return int(user), int(group)
 
 
-def _layout(at: Field) -> str | None:
-    return at.text(choices=("master", "chief"))
-
-
-def _preference(at: Field) -> str | None:
-    return at.text(choices=("submitted", "image"))
-
-
-OPTIONS: dict[str, Callable[[Field], object]] = {
-    "argument_style": _styles,
-    "args": _arguments,
-    "code_preference": _preference,
-    "code_max_bytes": _size,
-    "install": _flag,
-    "requirements": Field.text,
-    "allow_framework_change": _flag,
-    "stall_seconds": _a_while,
-    "allow_empty_channels": _flag,
-    "link_channels": _flag,
-    "require_model": _flag,
-    "redirect_model_dir": _flag,
-    "stop_grace_seconds": Field.seconds,
-    "stop_timeout_seconds": Field.seconds,
-    "stop_signal": _signal,
-    "leftover_grace_seconds": Field.seconds,
-    "silence_seconds": _silence,
-    "silence_fails": _flag,
-    "chown": _owner,
-    "unbuffered": _flag,
-    "pipe_per_rank": _flag,
-    "cluster_port": _port,
-    "peer_wait_seconds": Field.seconds,
-    "peer_silence_seconds": _a_while,
-    "launcher": _arguments,
-    "parameter_server_layout": _layout,
-    "worker_seconds": Field.seconds,
-    "parameter_server_evaluator": _flag,
+_READERS: dict[str, Callable[[Field], object]] = {
+    "flag": _flag,
+    "text": Field.text,
+    "words": _arguments,
+    "bytes": _size,
+    "seconds": Field.seconds,
+    "seconds > 0": _a_while,
+    "seconds or 0: off": _silence,
+    "port": _port,
+    "signal": _signal,
+    "user:group": _owner,
+    "argument styles": _styles,
 }
-"""How each field of ``model.Options`` is read; a reader returns None for what is wrong."""
+"""How each kind of option is read; a reader returns None for what is wrong."""
+
+
+def _reader(kind: str) -> Callable[[Field], object]:
+    choices = tuple(kind.split(" or "))
+    return _READERS.get(kind) or (lambda at: at.text(choices=choices))
+
+
+OPTIONS = {each.name: _reader(each.metadata["kind"]) for each in fields(Options)}
+"""How each field of ``model.Options`` is read."""
