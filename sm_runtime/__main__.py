@@ -15,7 +15,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from sm_runtime import __version__, shortage
+from sm_runtime import __version__, search_path, shortage
 from sm_runtime.redact import Mask
 from sm_runtime.relay import Sink, open_sinks
 
@@ -95,7 +95,7 @@ def main() -> int:
     Platforms start an image with the single argument ``train``: an image whose entry point is
     ``train``, or ``sm-runtime train``, gets the word twice.
     """
-    isolation.add_user_packages(os.environ)
+    search_path.add_user_packages(os.environ)
     words = sys.argv[1:]
     if words[:2] == ["train", "train"]:
         del words[0]

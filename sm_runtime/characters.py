@@ -35,3 +35,23 @@ def lines(text: str) -> list[str]:
         states = [state for state in line.split("\r") if state] or [""]
         found += map(printable, states[:1] + states[1:][-1:])
     return found
+
+
+def human_size(count: int) -> str:
+    """Return a number of bytes as one reads it."""
+    amount = float(count)
+    for unit in ("B", "KiB", "MiB"):
+        if amount < 1024:
+            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
+        amount /= 1024
+    return f"{amount:.1f} GiB"
+
+
+def human_duration(seconds: float) -> str:
+    """Return a time as one reads it: ``0.3 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``."""
+    whole = round(seconds)
+    if whole < 60:
+        return f"{whole} s" if whole >= 10 else f"{seconds:.1f} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60} s"
+    return f"{whole // 3600} h {whole % 3600 // 60} min"

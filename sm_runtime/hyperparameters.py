@@ -11,6 +11,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sm_runtime.launch.distribution import MOST_PROCESSES
 from sm_runtime.model import Json
 from sm_runtime.reader import LARGEST, Field, shallow, shown, unfit
 
@@ -29,9 +30,6 @@ WELL_KNOWN = frozenset(
     }
 )
 """The reserved keys that are no framework's parameters."""
-MOST_PROCESSES = 1024
-"""The most processes that a host may be asked to run, five times the CPUs of the largest training
-instance: a launcher that is asked for 100,000 is at work for minutes before it fails."""
 
 _LEVELS = {
     "NOTSET": 0,

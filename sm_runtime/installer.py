@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sm_runtime import isolation, programs
+from sm_runtime import programs, search_path
 from sm_runtime.environ import public
 from sm_runtime.errors import CodeError, InstallError
 from sm_runtime.model import Job
@@ -229,7 +229,7 @@ def _place(job: Job, environ: Mapping[str, str], told: Mapping[str, str]) -> Pla
     """Return where pip can write: where Python has its packages, else a folder of our own."""
     import sysconfig
 
-    searched = isolation.added_folders(environ)
+    searched = search_path.added_folders(environ)
     if _OWN_PLACE & set(told) or all(
         _can_write(sysconfig.get_path(name)) for name in ("purelib", "platlib")
     ):
@@ -246,7 +246,7 @@ def _place(job: Job, environ: Mapping[str, str], told: Mapping[str, str]) -> Pla
         if os.path.islink(base) or os.stat(base).st_uid != uid:
             base = tempfile.mkdtemp(prefix="sm-runtime-packages-")
     # A virtual environment may have no user site.
-    is_user = isolation.user_packages(environ) is not None
+    is_user = search_path.user_packages(environ) is not None
     scheme = "posix_user" if is_user else sysconfig.get_preferred_scheme("prefix")
     options: tuple[str, ...] = ("--user",) if is_user else ("--prefix", base)
     variables = {"userbase": base, "base": base, "platbase": base}

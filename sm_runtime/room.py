@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 
+from sm_runtime.characters import human_size
 from sm_runtime.errors import CodeError
 
 _BLOCK_BYTES = 4096
@@ -27,13 +28,11 @@ class Room:
 
     def check(self, what: str) -> None:
         """Raise CodeError, which ``what`` begins, where there is not enough room."""
-        from sm_runtime.channels.progress import size
-
         found = self._system
         free = found.f_bavail * found.f_frsize
         if self._bytes > free:
             raise CodeError(
-                f"{what} needs {size(self._bytes)}, {self._mount} has {size(free)} free"
+                f"{what} needs {human_size(self._bytes)}, {self._mount} has {human_size(free)} free"
             )
         if found.f_files and self._files > found.f_favail:
             raise CodeError(

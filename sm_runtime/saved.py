@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 
+from sm_runtime.characters import human_size
 from sm_runtime.model import Job
 
 _MAX_WARNINGS = 20
@@ -58,7 +59,7 @@ def summary_lines(job: Job, saved: Iterable[Saved]) -> list[str]:
             continue
         held = f"{one.what}: {amount(one.files, one.size_bytes)}"
         if one.destination:
-            cost = f"{size(one.stored_bytes)}, {one.seconds:.1f} s"
+            cost = f"{human_size(one.stored_bytes)}, {one.seconds:.1f} s"
             lines.append(f"{held} -> {one.destination} ({cost})")
         elif one.what == "checkpoints" or not job.managed:
             lines.append(f"{held} in {one.folder}")
@@ -69,16 +70,4 @@ def summary_lines(job: Job, saved: Iterable[Saved]) -> list[str]:
 
 def amount(files: int, size_bytes: int) -> str:
     """Return ``3 files, 1.2 MiB``."""
-    return f"{files} file{'s' * (files != 1)}, {size(size_bytes)}"
-
-
-def size(size_bytes: int) -> str:
-    """Return a number of bytes as one reads it."""
-    if size_bytes < 1024:
-        return f"{size_bytes} B"
-    value = size_bytes / 1024
-    for unit in ("KiB", "MiB"):
-        if value < 1024:
-            return f"{value:.1f} {unit}"
-        value /= 1024
-    return f"{value:.1f} GiB"
+    return f"{files} file{'s' * (files != 1)}, {human_size(size_bytes)}"

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from sm_runtime import isolation
+from sm_runtime import search_path
 from sm_runtime.errors import CodeError, ConfigError, JobError
 from sm_runtime.launch.script import Found, entry
 from sm_runtime.model import Channel, Job
@@ -130,7 +130,7 @@ def entry_command(
         inside = os.path.relpath(program, job.paths.code)
         if os.path.isfile(os.path.join(code.directory, inside)):
             program = inside
-    searched = isolation.added_folders({**(environ or {}), **job.environment})
+    searched = search_path.added_folders({**(environ or {}), **job.environment})
     found = look(program, code.search_path, code.directory, job.options.requirements, searched)
     return entry(program, found, arguments, python)
 

@@ -17,6 +17,7 @@ from sm_runtime.channels.folder import Folder
 from sm_runtime.channels.progress import Progress
 from sm_runtime.channels.selection import Origins
 from sm_runtime.channels.survey import Survey, survey
+from sm_runtime.characters import human_duration, human_size
 from sm_runtime.errors import DataError
 from sm_runtime.model import Channel, Job
 
@@ -133,9 +134,9 @@ def _fetch(
             gunzip.fetch(wanted, origins, telling.add, stopped)
         seconds = telling.seconds
     what = (_files(folder.survey.channel.name, *coming[folder][:2]) for folder in chosen)
-    rate = progress.size(int(total / max(seconds, 1e-9)))
-    log.info("%s %s in %s (%s/s)", done, ", ".join(what), progress.duration(seconds), rate)
+    rate = human_size(int(total / max(seconds, 1e-9)))
+    log.info("%s %s in %s (%s/s)", done, ", ".join(what), human_duration(seconds), rate)
 
 
 def _files(name: str, count: int, size_bytes: int) -> str:
-    return f"{name} {count} file{'s'[: count != 1]} of {progress.size(size_bytes)}"
+    return f"{name} {count} file{'s'[: count != 1]} of {human_size(size_bytes)}"

@@ -13,9 +13,10 @@ import os
 from collections.abc import Callable, Iterator
 from stat import S_ISREG
 
-from sm_runtime.channels import UNFINISHED, marks, progress, room
+from sm_runtime.channels import UNFINISHED, marks, room
 from sm_runtime.channels.mountpoint import mounts_below
 from sm_runtime.channels.survey import Survey, stoppable
+from sm_runtime.characters import human_size
 from sm_runtime.errors import DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import can_clone, data_bytes
@@ -66,7 +67,7 @@ class Folder:
             log.info(
                 "channel %s: %s of the same objects are there from an earlier attempt",
                 self.survey.channel.name,
-                progress.size(kept),
+                human_size(kept),
             )
 
     def _tell_removed(self, count: int, first: str) -> None:

@@ -1,31 +1,41 @@
-"""Says how far a download is: a bar on a terminal, a line every ten seconds in a log."""
+"""Says how far a download is: a line every ten seconds, or tqdm's bar on a terminal."""
 
 from __future__ import annotations
 
 import logging
 import sys
 import time
+from importlib import import_module
+from importlib.util import find_spec
 from threading import Event, Lock, Thread
-from typing import TextIO
+from typing import Any, TextIO
+
+from sm_runtime.characters import human_duration, human_size
 
 log = logging.getLogger(__name__)
 
 LINE_SECONDS = 10.0
-BAR_SECONDS = 0.2
-_BAR_WIDTH = 24
 _RATE_SECONDS = 30.0
 """The rate is that of the last so many seconds: a stall shows."""
 
 
 class Progress:
-    """Counts bytes, from any thread, and tells of them while the block lasts."""
+    """Counts bytes, from any thread, and tells of them while the block lasts.
+
+    ``every`` is the seconds from one line to the next; ``terminal`` gets a bar instead, where tqdm
+    is installed.
+    """
 
     def __init__(
-        self, what: str, total_bytes: int, *, terminal: TextIO | None = None, every: float = 0
+        self,
+        what: str,
+        total_bytes: int,
+        *,
+        terminal: TextIO | None = None,
+        every: float = LINE_SECONDS,
     ) -> None:
-        self._what, self._total = what, total_bytes
-        self._terminal = terminal
-        self._every = every or (BAR_SECONDS if terminal else LINE_SECONDS)
+        self._what, self._total, self._every = what, total_bytes, every
+        self._bar = _bar(what, total_bytes, terminal) if terminal else None
         self._done = 0
         self._lock = Lock()
         self._over = Event()
@@ -37,6 +47,11 @@ class Progress:
         """Count so many bytes more."""
         with self._lock:
             self._done += size_bytes
+            if self._bar is not None:
+                try:
+                    self._bar.update(size_bytes)
+                except (OSError, ValueError):  # nobody looks any more: the download goes on
+                    self._bar = None
 
     @property
     def seconds(self) -> float:
@@ -44,22 +59,20 @@ class Progress:
         return time.monotonic() - self._begun
 
     def __enter__(self) -> Progress:
-        self._thread.start()
+        if self._bar is None:
+            self._thread.start()
         return self
 
     def __exit__(self, *_: object) -> None:
         self._over.set()
-        self._thread.join()
-        if self._terminal:
-            self._write("\r\033[K")
+        if self._thread.is_alive():
+            self._thread.join()
+        if self._bar is not None:
+            self._bar.close()
 
     def _tell(self) -> None:
         while not self._over.wait(self._every):
-            text = self._text()
-            if self._terminal:
-                self._write(f"\r{_bar(self._done, self._total)} {text}\033[K")
-            else:
-                log.info("%s", text)
+            log.info("%s", self._text())
 
     def _text(self) -> str:
         now, done = time.monotonic(), self._done
@@ -69,14 +82,6 @@ class Progress:
         since, before = self._seen[0]
         rate = (done - before) / max(now - since, 1e-9)
         return line(self._what, done, self._total, rate)
-
-    def _write(self, text: str) -> None:
-        assert self._terminal
-        try:
-            self._terminal.write(text)
-            self._terminal.flush()
-        except (OSError, ValueError):  # nobody looks any more: the download goes on
-            self._over.set()
 
 
 def terminal() -> TextIO | None:
@@ -96,33 +101,18 @@ def line(what: str, done_bytes: int, total_bytes: int, rate: float) -> str:
     elif rate < 1:
         rest = "nothing arrives"
     else:
-        rest = f"{duration(left / rate)} left"
+        rest = f"{human_duration(left / rate)} left"
     return (
-        f"{what}: {size(done_bytes)} of {size(total_bytes)} ({percent} %),"
-        f" {size(int(rate))}/s, {rest}"
+        f"{what}: {human_size(done_bytes)} of {human_size(total_bytes)} ({percent} %),"
+        f" {human_size(int(rate))}/s, {rest}"
     )
 
 
-def size(count: int) -> str:
-    """Return a number of bytes as one reads it."""
-    amount = float(count)
-    for unit in ("B", "KiB", "MiB"):
-        if amount < 1024:
-            return f"{amount:.0f} B" if unit == "B" else f"{amount:.1f} {unit}"
-        amount /= 1024
-    return f"{amount:.1f} GiB"
-
-
-def duration(seconds: float) -> str:
-    """Return a time as one reads it: ``0.3 s``, ``12 s``, ``3 min 5 s``, ``2 h 10 min``."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s" if whole >= 10 else f"{seconds:.1f} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60} s"
-    return f"{whole // 3600} h {whole % 3600 // 60} min"
-
-
-def _bar(done: int, total: int) -> str:
-    filled = _BAR_WIDTH * min(done, total) // total if total else _BAR_WIDTH
-    return f"[{'#' * filled}{'.' * (_BAR_WIDTH - filled)}]"
+def _bar(what: str, total_bytes: int, terminal: TextIO) -> Any:
+    """Return tqdm's bar; None where it is not installed."""
+    if find_spec("tqdm") is None:
+        return None
+    return import_module("tqdm").tqdm(
+        desc=what, total=total_bytes, unit="B", unit_scale=True, unit_divisor=1024,
+        file=terminal, leave=False,
+    )  # fmt: skip

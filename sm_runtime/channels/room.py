@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sm_runtime.channels.progress import size
+from sm_runtime.characters import human_size
 from sm_runtime.errors import DataError
 
 _MOUNTS = "/proc/self/mounts"
@@ -64,8 +64,8 @@ def _reason(device: int, needs: list[Need]) -> str | None:
     if blocks > free:
         more = "" if total > free else f" with the blocks of {files} files"
         return (
-            f"{who} {size(max(total, blocks if more else 0))}{more},"
-            f" {place} has {size(free)} free{_largest(device)}"
+            f"{who} {human_size(max(total, blocks if more else 0))}{more},"
+            f" {place} has {human_size(free)} free{_largest(device)}"
         )
     files += sum(n.bare for n in needs)
     if found.f_files and files > found.f_favail:
@@ -92,7 +92,7 @@ def _largest(besides: int) -> str:
         free = found.f_bavail * found.f_frsize
         if free > best and not found.f_flag & os.ST_RDONLY:
             best, place = free, folder
-    return f" (largest free: {place} {size(best)})" if place else ""
+    return f" (largest free: {place} {human_size(best)})" if place else ""
 
 
 def _mounted() -> Iterator[str]:

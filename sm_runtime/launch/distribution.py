@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sm_runtime.errors import ConfigError
-from sm_runtime.hyperparameters import MOST_PROCESSES
 from sm_runtime.model import Hardware, Job
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+MOST_PROCESSES = 1024
+"""The most processes that a host may be asked to run, five times the CPUs of the largest training
+instance: a launcher that is asked for 100,000 is at work for minutes before it fails."""
 PLAIN = "plain"
 PARAMETER_SERVER = "parameter_server"
 MULTI_WORKER = "multi_worker"
