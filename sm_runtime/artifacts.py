@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
-from sm_runtime import pack
+from sm_runtime import location, pack
 from sm_runtime.errors import ArtifactError
 from sm_runtime.model import Job
 from sm_runtime.saved import Saved, Warnings, summary_lines
@@ -259,7 +259,7 @@ def _warn_of_nothing(job: Job, part: _Part, warnings: Warnings) -> None:
         return
     given = job.hyperparameters.get("model_dir")
     elsewhere = job.model_dir.uri if job.model_dir else given
-    if isinstance(elsewhere, str) and elsewhere.startswith("s3://"):
+    if location.is_s3(elsewhere):
         hint = f"hyperparameter model_dir is {elsewhere}: the script may have written it there"
     else:
         hint = "the script writes to SM_MODEL_DIR what is to be kept"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from sm_runtime import configfiles, regular
+from sm_runtime import configfiles, location, regular
 from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document
@@ -105,7 +105,7 @@ def _named(value: str, environ: Mapping[str, str]) -> Document:
 
 def _fetch(uri: str, environ: Mapping[str, str]) -> bytes:
     """Return the request from object storage, with the credentials that ``environ`` leads to."""
-    if not uri.lower().startswith("s3://"):
+    if not location.is_s3(uri):
         raise ConfigError(
             f"environment: {VARIABLE}: {uri!r} must be a path, a file:// or s3:// URI, or a JSON"
             " object"

@@ -6,7 +6,7 @@ import logging
 import os
 from collections.abc import Iterable, Iterator
 
-from sm_runtime import configfiles
+from sm_runtime import configfiles, location
 from sm_runtime.model import Job
 
 log = logging.getLogger(__name__)
@@ -19,7 +19,7 @@ def hand_over(job: Job) -> None:
         return
     checkpoints = job.checkpoints.local_path if job.checkpoints else job.paths.checkpoints
     tops = [job.paths.model, job.paths.output, checkpoints]
-    if job.output and job.output.uri.startswith("file:"):
+    if job.output and location.is_file(job.output.uri):
         from sm_runtime.storage.local import path_of
 
         destination = path_of(job.output.uri)

@@ -10,6 +10,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import replace
 
+from sm_runtime import location
 from sm_runtime.model import Job, Sync
 
 _ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
@@ -73,4 +74,4 @@ def tensorflow_variables(job: Job, environ: Mapping[str, str]) -> dict[str, str]
 
 def _remote(job: Job) -> str | None:
     uri = job.hyperparameters.get("model_dir")
-    return uri if isinstance(uri, str) and uri.startswith("s3://") else None
+    return str(uri) if location.is_s3(uri) else None

@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sm_runtime import location
 from sm_runtime.api import REQUEST, Refused, Shape, without_effect
 from sm_runtime.model import Json, Metric, Output, Source, Sync
 from sm_runtime.paths import Paths
@@ -203,7 +204,7 @@ def _file_system_source(at: Field, compression: str, seed: int | None) -> Source
     mode = at.get("FileSystemAccessMode").text("ro", choices=("rw", "ro"))
     if directory is None:
         return None
-    if not directory.startswith(("/", "file:///")):
+    if not (directory.startswith("/") or location.is_file(directory)):
         at.get("DirectoryPath").must("an absolute path or a file:// URI")
         return None
     return Source(
@@ -324,7 +325,11 @@ def _required(at: Field, name: str) -> str | None:
 def storage_uri(at: Field) -> str | None:
     """Return the ``s3://`` or ``file://`` URI at ``at``, where the API wants one."""
     uri = at.text()
-    if uri is not None and not re.match(r"s3://[^/]+|file:///", uri):
+    if uri is None:
+        return None
+    try:
+        location.parse(uri)
+    except ValueError:
         at.must("s3://bucket/prefix or file:///path")
         return None
     return uri

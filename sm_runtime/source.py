@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from sm_runtime import search_path
+from sm_runtime import location, search_path
 from sm_runtime.errors import CodeError, ConfigError, JobError
 from sm_runtime.launch.script import Found, entry
 from sm_runtime.model import Channel, Job
@@ -163,9 +163,9 @@ def problems(job: Job, environ: Mapping[str, str] | None = None) -> list[str]:
 
 def _local_path(value: str) -> str:
     """Return the path of a plain path or ``file://`` URI; anything else is returned unchanged."""
-    if not value.startswith("file://"):
+    if not location.is_file(value):
         return value
-    rest = value[len("file://") :]
+    rest = value.partition("://")[2]
     path = rest.removeprefix("localhost")
     if not path.startswith("/"):
         raise CodeError(
@@ -205,7 +205,7 @@ def _opened(job: Job, environ: Mapping[str, str], stopped: Callable[[], bool]) -
 
 
 def _is_remote(uri: str) -> bool:
-    return uri.startswith("s3://")
+    return location.is_s3(uri)
 
 
 def _existing(uri: str) -> str:

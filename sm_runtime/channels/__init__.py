@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
+from sm_runtime import location
 from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.model import Channel, Job
 
@@ -245,7 +246,7 @@ def is_filled(path: str) -> bool:
 
 def _is_local(channel: Channel) -> bool:
     assert channel.source is not None
-    return not channel.source.uri.startswith("s3:")
+    return not location.is_s3(channel.source.uri)
 
 
 def _is_mounted(channel: Channel) -> bool:

@@ -14,6 +14,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
+from sm_runtime import location
 from sm_runtime.channels import Bind, is_filled, is_ours, is_placed
 from sm_runtime.channels.folder import clear
 from sm_runtime.channels.selection import file_uri, key_of
@@ -92,7 +93,7 @@ def source_path(channel: Channel) -> str | None:
     """Return the path that a channel's source names; None where it is not on this machine."""
     assert channel.source is not None
     uri = file_uri(channel.source.uri)
-    if not uri.startswith("file:"):
+    if not location.is_file(uri):
         return None
     return key_of(uri).rstrip("/") or "/"
 

@@ -11,6 +11,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
+from sm_runtime import location
 from sm_runtime.errors import DataError
 from sm_runtime.storage import Origin
 
@@ -44,7 +45,7 @@ def entries(text: bytes | str, where: str) -> list[str]:
         raise DataError(
             f'{where} is no manifest: a list is needed whose first element is {{"prefix": "s3://..."}}'
         )
-    if not prefix.startswith(("s3://", "file:///")):
+    if not _is_location(prefix):
         raise DataError(f"{where}: the prefix {prefix!r} must begin with s3:// or file:///")
     for position, entry in enumerate(document[1:], 1):
         if not isinstance(entry, str) or not entry:
@@ -86,9 +87,17 @@ def _attribute(example: dict[str, object], name: str, where: str) -> Attribute:
     if not name.endswith("-ref"):
         text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
         return Attribute(name=name, value=text, content=value)
-    if not isinstance(value, str) or not value.startswith(("s3://", "file:///")):
+    if not isinstance(value, str) or not _is_location(value):
         raise DataError(f"{where}: {name} must be the URI of an object, not {_short(value)}")
     return Attribute(name=name, value=value, is_reference=True, content=value)
+
+
+def _is_location(uri: str) -> bool:
+    try:
+        location.parse(uri)
+    except ValueError:
+        return False
+    return True
 
 
 def content(origin: Origin, uri: str) -> bytes:

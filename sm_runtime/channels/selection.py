@@ -6,8 +6,9 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from urllib.parse import quote, unquote_to_bytes
+from urllib.parse import unquote_to_bytes
 
+from sm_runtime import location
 from sm_runtime.channels import manifest
 from sm_runtime.errors import DataError
 from sm_runtime.model import Channel, Cluster, Job, Source
@@ -129,13 +130,13 @@ def objects(
 def prefix_of(source: Source) -> str:
     """Return the prefix to list: a local folder is only itself, not ``<folder>2`` as well."""
     uri = file_uri(source.uri)
-    is_folder = uri.startswith("file:") and os.path.isdir(key_of(uri))
+    is_folder = location.is_file(uri) and os.path.isdir(key_of(uri))
     return uri + "/" if is_folder and not uri.endswith("/") else uri
 
 
 def file_uri(uri: str) -> str:
     """Return ``uri``, a bare path (``DirectoryPath``) as a URI."""
-    return uri if "://" in uri else "file://" + quote(os.fsencode(uri))
+    return uri if location.scheme(uri) else location.file_uri(uri)
 
 
 def key_of(uri: str) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
+from sm_runtime import location
 from sm_runtime.errors import ConfigError
 from sm_runtime.model import Job
 
@@ -36,15 +37,13 @@ class Folder:
         """The URI of the place, which ends in a slash."""
         from urllib.parse import quote
 
-        parts = self.parts if self.uri.startswith("s3:") else map(quote, self.parts)
+        parts = self.parts if location.is_s3(self.uri) else map(quote, self.parts)
         return "/".join((self.uri.rstrip("/"), *parts, ""))
 
     @property
     def prefix(self) -> str | None:
         """What the keys of the place begin with, where it is one of an object store."""
-        if not self.place.startswith("s3:"):
-            return None
-        return self.place.removeprefix("s3://").partition("/")[2]
+        return location.parse(self.place).path if location.is_s3(self.place) else None
 
 
 def folders(job: Job) -> tuple[Folder, ...]:
@@ -103,8 +102,7 @@ def _intermediate(job: Job) -> tuple[Folder, ...]:
     if not uri or os.path.lexists(job.paths.intermediate):
         return ()
     setting = "hyperparameters: sagemaker_s3_output"
-    scheme = str(uri).partition(":")[0]
-    if scheme not in ("s3", "file"):
+    if not (location.is_s3(uri) or location.is_file(uri)):
         raise ConfigError(f"{setting}: {uri!r} is no s3:// or file:// URI")
     return (
         Folder(
@@ -114,6 +112,6 @@ def _intermediate(job: Job) -> tuple[Folder, ...]:
             parts=(*([job.name] if job.name else []), "output", "intermediate"),
             setting=setting,
             # A file: URI means a folder that whoever set it collects (SageMaker training toolkit).
-            uploads=scheme == "s3",
+            uploads=location.is_s3(uri),
         ),
     )

@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
+from sm_runtime import location
 from sm_runtime.errors import ConfigError, DataError
 from sm_runtime.model import Job
 from sm_runtime.storage import Blob, Origin, open_origin
@@ -54,7 +55,7 @@ def restore(
 
 
 def _nothing_there(folder: Folder) -> bool:
-    if not folder.place.startswith("file:"):
+    if not location.is_file(folder.place):
         return False
     from sm_runtime.storage.local import path_of
 
