@@ -229,24 +229,26 @@ class Relay:
         self._thread = threading.Thread(target=self._carry, name=f"relay-{name}", daemon=True)
 
     def start(self) -> None:
-        """Start to carry; the writing end is closed here, the child has its own.
+        """Start to carry, before the process starts, which may use up what there is of threads.
 
         Raises MemoryError, or RuntimeError where there can be no more threads: in the thread itself
         the output would only be lost.
         """
+        try:
+            self._buffer = bytearray(PIPE_BYTES)
+            self._thread.start()
+        except BaseException:
+            os.close(self._source)
+            raise
+
+    def close_writer(self) -> None:
+        """Close the writing end here: the process has its own, or was not started."""
         os.close(self.writer)
-        self._buffer = bytearray(PIPE_BYTES)
-        self._thread.start()
 
     def hurry(self) -> None:
         """Drop what a stalled reader does not take: a stop was asked for."""
         if self._sink:
             self._sink.stopping = True
-
-    def abandon(self) -> None:
-        """Close both ends of a relay that was never started."""
-        os.close(self.writer)
-        os.close(self._source)
 
     def finish(
         self, stall_seconds: float, until: Callable[[], float] = lambda: float("inf")

@@ -325,7 +325,9 @@ def _spawn(
 ) -> subprocess.Popen[bytes]:
     """Start a process in a session and group of its own, its output going to the relays."""
     try:
-        process = subprocess.Popen(
+        for relay in set(relays):
+            relay.start()
+        return subprocess.Popen(
             command.argv,
             cwd=command.cwd,
             env=command.env,
@@ -335,15 +337,13 @@ def _spawn(
             preexec_fn=before_exec,
         )
     except (OSError, ValueError) as error:  # ValueError: a NUL in an argument
-        for relay in set(relays):
-            relay.abandon()
         reason: object = error
         if isinstance(error, OSError):
             reason = f"{error.strerror}: {error.filename or command.argv[0]!r}"
         raise LaunchError(f"cannot start {command.argv[0]!r}: {reason}") from None
-    for relay in set(relays):
-        relay.start()
-    return process
+    finally:
+        for relay in set(relays):
+            relay.close_writer()
 
 
 def _ended_children() -> list[tuple[int, int]]:

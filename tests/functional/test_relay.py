@@ -221,6 +221,7 @@ class Place:
         relay = Relay(self.sink, "test", prefix)
         fd = os.dup(relay.writer)
         relay.start()
+        relay.close_writer()
         self._relays.append(relay)
         self._pipes.append(fd)
         return fd
