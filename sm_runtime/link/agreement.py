@@ -244,7 +244,8 @@ class Agreement:
         """
         if self._is_stopping():
             return (self._finished | self._gone | self._done).issuperset(self.hosts)
-        return self._settled_at is not None and now >= self._settled_at
+        is_late = self._settled_at is not None and now >= self._settled_at
+        return is_late or len(self.hosts) == 1
 
     def _all_finished(self, now: float) -> bool:
         if not self._has_started:

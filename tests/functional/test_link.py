@@ -11,18 +11,14 @@ import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
-from dataclasses import replace
 from typing import Any
 
 import pytest
 
 from sm_runtime.failure import Failure
-from sm_runtime.link.alone import Alone
-from sm_runtime.link.common import Link, Terms
-from sm_runtime.link.leader import Leader
-from sm_runtime.link.secure import Conversation, PeerError
-from sm_runtime.link.wire import Wire
-from sm_runtime.link.worker import Worker
+from sm_runtime.frozen import replace
+from sm_runtime.link.agreement import Priority
+from sm_runtime.link.link import ClusterConfig, Link
 from sm_runtime.model import Cluster
 from tests.harness import eventually
 
@@ -31,7 +27,7 @@ ONE, TWO, THREE = HOSTS
 SECRET = b"x" * 32
 
 
-def terms(host: str, hosts: tuple[str, ...] = HOSTS, **more: Any) -> Terms:
+def config(host: str, hosts: tuple[str, ...] = HOSTS, **more: Any) -> ClusterConfig:
     values: dict[str, Any] = {
         "cluster": Cluster(current_host=host, hosts=hosts),
         "hosts": hosts,
@@ -41,7 +37,7 @@ def terms(host: str, hosts: tuple[str, ...] = HOSTS, **more: Any) -> Terms:
         "beat_seconds": 0.1,
         **more,
     }
-    return Terms(**values)
+    return ClusterConfig(**values)
 
 
 class Hosts:
@@ -50,20 +46,17 @@ class Hosts:
     def __init__(self) -> None:
         self.links: dict[str, Link] = {}
 
-    def add(self, found: Terms) -> Link:
+    def add(self, found: ClusterConfig) -> Link:
         host = found.current
-        new = Worker(found, lambda: None)
-        link = Leader(found, lambda: None, ONE) if host == found.leader else new
-        if link is not new:
-            new.close()
+        link = Link(found, lambda: None, ONE)
         self.links[host] = link
         link.start()
         return link
 
     def start(self, hosts: tuple[str, ...] = HOSTS, **more: Any) -> list[Link]:
         for host in hosts:
-            self.add(terms(host, hosts, **more)).ready({"script": 1})
-        self.all(lambda link: link.going, "all go")
+            self.add(config(host, hosts, **more)).ready({"script": 1})
+        self.all(lambda link: link.state.start, "all go")
         return list(self.links.values())
 
     def all(self, condition: Callable[[Link], Any], what: str) -> None:
@@ -71,8 +64,8 @@ class Hosts:
 
     def failure(self) -> Failure:
         """Return the failure that all hosts know of, which is the same."""
-        self.all(lambda link: link.failure, "all fail")
-        found = {link.failure for link in self.links.values()}
+        self.all(lambda link: link.state.failure, "all fail")
+        found = {link.state.failure for link in self.links.values()}
         assert len(found) == 1
         failure = found.pop()
         assert failure is not None
@@ -81,7 +74,7 @@ class Hosts:
     def leave(self) -> None:
         for link in self.links.values():
             link.done()
-        self.all(lambda link: link.farewell, "all may leave")
+        self.all(lambda link: link.state.finished, "all may leave")
 
     def close(self) -> None:
         for link in self.links.values():
@@ -108,69 +101,69 @@ def failed_with(hosts: Hosts, *parts: str) -> None:
 
 
 def test_all_go_when_all_are_ready_and_are_over_when_all_have_finished(hosts: Hosts) -> None:
-    links = [hosts.add(terms(host)) for host in HOSTS]
+    links = [hosts.add(config(host)) for host in HOSTS]
     for number, link in enumerate(links):
-        assert link.going is None
+        assert link.state.start is None
         link.ready({"script": number})
-    hosts.all(lambda link: link.going, "all go")
-    assert {json.dumps(link.going["ports"], sort_keys=True) for link in links if link.going} == {
-        json.dumps({host: {"script": number} for number, host in enumerate(HOSTS)})
-    }
+    hosts.all(lambda link: link.state.start, "all go")
+    assert {
+        json.dumps(link.state.start["ports"], sort_keys=True) for link in links if link.state.start
+    } == {json.dumps({host: {"script": number} for number, host in enumerate(HOSTS)})}
     links[0].finished()
     links[1].finished()
     links[2].send(ONE, {"do": "something"})
-    eventually(lambda: links[0].inbox, "the message of the third")
-    assert not any(link.over for link in links)
+    eventually(lambda: links[0].state.inbox, "the message of the third")
+    assert not any(link.state.training_done for link in links)
     links[2].finished()
-    hosts.all(lambda link: link.over, "all are over")
+    hosts.all(lambda link: link.state.training_done, "all are over")
     hosts.leave()
-    eventually(lambda: links[0].everybody_left, "the workers leave first")
-    assert not any(link.failure or link.stop for link in links)
+    eventually(lambda: links[0].workers_gone, "the workers leave first")
+    assert not any(link.state.failure or link.state.stop_reason for link in links)
 
 
 @pytest.mark.parametrize("seconds", [0.0, 0.2])
 def test_the_others_may_linger_when_the_leader_has_finished(hosts: Hosts, seconds: float) -> None:
-    links = hosts.start(linger_seconds=seconds)
+    links = hosts.start(patience_seconds=seconds)
     links[1].finished()
     links[2].send(ONE, {"do": "something"})
-    eventually(lambda: links[0].inbox, "the message of the third")
-    assert not links[0].over
+    eventually(lambda: links[0].state.inbox, "the message of the third")
+    assert not links[0].state.training_done
     links[0].finished()
-    hosts.all(lambda link: link.over, "all are over")
+    hosts.all(lambda link: link.state.training_done, "all are over")
 
 
 def test_a_host_that_is_awaited_is_not_hastened(hosts: Hosts) -> None:
-    one, two, three = hosts.start(linger_seconds=0.0, awaited=(THREE,))
+    one, two, three = hosts.start(patience_seconds=0.0, awaited=(THREE,))
     one.finished()
     threading.Event().wait(0.5)
-    assert not any(link.over for link in (one, two, three))
+    assert not any(link.state.training_done for link in (one, two, three))
     assert busy_seconds(0.5) < 0.25
     three.finished()
-    hosts.all(lambda link: link.over, "all are over, the second as well")
+    hosts.all(lambda link: link.state.training_done, "all are over, the second as well")
 
 
 def test_a_host_that_comes_late_learns_what_has_happened(hosts: Hosts) -> None:
     for host in HOSTS[:2]:
-        hosts.add(terms(host)).ready({})
+        hosts.add(config(host)).ready({})
     hosts.links[TWO].stopped("SIGTERM")
-    eventually(lambda: hosts.links[ONE].stop, "the leader knows")
-    late = hosts.add(terms(THREE))
-    eventually(lambda: late.stop, "the late one knows")
-    assert late.stop == f"SIGTERM on {TWO}"
+    eventually(lambda: hosts.links[ONE].state.stop_reason, "the leader knows")
+    late = hosts.add(config(THREE))
+    eventually(lambda: late.state.stop_reason, "the late one knows")
+    assert late.state.stop_reason == f"SIGTERM on {TWO}"
 
 
 def test_a_host_that_starts_before_the_leader_waits_for_it(hosts: Hosts) -> None:
-    worker = hosts.add(terms(TWO, HOSTS[:2]))
-    eventually(lambda: worker.waiting == ONE, "it waits")
-    hosts.add(terms(ONE, HOSTS[:2])).ready({})
+    worker = hosts.add(config(TWO, HOSTS[:2]))
+    eventually(lambda: worker.state.waiting_for == ONE, "it waits")
+    hosts.add(config(ONE, HOSTS[:2])).ready({})
     worker.ready({})
-    hosts.all(lambda link: link.going, "all go")
+    hosts.all(lambda link: link.state.start, "all go")
 
 
 def test_a_taken_port_is_no_hindrance(hosts: Hosts) -> None:
     with socket.socket() as taken:
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        taken.bind((ONE, terms(ONE).port))
+        taken.bind((ONE, config(ONE).port))
         taken.listen()
         hosts.start()
 
@@ -178,12 +171,12 @@ def test_a_taken_port_is_no_hindrance(hosts: Hosts) -> None:
 def test_messages_reach_the_host_they_are_for(hosts: Hosts) -> None:
     one, two, three = hosts.start()
     one.send(THREE, {"do": "launch"})
-    eventually(lambda: three.inbox, "the third has it")
+    eventually(lambda: three.state.inbox, "the third has it")
     three.send(ONE, {"do": "exited", "status": 0})
-    eventually(lambda: one.inbox, "the leader has it")
-    assert one.inbox.popleft() == {"do": "exited", "status": 0, "host": THREE}
-    assert three.inbox.popleft() == {"do": "launch"}
-    assert not two.inbox
+    eventually(lambda: one.state.inbox, "the leader has it")
+    assert one.state.inbox.popleft() == {"do": "exited", "status": 0, "host": THREE}
+    assert three.state.inbox.popleft() == {"do": "launch", "host": ONE}
+    assert not two.state.inbox
 
 
 # -- failures ----------------------------------------------------------------------------------
@@ -216,45 +209,45 @@ def test_of_equal_failures_the_first_counts(hosts: Hosts) -> None:
 
 
 def test_a_failure_before_all_have_come_reaches_who_comes_later(hosts: Hosts) -> None:
-    hosts.add(terms(ONE)).failed(failure(ONE, "pip"))
-    eventually(lambda: hosts.links[ONE].failure, "the leader has failed")
+    hosts.add(config(ONE)).failed(failure(ONE, "pip"))
+    eventually(lambda: hosts.links[ONE].state.failure, "the leader has failed")
     for host in HOSTS[1:]:
-        hosts.add(terms(host))
+        hosts.add(config(host))
     assert hosts.failure().message == "pip"
     hosts.leave()
 
 
 def test_a_failure_of_a_host_that_waits_for_the_leader_is_told_when_it_comes(hosts: Hosts) -> None:
-    worker = hosts.add(terms(TWO, HOSTS[:2]))
+    worker = hosts.add(config(TWO, HOSTS[:2]))
     worker.failed(failure(TWO, "pip"))
-    hosts.add(terms(ONE, HOSTS[:2])).ready({})
+    hosts.add(config(ONE, HOSTS[:2])).ready({})
     assert hosts.failure().message == "pip"
-    assert hosts.links[ONE].going is None
+    assert hosts.links[ONE].state.start is None
 
 
 def test_a_failure_after_the_end_of_training_is_still_everybodys(hosts: Hosts) -> None:
     links = hosts.start()
     for link in links:
         link.finished()
-    hosts.all(lambda link: link.over, "all are over")
+    hosts.all(lambda link: link.state.training_done, "all are over")
     links[0].done()
     links[2].done()
     links[1].failed(failure(TWO, "upload"))
     links[1].done()
     assert hosts.failure().message == "upload"
-    hosts.all(lambda link: link.farewell, "all may leave")
+    hosts.all(lambda link: link.state.finished, "all may leave")
 
 
 def test_a_host_that_is_lost_while_it_saves_is_a_failure(hosts: Hosts) -> None:
     one, two, three = hosts.start()
     for link in (one, two, three):
         link.finished()
-    hosts.all(lambda link: link.over, "all are over")
+    hosts.all(lambda link: link.state.training_done, "all are over")
     one.done()
     three.done()
     hosts.links.pop(TWO).close()
     failed_with(hosts, f"{TWO} (127.0.0.1) is lost: the connection was closed")
-    hosts.all(lambda link: link.farewell, "all may leave")
+    hosts.all(lambda link: link.state.finished, "all may leave")
 
 
 def test_a_host_that_is_lost_is_why_the_others_fail(hosts: Hosts) -> None:
@@ -265,20 +258,20 @@ def test_a_host_that_is_lost_is_why_the_others_fail(hosts: Hosts) -> None:
     assert hosts.failure().name == "HostLostError"
     for link in (one, three):
         link.done()
-    hosts.all(lambda link: link.farewell, "nobody waits for the lost")
+    hosts.all(lambda link: link.state.finished, "nobody waits for the lost")
 
 
 def test_a_lost_leader_ends_every_host(hosts: Hosts) -> None:
     hosts.start()
     hosts.links.pop(ONE).close()
     failed_with(hosts, f"{ONE} ({ONE}) is lost: the connection was closed")
-    hosts.all(lambda link: link.farewell, "nobody waits for the lost")
+    hosts.all(lambda link: link.state.finished, "nobody waits for the lost")
 
 
 class Elsewhere:
     """A host in a process of its own, which can be suspended."""
 
-    def __init__(self, found: Terms) -> None:
+    def __init__(self, found: ClusterConfig) -> None:
         values = {
             "host": found.current, "hosts": found.hosts, "port": found.port,
             "silence_seconds": found.silence_seconds,
@@ -287,9 +280,9 @@ class Elsewhere:
             "import json, sys; from tests.functional.test_link import *\n"
             "found = json.loads(sys.argv[1])\n"
             "found['hosts'] = tuple(found['hosts'])\n"
-            "link = Hosts().add(terms(**found)); link.ready({})\n"
-            "eventually(lambda: link.going, 'it goes', 60); print('going', flush=True)\n"
-            "eventually(lambda: link.failure, 'it fails', 60); print(link.failure.message)\n"
+            "link = Hosts().add(config(**found)); link.ready({})\n"
+            "eventually(lambda: link.state.start, 'it goes', 60); print('going', flush=True)\n"
+            "eventually(lambda: link.state.failure, 'it fails', 60); print(link.state.failure.message)\n"
             "link.close()\n"
         )
         self.process = subprocess.Popen(
@@ -311,14 +304,14 @@ class Elsewhere:
 @pytest.mark.parametrize("silent", [ONE, TWO])
 def test_a_host_that_falls_silent_is_lost(hosts: Hosts, silent: str) -> None:
     pair = HOSTS[:2]
-    with Elsewhere(terms(silent, pair, silence_seconds=3.0)) as elsewhere:
+    with Elsewhere(config(silent, pair, silence_seconds=3.0)) as elsewhere:
         rest = next(host for host in pair if host != silent)
-        hosts.add(terms(rest, pair, silence_seconds=0.5)).ready({})
+        hosts.add(config(rest, pair, silence_seconds=0.5)).ready({})
         assert elsewhere.line() == "going"
         elsewhere.process.send_signal(signal.SIGSTOP)
         failed_with(hosts, f"{silent} (127.0.0.1) is lost: it has been silent for 0.5 s")
         hosts.links[rest].done()
-        hosts.all(lambda link: link.farewell, "nobody waits for the silent")
+        hosts.all(lambda link: link.state.finished, "nobody waits for the silent")
 
 
 @pytest.mark.parametrize("suspended", [ONE, TWO])
@@ -326,9 +319,9 @@ def test_a_host_that_was_suspended_itself_does_not_take_the_others_for_silent(
     hosts: Hosts, suspended: str
 ) -> None:
     pair = HOSTS[:2]
-    with Elsewhere(terms(suspended, pair, silence_seconds=0.3)) as elsewhere:
+    with Elsewhere(config(suspended, pair, silence_seconds=0.3)) as elsewhere:
         rest = next(host for host in pair if host != suspended)
-        link = hosts.add(terms(rest, pair, silence_seconds=60.0))
+        link = hosts.add(config(rest, pair, silence_seconds=60.0))
         link.ready({})
         assert elsewhere.line() == "going"
         elsewhere.process.send_signal(signal.SIGSTOP)
@@ -336,7 +329,7 @@ def test_a_host_that_was_suspended_itself_does_not_take_the_others_for_silent(
         elsewhere.process.send_signal(signal.SIGCONT)
         other = f"{rest} (127.0.0.1) is lost: it has been silent"
         threading.Event().wait(0.6)
-        assert link.failure is None, other
+        assert link.state.failure is None, other
         link.failed(failure(rest, "the end"))
         assert elsewhere.line() == "the end"
 
@@ -349,20 +342,20 @@ def test_a_request_to_stop_reaches_all_with_the_host_that_was_told(hosts: Hosts,
     hosts.start()
     hosts.links[at].stopped("SIGTERM")
     others = [link for host, link in hosts.links.items() if host != at]
-    eventually(lambda: all(link.stop for link in others), "the others know")
-    assert {link.stop for link in others} == {f"SIGTERM on {at}"}
+    eventually(lambda: all(link.state.stop_reason for link in others), "the others know")
+    assert {link.state.stop_reason for link in others} == {f"SIGTERM on {at}"}
 
 
 def test_after_a_request_to_stop_nobodys_end_is_hastened(hosts: Hosts) -> None:
-    one, two, three = hosts.start(linger_seconds=0.0)
+    one, two, three = hosts.start(patience_seconds=0.0)
     two.stopped("SIGTERM")
-    eventually(lambda: one.stop and three.stop, "the others know")
+    eventually(lambda: one.state.stop_reason and three.state.stop_reason, "the others know")
     two.failed(failure(TWO, "stopped", 143))
     one.finished()
     two.send(ONE, {"do": "something"})
-    eventually(lambda: one.inbox, "the leader has heard all that")
+    eventually(lambda: one.state.inbox, "the leader has heard all that")
     threading.Event().wait(1.0)  # twice what failures take to settle
-    assert not any(link.failure or link.over for link in (one, two, three))
+    assert not any(link.state.failure or link.state.training_done for link in (one, two, three))
     assert busy_seconds(0.5) < 0.25
     three.finished()
     assert hosts.failure().status == 143
@@ -384,8 +377,8 @@ def test_a_stop_that_one_script_has_seen_is_its_hosts_success(hosts: Hosts) -> N
     links[1].stopped("SIGTERM")
     for link in links:
         link.finished(began=link is links[2])
-    hosts.all(lambda link: link.over, "all are over")
-    assert not any(link.failure for link in links)
+    hosts.all(lambda link: link.state.training_done, "all are over")
+    assert not any(link.state.failure for link in links)
 
 
 def test_after_a_request_to_stop_hosts_that_end_well_make_a_job_that_did(hosts: Hosts) -> None:
@@ -393,14 +386,14 @@ def test_after_a_request_to_stop_hosts_that_end_well_make_a_job_that_did(hosts: 
     links[0].stopped("SIGTERM")
     for link in links:
         link.finished()
-    hosts.all(lambda link: link.over, "all are over")
-    assert not any(link.failure for link in links)
+    hosts.all(lambda link: link.state.training_done, "all are over")
+    assert not any(link.state.failure for link in links)
 
 
 def test_a_host_that_is_lost_while_all_stop_does_not_hold_up_the_end(hosts: Hosts) -> None:
     one, two, three = hosts.start()
     one.stopped("SIGTERM")
-    eventually(lambda: two.stop and three.stop, "the others know")
+    eventually(lambda: two.state.stop_reason and three.state.stop_reason, "the others know")
     one.finished()
     hosts.links.pop(TWO).close()
     three.finished()
@@ -428,24 +421,24 @@ def test_hosts_that_only_wait_compute_nothing(hosts: Hosts) -> None:
 def test_a_host_that_never_comes_fails_all_by_name_and_cause(hosts: Hosts) -> None:
     names = (ONE, TWO, "no-such-host.invalid")
     for host in names[:2]:
-        hosts.add(terms(host, names, wait_seconds=0.5)).ready({})
+        hosts.add(config(host, names, wait_seconds=0.5)).ready({})
     failed_with(hosts, "no-such-host.invalid: its name does not resolve", "for 0.5 s")
     assert hosts.failure().name == "PeerError"
     hosts.leave()
 
 
 def test_a_host_that_resolves_but_does_not_connect_is_told_as_that(hosts: Hosts) -> None:
-    hosts.add(terms(ONE, wait_seconds=0.5)).ready({})
+    hosts.add(config(ONE, wait_seconds=0.5)).ready({})
     failed_with(hosts, f"{TWO}: has not connected (resolved {TWO}); {THREE}: has not")
     hosts.leave()
 
 
 def test_a_leader_that_never_comes_is_told_by_name_and_cause(hosts: Hosts) -> None:
-    hosts.add(terms(TWO, wait_seconds=0.5)).ready({})
+    hosts.add(config(TWO, wait_seconds=0.5)).ready({})
     failed_with(hosts, f"{ONE}: {ONE} port", "Connection refused for 0.5 s")
     names = ("no-such-host.invalid", TWO)
     hosts.links.pop(TWO).close()
-    hosts.add(terms(TWO, names, wait_seconds=0.2))
+    hosts.add(config(TWO, names, wait_seconds=0.2))
     failed_with(hosts, "no-such-host.invalid: its name does not resolve")
 
 
@@ -459,46 +452,49 @@ def test_a_leader_that_never_comes_is_told_by_name_and_cause(hosts: Hosts) -> No
 )
 def test_hosts_that_differ_do_not_start(hosts: Hosts, changes: dict[str, Any], text: str) -> None:
     same = {"versions": {"Open MPI": "4.1.4"}, "kind": "mpi"}
-    hosts.add(terms(ONE, HOSTS[:2], **same)).ready({})
-    hosts.add(terms(TWO, HOSTS[:2], **{**same, **changes})).ready({})
+    hosts.add(config(ONE, HOSTS[:2], **same)).ready({})
+    hosts.add(config(TWO, HOSTS[:2], **{**same, **changes})).ready({})
     failed_with(hosts, text, "all hosts of a job need the same")
-    assert hosts.links[ONE].going is None
+    assert hosts.links[ONE].state.start is None
 
 
 def test_another_version_of_the_runtime_does_not_start(hosts: Hosts) -> None:
     other = {"versions": {"sm-runtime": "0.0.1"}}
-    hosts.add(terms(ONE, HOSTS[:2])).ready({})
-    hosts.add(terms(TWO, HOSTS[:2], **other)).ready({})
+    hosts.add(config(ONE, HOSTS[:2])).ready({})
+    hosts.add(config(TWO, HOSTS[:2], **other)).ready({})
     failed_with(hosts, "sm-runtime is ", f"and 0.0.1 on {TWO}")
 
 
 @pytest.mark.parametrize("secret", [b"y" * 32, b""], ids=["another", "none"])
 def test_a_host_with_another_secret_ends_at_once_and_says_so(hosts: Hosts, secret: bytes) -> None:
     pair = (ONE, "localhost")  # which is at the address that it connects from
-    leader = hosts.add(terms(ONE, pair))
-    worker = hosts.add(terms("localhost", pair, secret=secret))
-    hosts.all(lambda link: link.failure, "all fail")
+    leader = hosts.add(config(ONE, pair))
+    worker = hosts.add(config("localhost", pair, secret=secret))
+    hosts.all(lambda link: link.state.failure, "all fail")
     for link in (leader, worker):
-        assert link.failure and "SM_RUNTIME_CLUSTER_SECRET" in link.failure.message
+        assert link.state.failure and "SM_RUNTIME_CLUSTER_SECRET" in link.state.failure.message
 
 
 def test_a_secret_that_the_leader_lacks_is_told(hosts: Hosts) -> None:
     pair = (ONE, "localhost")
-    hosts.add(terms(ONE, pair, secret=b""))
-    hosts.add(terms("localhost", pair))
-    hosts.all(lambda link: link.failure, "all fail")
-    messages = [link.failure.message for link in hosts.links.values() if link.failure]
+    hosts.add(config(ONE, pair, secret=b""))
+    hosts.add(config("localhost", pair))
+    hosts.all(lambda link: link.state.failure, "all fail")
+    messages = [link.state.failure.message for link in hosts.links.values() if link.state.failure]
     assert all("SM_RUNTIME_CLUSTER_SECRET" in message for message in messages)
 
 
 def test_a_host_of_another_job_is_not_let_in(hosts: Hosts) -> None:
-    leader = hosts.add(terms(ONE, wait_seconds=1.0))
-    other = hosts.add(terms(TWO, wait_seconds=1.0, job_name="another"))
-    eventually(lambda: leader.failure and other.failure, "both give up")
+    leader = hosts.add(config(ONE, wait_seconds=1.0))
+    other = hosts.add(config(TWO, wait_seconds=1.0, job_name="another"))
+    eventually(lambda: leader.state.failure and other.state.failure, "both give up")
     text = f"another job's host answers, '{ONE}': its job's name is '' and this one's 'another'"
-    assert other.failure and text in other.failure.message
+    assert other.state.failure and text in other.state.failure.message
     text = "it belongs to another job: its job's name is 'another' and this one's ''"
-    assert leader.failure and f"{TWO}: 127.0.0.1 was turned away: {text}" in leader.failure.message
+    assert (
+        leader.state.failure
+        and f"{TWO}: 127.0.0.1 was turned away: {text}" in leader.state.failure.message
+    )
 
 
 LISTS = [
@@ -513,16 +509,16 @@ LISTS = [
 def test_hosts_whose_lists_differ_fail_at_once_and_say_how(
     hosts: Hosts, theirs: tuple[str, ...], why: str, secret: bytes
 ) -> None:
-    hosts.add(terms(ONE, (ONE, "localhost"), secret=secret, wait_seconds=600.0)).ready({})
-    hosts.add(terms("localhost", theirs, secret=secret, wait_seconds=600.0)).ready({})
+    hosts.add(config(ONE, (ONE, "localhost"), secret=secret, wait_seconds=600.0)).ready({})
+    hosts.add(config("localhost", theirs, secret=secret, wait_seconds=600.0)).ready({})
     differ = f"the lists of hosts of {ONE} and localhost differ"
     failed_with(hosts, differ, why, "all hosts of a job need the same")
     hosts.leave()
 
 
 def test_hosts_whose_lists_have_another_order_say_so(hosts: Hosts) -> None:
-    hosts.add(terms(ONE, (ONE, "localhost", THREE), job_name="j")).ready({})
-    hosts.add(terms("localhost", (ONE, THREE, "localhost"), job_name="j")).ready({})
+    hosts.add(config(ONE, (ONE, "localhost", THREE), job_name="j")).ready({})
+    hosts.add(config("localhost", (ONE, THREE, "localhost"), job_name="j")).ready({})
     failed_with(hosts, f"the lists of hosts of {ONE} and localhost differ (their order)")
 
 
@@ -530,21 +526,25 @@ def test_a_host_that_the_leader_does_not_know_fails_at_once_and_the_others_go_on
     hosts: Hosts,
 ) -> None:
     pair = (ONE, "localhost")
-    hosts.add(terms(ONE, pair, job_name="j")).ready({})
-    unknown = Worker(terms(TWO, (*pair, TWO), job_name="j", wait_seconds=600.0), lambda: None)
+    hosts.add(config(ONE, pair, job_name="j")).ready({})
+    unknown = Link(config(TWO, (*pair, TWO), job_name="j", wait_seconds=600.0), lambda: None)
     unknown.start()
-    eventually(lambda: unknown.failure, "it is turned away")
+    eventually(lambda: unknown.state.failure, "it is turned away")
     unknown.close()
-    text = f"{TWO} is none of the hosts that {ONE} knows: their lists differ"
-    assert unknown.failure and text in unknown.failure.message
-    hosts.add(terms("localhost", pair, job_name="j")).ready({})
-    hosts.all(lambda link: link.going, "both go")
+    text = f"{TWO} is not in the list of hosts of {ONE}: their lists differ"
+    assert unknown.state.failure and text in unknown.state.failure.message
+    hosts.add(config("localhost", pair, job_name="j")).ready({})
+    hosts.all(lambda link: link.state.start, "both go")
 
 
 def test_all_hosts_know_the_addresses_that_they_have(hosts: Hosts) -> None:
     leader, worker = hosts.start((ONE, "localhost"))
-    assert leader.going and worker.going
-    assert leader.going["addresses"] == worker.going["addresses"] == {ONE: ONE, "localhost": ONE}
+    assert leader.state.start and worker.state.start
+    assert (
+        leader.state.start["addresses"]
+        == worker.state.start["addresses"]
+        == {ONE: ONE, "localhost": ONE}
+    )
 
 
 @pytest.mark.parametrize(("silence", "beat"), [(1.0, 0.25), (8.0, 2.0), (20.0, 2.0)])
@@ -552,7 +552,7 @@ def test_a_host_says_several_times_per_silence_that_it_is_there(
     silence: float, beat: float
 ) -> None:
     cluster = Cluster(current_host=ONE, hosts=(ONE,))
-    assert Terms(cluster=cluster, hosts=(ONE,), silence_seconds=silence).beat == beat
+    assert ClusterConfig(cluster=cluster, hosts=(ONE,), silence_seconds=silence).beat == beat
 
 
 def test_a_short_silence_kills_no_healthy_job(hosts: Hosts) -> None:
@@ -560,11 +560,11 @@ def test_a_short_silence_kills_no_healthy_job(hosts: Hosts) -> None:
     heard: set[float] = set()
 
     def beats() -> bool:
-        heard.add(leader._peers[TWO].heard if isinstance(leader, Leader) else 0.0)
+        heard.add(leader._side._connections[TWO].heard_at)
         return len(heard) > 8
 
-    eventually(lambda: leader.failure or beats(), "several beats", 60)
-    assert not leader.failure and not worker.failure
+    eventually(lambda: leader.state.failure or beats(), "several beats", 60)
+    assert not leader.state.failure and not worker.state.failure
 
 
 def test_two_jobs_on_one_machine_find_their_own(hosts: Hosts) -> None:
@@ -572,37 +572,40 @@ def test_two_jobs_on_one_machine_find_their_own(hosts: Hosts) -> None:
     others = Hosts()
     with closing(others):
         pair = (ONE, "localhost")
-        hosts.add(terms(ONE, pair, job_name="a"))
-        others.add(terms(ONE, pair, job_name="b", secret=b""))
-        others.add(terms("localhost", pair, job_name="b", secret=b""))
-        hosts.add(terms("localhost", pair, job_name="a"))
+        hosts.add(config(ONE, pair, job_name="a"))
+        others.add(config(ONE, pair, job_name="b", secret=b""))
+        others.add(config("localhost", pair, job_name="b", secret=b""))
+        hosts.add(config("localhost", pair, job_name="a"))
         for link in (*hosts.links.values(), *others.links.values()):
             link.ready({})
-        hosts.all(lambda link: link.going, "the first goes")
-        others.all(lambda link: link.going, "the second goes")
+        hosts.all(lambda link: link.state.start, "the first goes")
+        others.all(lambda link: link.state.start, "the second goes")
 
 
 def test_a_host_that_comes_twice_is_let_in_once(hosts: Hosts) -> None:
-    hosts.add(terms(ONE)).ready({})
-    first = hosts.add(terms(TWO))
-    eventually(lambda: first.waiting and first.waiting != ONE, "it is in")
-    again = Worker(terms(TWO), lambda: None)
+    hosts.add(config(ONE)).ready({})
+    first = hosts.add(config(TWO))
+    eventually(lambda: first.state.waiting_for and first.state.waiting_for != ONE, "it is in")
+    again = Link(config(TWO), lambda: None)
     again.start()
-    eventually(lambda: again.failure, "it is turned away")
+    eventually(lambda: again.state.failure, "it is turned away")
     again.close()
-    assert again.failure and f"turned away: {TWO} has come already" in again.failure.message
-    assert not first.failure
+    assert (
+        again.state.failure
+        and f"turned away: {TWO} is already connected" in again.state.failure.message
+    )
+    assert not first.state.failure
 
 
 def test_a_host_that_is_gone_does_not_come_back(hosts: Hosts) -> None:
-    hosts.add(terms(ONE)).ready({})
-    first = hosts.add(terms(TWO))
-    eventually(lambda: first.waiting and first.waiting != ONE, "it is in")
+    hosts.add(config(ONE)).ready({})
+    first = hosts.add(config(TWO))
+    eventually(lambda: first.state.waiting_for and first.state.waiting_for != ONE, "it is in")
     hosts.links.pop(TWO).close()
     failed_with(hosts, f"{TWO} (127.0.0.1) is lost")
-    again = hosts.add(terms(TWO))
-    eventually(lambda: again.failure, "it is turned away")
-    assert again.failure and "has come already" in again.failure.message
+    again = hosts.add(config(TWO))
+    eventually(lambda: again.state.failure, "it is turned away")
+    assert again.state.failure and "is already connected" in again.state.failure.message
 
 
 # -- without a secret --------------------------------------------------------------------------
@@ -610,25 +613,25 @@ def test_a_host_that_is_gone_does_not_come_back(hosts: Hosts) -> None:
 
 def test_without_a_secret_a_host_must_be_where_its_name_says(hosts: Hosts) -> None:
     pair = (ONE, TWO)  # whose connection comes from 127.0.0.1
-    leader = hosts.add(terms(ONE, pair, secret=b"", wait_seconds=1.0))
-    worker = hosts.add(terms(TWO, pair, secret=b"", wait_seconds=1.0))
-    eventually(lambda: leader.failure and worker.failure, "both give up")
+    leader = hosts.add(config(ONE, pair, secret=b"", wait_seconds=1.0))
+    worker = hosts.add(config(TWO, pair, secret=b"", wait_seconds=1.0))
+    eventually(lambda: leader.state.failure and worker.state.failure, "both give up")
     for link in (leader, worker):
-        text = f"it is not at the address of {TWO}, which stands for {TWO}"
-        assert link.failure and text in link.failure.message
+        text = f"it is not at the address of {TWO}, whose name resolves to {TWO}"
+        assert link.state.failure and text in link.state.failure.message
 
 
 def test_without_a_secret_each_host_comes_in_once(hosts: Hosts) -> None:
     pair = (ONE, "localhost")
     leader, worker = hosts.start(pair, secret=b"")
-    again = Worker(replace(worker.terms, wait_seconds=0.5), lambda: None)
+    again = Link(replace(worker.config, wait_seconds=0.5), lambda: None)
     again.start()
-    eventually(lambda: again.failure, "it finds nobody")
+    eventually(lambda: again.state.failure, "it finds nobody")
     again.close()
-    assert again.failure and "refused" in again.failure.message
+    assert again.state.failure and "refused" in again.state.failure.message
     leader.finished()
     worker.finished()
-    hosts.all(lambda link: link.over, "all are over")
+    hosts.all(lambda link: link.state.training_done, "all are over")
 
 
 # -- what may not happen -----------------------------------------------------------------------
@@ -637,9 +640,9 @@ def test_without_a_secret_each_host_comes_in_once(hosts: Hosts) -> None:
 def test_an_end_that_makes_no_sense_is_the_end_of_one_connection(hosts: Hosts) -> None:
     hosts.start()
     worker = hosts.links.pop(TWO)
-    worker._order(lambda: worker._tell({"type": "failed", "failure": {"class": 1}}))
-    failed_with(hosts, f"{TWO} (127.0.0.1) is lost: what it says makes no sense")
-    eventually(lambda: worker.farewell, "it is let go")
+    worker._report({"type": "failed", "failure": {"class": 1}})
+    failed_with(hosts, f"{TWO} (127.0.0.1) is lost: malformed message")
+    eventually(lambda: worker.state.finished, "it is let go")
     worker.close()
     hosts.leave()
 
@@ -647,19 +650,18 @@ def test_an_end_that_makes_no_sense_is_the_end_of_one_connection(hosts: Hosts) -
 def test_a_thread_that_dies_fails_the_job_and_lets_nobody_wait(hosts: Hosts) -> None:
     links = hosts.start()
 
-    def fault() -> None:
-        raise RuntimeError("a fault")
-
-    links[0]._order(fault)
-    eventually(lambda: all(link.farewell for link in links), "nobody waits")
-    assert links[0].failure and "RuntimeError: a fault" in links[0].failure.message
-    assert links[1].failure and f"{ONE} ({ONE}) is lost" in links[1].failure.message
+    links[0]._report({"type": "pass"})
+    eventually(lambda: all(link.state.finished for link in links), "nobody waits")
+    assert links[0].state.failure and "KeyError: 'to'" in links[0].state.failure.message
+    assert links[1].state.failure and f"{ONE} ({ONE}) is lost" in links[1].state.failure.message
 
 
 def test_what_is_said_to_a_closed_link_goes_into_no_other_file(hosts: Hosts, tmp_path: Any) -> None:
     worker = hosts.start()[1]
     hosts.links[ONE].close()
-    eventually(lambda: worker.farewell and not worker._thread.is_alive(), "its thread has ended")
+    eventually(
+        lambda: worker.state.finished and not worker._thread.is_alive(), "its thread has ended"
+    )
     with ExitStack() as stack:
         paths = [tmp_path / str(number) for number in range(64)]
         files = [stack.enter_context(path.open("wb")) for path in paths]
@@ -672,35 +674,22 @@ def test_what_is_said_to_a_closed_link_goes_into_no_other_file(hosts: Hosts, tmp
     assert {path.read_bytes() for path in tmp_path.iterdir()} == {b"x"}
 
 
-def test_an_end_that_reads_nothing_is_let_go() -> None:
-    left, right = (Conversation({"host": "a"}, b"", leads=leads) for leads in (True, False))
-    left.read(right.greet())
-    with socket.create_server((ONE, 0)) as server:
-        near = socket.create_connection(server.getsockname())
-        far, _ = server.accept()
-    with near, far:
-        wire = Wire(near, ONE, left)
-        with pytest.raises(PeerError, match="it reads nothing"):
-            for _ in range(100):
-                wire.send({"text": "x" * 500_000})
-
-
 # -- one host ----------------------------------------------------------------------------------
 
 
-def alone() -> Alone:
-    return Alone(terms(ONE, (ONE,)), lambda: None)
+def alone() -> Link:
+    return Link(config(ONE, (ONE,)), lambda: None)
 
 
 def test_a_single_host_decides_at_once_and_opens_no_socket() -> None:
     link = alone()
     link.start()
     link.ready({"script": 5})
-    assert link.going and link.going["ports"] == {ONE: {"script": 5}}
+    assert link.state.start and link.state.start["ports"] == {ONE: {"script": 5}}
     link.finished()
-    assert link.over
+    assert link.state.training_done
     link.done()
-    assert link.farewell and link.everybody_left
+    assert link.state.finished and link.workers_gone
     link.close()
 
 
@@ -711,6 +700,6 @@ def test_a_single_host_keeps_its_first_failure_and_its_first_stop() -> None:
     link.failed(failure(ONE, "first"))
     link.failed(failure(ONE, "second"))
     link.finished()
-    assert link.stop == "SIGTERM"
-    assert link.failure == failure(ONE, "first")
-    assert not link.over
+    assert link.state.stop_reason == "SIGTERM"
+    assert link.state.failure == failure(ONE, "first")
+    assert not link.state.training_done
