@@ -15,11 +15,10 @@ from sm_runtime.errors import ConfigError, JobError, LaunchError
 from sm_runtime.failure import Failure
 from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
-from sm_runtime.link import common, network
-from sm_runtime.link.alone import Alone
-from sm_runtime.link.leader import Leader
+from sm_runtime.link import network
+from sm_runtime.link.agreement import Priority
+from sm_runtime.link.link import ClusterConfig, Link, Notice
 from sm_runtime.link.network import Interface
-from sm_runtime.link.worker import Worker
 from sm_runtime.model import Command, Job
 from sm_runtime.redact import Mask
 from sm_runtime.roles import Roles
@@ -62,7 +61,7 @@ class Session:
         self.plan, self._supervisor, self._mask = plan, supervisor, mask
         self.started = False
         """Whether a script has begun."""
-        alone = len(plan.hosts) == 1
+        is_single = len(plan.hosts) == 1
         self._interface = _interface(job, plan)
         if self._interface.reason:
             log.info("network: %s", self._interface.text)
@@ -71,12 +70,12 @@ class Session:
         )
         self._problem: LaunchError | None = None
         versions = {}
-        if plan.kind == distribution.MPI and not alone:
+        if plan.kind == distribution.MPI and not is_single:
             try:
                 versions["Open MPI"] = self._mpi(variables)
             except LaunchError as error:  # the others hear of it
                 self._problem, versions["Open MPI"] = error, ""
-        terms = common.Terms(
+        config = ClusterConfig(
             cluster=job.cluster,
             hosts=plan.hosts,
             job_name=job.name or "",
@@ -86,19 +85,13 @@ class Session:
             port=job.options.cluster_port,
             wait_seconds=job.options.peer_wait_seconds,
             silence_seconds=job.options.peer_silence_seconds,
-            linger_seconds=_linger(plan, job.options.worker_seconds),
+            patience_seconds=_patience(plan, job.options.worker_seconds),
             awaited=plan.hosts[-1:] if plan.evaluator else (),
         )
-        self.roles = Roles(self.job, plan, lambda: self.link.going)
+        self.roles = Roles(self.job, plan, lambda: self.link.state.start)
         self._preparing = True
         self._tell_until: float | None = None
-        self.link: common.Link
-        if alone:
-            self.link = Alone(terms, self._heard)
-        elif plan.is_leader:
-            self.link = Leader(terms, self._heard, self._interface.address)
-        else:
-            self.link = Worker(terms, self._heard)
+        self.link = Link(config, self._look, self._interface.address)
         self.link.start()
 
     def check(self) -> None:
@@ -106,28 +99,29 @@ class Session:
         if self._problem:
             raise self._problem
 
-    def meet(self) -> None:
+    def wait_for_peers(self) -> None:
         """Wait until every host could start; raises AgreedError, or StoppedError's equal."""
         purposes = self.plan.ports
         ports = network.free_ports(self._interface.address, purposes.values())
         self.link.ready(dict(zip(purposes, ports, strict=True)), self._interface.name)
-        notice: common.Notice | None = None
+        state = self.link.state
+        notice: Notice | None = None
 
-        def met() -> bool:
+        def is_over() -> bool:
             nonlocal notice
-            if self.link.joined and self.link.waiting:  # until then the link says so
-                notice = notice or common.Notice()
-                if notice.due():
-                    log.info("waiting for %s (%.0f s)", self.link.waiting, notice.seconds)
-            return bool(self.link.going or self.link.failure or self._supervisor.stopped_by)
+            if self.link.is_admitted and state.waiting_for:  # until then the link says so
+                notice = notice or Notice()
+                if notice.is_due():
+                    log.info("waiting for %s (%.0f s)", state.waiting_for, notice.seconds)
+            return bool(state.start or state.failure or self._supervisor.stopped_by)
 
-        while not self._supervisor.wait_until(met, LOOK_SECONDS):
+        while not self._supervisor.wait_until(is_over, LOOK_SECONDS):
             pass
-        if self.link.failure:
-            raise AgreedError(self.link.failure)
+        if state.failure:
+            raise AgreedError(state.failure)
         self._preparing = False
 
-    def perform(
+    def run(
         self,
         script: Command,
         limits: Limits,
@@ -143,7 +137,7 @@ class Session:
             serves=self.plan.stops_with_leader,
         )
         if self.plan.kind in (distribution.MPI, distribution.TORCHRUN):
-            return self._perform_ranks(script, terms)
+            return self._run_ranks(script, terms)
         scripts = self.roles.commands(script, distribution.SCRIPT)
         self._announce(scripts)
         services = self.roles.commands(script, distribution.SERVER)
@@ -153,30 +147,30 @@ class Session:
         """Have every host end: this one's data is not all that its script takes it for."""
         host = self.job.cluster.current_host
         found = Failure(name="DataError", message=reason, phase="download", status=1, host=host)
-        self.link.failed(found, common.LOST_WEIGHT)
+        self.link.failed(found, Priority.HOST_LOST)
 
-    def agree(self, failure: Failure) -> Failure:
+    def report_failure(self, failure: Failure) -> Failure:
         """Tell the other hosts that this one failed; return what all say is the reason."""
         self._preparing = False
         link = self.link
         link.failed(failure)
-        self._wait_for_all(lambda: bool(link.failure or link.farewell))
-        return link.failure or failure
+        self._wait_for_all(lambda: bool(link.state.failure or link.state.finished))
+        return link.state.failure or failure
 
-    def part(self, failure: Failure | None) -> Failure | None:
+    def leave(self, failure: Failure | None) -> Failure | None:
         """Wait until no host has anything left to do; return why the job failed, if it did."""
         link = self.link
-        if failure and link.failure is None and link.going:
-            failure = self.agree(failure)
+        if failure and link.state.failure is None and link.state.start:
+            failure = self.report_failure(failure)
         link.done()
-        self._wait_for_all(lambda: link.farewell)
-        if self.plan.is_leader and link.farewell:
-            self._supervisor.wait_until(lambda: link.everybody_left, LEAVE_SECONDS)
-        return failure or link.failure
+        self._wait_for_all(lambda: link.state.finished)
+        if self.plan.is_leader and link.state.finished:
+            self._supervisor.wait_until(lambda: link.workers_gone, LEAVE_SECONDS)
+        return failure or link.state.failure
 
     def _wait_for_all(self, condition: Callable[[], bool]) -> None:
         """Wait for what the hosts decide: not for long where some of them may never come."""
-        if self.link.going:
+        if self.link.state.start:
             self._supervisor.wait_until(condition)
             return
         if self._tell_until is None:
@@ -187,12 +181,13 @@ class Session:
         """Close every socket of the link."""
         self.link.close()
 
-    def _heard(self) -> None:
+    def _look(self) -> None:
         """Have the main thread look: before the start it stops at whatever another host reports."""
-        if self._preparing and self.link.failure:
-            self._supervisor.ask(self.link.failure.headline())
-        elif self._preparing and self.link.stop:
-            self._supervisor.ask(self.link.stop)
+        state = self.link.state
+        if self._preparing and state.failure:
+            self._supervisor.ask(state.failure.headline())
+        elif self._preparing and state.stop_reason:
+            self._supervisor.ask(state.stop_reason)
         else:
             self._supervisor.wake()
 
@@ -204,7 +199,7 @@ class Session:
             ensemble.finish()
         return ensemble.outcome
 
-    def _perform_ranks(self, script: Command, terms: Terms) -> Failure | None:
+    def _run_ranks(self, script: Command, terms: Terms) -> Failure | None:
         """Run a script whose processes a launcher brings together."""
         from sm_runtime.door import Door
         from sm_runtime.ranks import RankEnsemble
@@ -305,7 +300,7 @@ def _interface(job: Job, plan: Plan) -> Interface:
         return Interface(name="lo", address="127.0.0.1")
 
 
-def _linger(plan: Plan, worker_seconds: float) -> float | None:
+def _patience(plan: Plan, worker_seconds: float) -> float | None:
     if plan.kind == distribution.MPI:
         return 0.0
     return worker_seconds if plan.waits_for_leader else None

@@ -10,16 +10,21 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
 
 from sm_runtime import failure
 from sm_runtime.failure import Failure
-from sm_runtime.link.common import Link
-from sm_runtime.model import Command, Ended, Json
+from sm_runtime.frozen import dataclass, replace
+from sm_runtime.link.agreement import Priority
+from sm_runtime.link.link import Link
+from sm_runtime.model import Command, Ended
 from sm_runtime.play import Play
 from sm_runtime.relay import Relay
 from sm_runtime.running import Limits, Running
 from sm_runtime.supervise import Supervisor
+
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
+if TYPE_CHECKING:
+    from sm_runtime.model import Json
 
 log = logging.getLogger(__name__)
 
@@ -33,10 +38,6 @@ QUIET_SECONDS = 0.3
 """A process that has ended, and whose output is held open by another, has no more to say then."""
 LOOK_SECONDS = 0.01
 """How often that is looked at."""
-
-KILLED_WEIGHT, FAILED_WEIGHT, SERVICE_WEIGHT, HELPER_WEIGHT = 1, 2, 3, 4
-"""Which of several failures is the reason: what was killed, then what failed, then a service, and
-last what only helps a service."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -72,7 +73,7 @@ class Ensemble(Play):
         self._finished = self._stopping = self._told = False
         self._ended: dict[Running, tuple[Callable[[], None], float]] = {}
         """What has ended, and what follows from it when its last output is here, or at a time."""
-        self._held: list[tuple[int, int, Failure]] = []
+        self._held: list[tuple[Priority, int, Failure]] = []
         """Failures after a request to stop, which are told when all scripts have ended."""
         self._closing_at: float | None = None
 
@@ -117,19 +118,19 @@ class Ensemble(Play):
             if now >= until or not run.has_output(QUIET_SECONDS):
                 del self._ended[run]
                 conclude()
-        while link.inbox:
-            self.receive(link.inbox.popleft())
+        while link.state.inbox:
+            self.receive(link.state.inbox.popleft())
         reason = self._stage.stopped_by or next(
             (run.stopped_by for run in self._scripts if run.stopped_by), None
         )
-        if reason and not self._told and link.stop is None:
+        if reason and not self._told and link.state.stop_reason is None:
             self._told = True
             link.stopped(reason)
-        if (reason or link.stop) and not self._stopping:
+        if (reason or link.state.stop_reason) and not self._stopping:
             self._stopping = True
-            self._stop(link.stop or reason or "")
-        if self._closing_at is None and (link.failure or link.over):
-            self._close(link.failure)
+            self._stop(link.state.stop_reason or reason or "")
+        if self._closing_at is None and (link.state.failure or link.state.training_done):
+            self._close(link.state.failure)
         if self._closing_at is not None:
             self._end_services()
         self.check_finished()
@@ -184,7 +185,7 @@ class Ensemble(Play):
         def conclude() -> None:
             ended = run.so_far()
             found = failure.of_script(ended, command.cwd, self.terms.host, self.terms.mask)
-            self._fail(replace(found, rank=self.rank_of(run)), self._weight(ended))
+            self._fail(replace(found, rank=self.rank_of(run)), _priority(ended))
 
         self._conclude(run, conclude)
 
@@ -193,7 +194,7 @@ class Ensemble(Play):
             return
 
         def conclude() -> None:
-            self._fail(self.reason(run, command), self.service_weight(command))
+            self._fail(self.reason(run, command), self.service_priority(command))
 
         self._conclude(run, conclude)
 
@@ -210,21 +211,18 @@ class Ensemble(Play):
             whole = found.message.replace("the script", f"the {command.name}", 1)
         return replace(found, name="LaunchError", message=whole, status=ended.status or 1)
 
-    def service_weight(self, command: Command) -> int:
-        """Return what the failure of a service weighs."""
-        return SERVICE_WEIGHT
+    def service_priority(self, command: Command) -> Priority:
+        """Return how likely the failure of a service is to be the cause of others."""
+        return Priority.SERVICE
 
-    def _weight(self, ended: Ended) -> int:
-        return KILLED_WEIGHT if ended.signal and not ended.stopped_by else FAILED_WEIGHT
-
-    def _fail(self, found: Failure, weight: int) -> None:
+    def _fail(self, found: Failure, priority: Priority) -> None:
         log.error("%s", found.headline())
-        if self._stopping or self._stage.stopped_by or self.link.stop:
+        if self._stopping or self._stage.stopped_by or self.link.state.stop_reason:
             # Each of the others has its grace: nobody's end is hastened by another's.
-            self._held.append((weight, len(self._held), found))
+            self._held.append((priority, len(self._held), found))
         else:
             self._finished = True
-            self.link.failed(found, weight)
+            self.link.failed(found, priority)
 
     def finish_part(self) -> None:
         """Say that this host's part is done, unless it is still to be told why it failed."""
@@ -232,8 +230,8 @@ class Ensemble(Play):
             return
         self._finished = True
         if self._held:
-            weight, _, found = min(self._held, key=lambda held: held[:2])
-            self.link.failed(found, weight)
+            priority, _, found = min(self._held, key=lambda held: held[:2])
+            self.link.failed(found, priority)
         else:
             self.link.finished(began=self.started)
 
@@ -253,7 +251,7 @@ class Ensemble(Play):
             log.error("ending %s: the job has failed on %s", names, found.host)
         elif live and not self.terms.serves:
             names = ", ".join(run.name for run in live)
-            log.warning("ending %s: the script of %s is done", names, self.link.terms.leader)
+            log.warning("ending %s: the script of %s is done", names, self.link.config.leader)
         for run in live:
             run.end(ABORT_SECONDS)
 
@@ -278,3 +276,7 @@ class Ensemble(Play):
     @staticmethod
     def _live(*groups: dict[Running, Command]) -> list[Running]:
         return [run for group in groups for run in group if run.status is None]
+
+
+def _priority(ended: Ended) -> Priority:
+    return Priority.KILLED if ended.signal and not ended.stopped_by else Priority.FAILED

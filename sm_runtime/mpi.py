@@ -7,19 +7,21 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
-from dataclasses import replace
-from typing import TYPE_CHECKING
 
 from sm_runtime.door import Caller, Door
-from sm_runtime.ensemble import HELPER_WEIGHT, SERVICE_WEIGHT, Terms
+from sm_runtime.ensemble import Terms
 from sm_runtime.failure import Failure
+from sm_runtime.frozen import replace
 from sm_runtime.launch.host_names import restored
-from sm_runtime.link.common import Link
-from sm_runtime.model import Command, Json
+from sm_runtime.link.agreement import Priority
+from sm_runtime.link.link import Link
+from sm_runtime.model import Command
 from sm_runtime.ranks import RankEnsemble
 from sm_runtime.running import Running
 
+TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
+    from sm_runtime.model import Json
     from sm_runtime.roles import OpenMpi
 
 log = logging.getLogger(__name__)
@@ -99,7 +101,7 @@ class MpiEnsemble(RankEnsemble):
 
     def _begin_rank(self, caller: Caller, cpus: bytes, variables: list[bytes]) -> None:
         if not self._ranks and self._launcher is None:
-            self.link.send(self.link.terms.leader, {"do": "began"})
+            self.link.send(self.link.config.leader, {"do": "began"})
         super()._begin_rank(caller, cpus, variables)
 
     def release(self) -> None:
@@ -121,7 +123,7 @@ class MpiEnsemble(RankEnsemble):
         self._asked.append(host)
         if host == self.terms.host:  # its own name does not resolve to it
             self._launch(identity, rest)
-        elif host not in self.link.terms.hosts:
+        elif host not in self.link.config.hosts:
             log.error("mpirun asks for a daemon on %r, which is no host of the job", host)
             self._answer(identity, 1)
         else:
@@ -148,9 +150,9 @@ class MpiEnsemble(RankEnsemble):
         aborted = _ABORTED.search(run.so_far().tail)
         return self._abort(aborted) if aborted else super().doubt(run)
 
-    def service_weight(self, command: Command) -> int:
-        """Return what the failure of a service weighs: mpirun knows more than a daemon."""
-        return SERVICE_WEIGHT if command is self._launcher else HELPER_WEIGHT
+    def service_priority(self, command: Command) -> Priority:
+        """Return how likely a failure is the cause of others: mpirun knows more than a daemon."""
+        return Priority.SERVICE if command is self._launcher else Priority.HELPER
 
     def reason(self, run: Running, command: Command) -> Failure:
         """Return why Open MPI has ended: it says so itself, in a paragraph of its own."""
@@ -184,7 +186,7 @@ class MpiEnsemble(RankEnsemble):
 
     def _host_of(self, rank: int) -> str:
         """Return the host of a rank: ranks fill the hosts one by one, unless options say else."""
-        hosts = self.link.terms.hosts
+        hosts = self.link.config.hosts
         return hosts[min(rank // max(1, self._expected), len(hosts) - 1)]
 
     def _exited(self, identity: int, status: int) -> None:
@@ -193,7 +195,7 @@ class MpiEnsemble(RankEnsemble):
             self._answer(identity, status)
         else:
             message = {"do": "exited", "id": identity, "status": status}
-            self.link.send(self.link.terms.leader, message)
+            self.link.send(self.link.config.leader, message)
 
     def _answer(self, identity: int, status: int) -> None:
         agent = self._agents.pop(identity, None)

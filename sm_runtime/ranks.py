@@ -11,12 +11,13 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
-from dataclasses import replace
 
 from sm_runtime.door import Caller, Door
-from sm_runtime.ensemble import SERVICE_WEIGHT, Ensemble, Terms
+from sm_runtime.ensemble import Ensemble, Terms
 from sm_runtime.failure import Failure
-from sm_runtime.link.common import Link, Notice
+from sm_runtime.frozen import replace
+from sm_runtime.link.agreement import Priority
+from sm_runtime.link.link import Link, Notice
 from sm_runtime.model import Command
 from sm_runtime.relay import Relay
 from sm_runtime.running import Running
@@ -85,12 +86,12 @@ class RankEnsemble(Ensemble):
 
     def missing(self) -> str:
         """Return, in words, what is waited for while no rank has begun."""
-        return f"torchrun to bring {', '.join(self.link.terms.hosts)} together"
+        return f"torchrun to bring {', '.join(self.link.config.hosts)} together"
 
     def _look_at_launch(self) -> None:
         """Say what is waited for, and give up when that has taken too long."""
         notice, limits = self._notice, self.terms.limits
-        wait = self.link.terms.wait_seconds
+        wait = self.link.config.wait_seconds
         if limits.max_seconds is not None and notice.seconds >= limits.max_seconds:
             if not self._stopping:
                 self._stage.ask(f"MaxRuntimeInSeconds ({limits.max_seconds:g} s)")
@@ -99,8 +100,8 @@ class RankEnsemble(Ensemble):
             found = Failure(
                 name="LaunchError", message=text, phase="launch", status=1, host=self.terms.host
             )
-            self._fail(found, SERVICE_WEIGHT)
-        elif notice.due():
+            self._fail(found, Priority.SERVICE)
+        elif notice.is_due():
             log.info("waiting for %s (%.0f s / %g s)", self.missing(), notice.seconds, wait)
 
     def over(self) -> bool:
@@ -198,7 +199,7 @@ class RankEnsemble(Ensemble):
         self._wired = True
         done = self._stopping or self._held or self._finished or self._closing_at is not None
         if not done and (found := self.doubt(run)):
-            self._fail(found, SERVICE_WEIGHT)
+            self._fail(found, Priority.SERVICE)
 
     def doubt(self, run: Running) -> Failure | None:
         """Return what a launcher that ended well has done to ranks, if it has."""

@@ -38,12 +38,12 @@ class OpenMpi:
 
 
 class Roles:
-    """What a host runs in ``plan``: ``going`` returns what the leader said when all were ready."""
+    """What a host runs in ``plan``: ``start`` returns what all agreed on when they were ready."""
 
     def __init__(
-        self, job: Job, plan: Plan, going: Callable[[], Mapping[str, Json] | None]
+        self, job: Job, plan: Plan, start: Callable[[], Mapping[str, Json] | None]
     ) -> None:
-        self.job, self.plan, self._going = job, plan, going
+        self.job, self.plan, self._start = job, plan, start
 
     def launcher(
         self, program: tuple[str, ...], arguments: tuple[str, ...], devices: Hardware
@@ -78,7 +78,7 @@ class Roles:
         from sm_runtime.launch import host_names, mpirun
 
         files = openmpi.file_parameters({**rank.env, **mpirun.file_parameters(self.job)}, rank.cwd)
-        addresses = (self._going() or {}).get("addresses", {})
+        addresses = (self._start() or {}).get("addresses", {})
         names = host_names.names(self.plan.hosts, addresses)
         host = mpirun.of_host(
             self.job,
@@ -140,18 +140,18 @@ class Roles:
         """Return what names the job's network on all hosts: an interface's name, or its address."""
         from sm_runtime.launch import mpirun
 
-        going = self._going() or {}
+        start = self._start() or {}
         return mpirun.interface(
             self.job,
             environ,
-            interfaces=going.get("interfaces", {}),
-            addresses=going.get("addresses", {}),
+            interfaces=start.get("interfaces", {}),
+            addresses=start.get("addresses", {}),
             own=network.network_of(self.job.cluster.network_interface),
         )
 
     def _ports(self) -> dict[str, dict[str, int]]:
         """Return the ports that the hosts have agreed on, by what they are for, and by host."""
-        ports = (self._going() or {}).get("ports", {})
+        ports = (self._start() or {}).get("ports", {})
         return {
             purpose: {host: ports[host][purpose] for host in self.plan.hosts}
             for purpose in self.plan.ports

@@ -83,13 +83,13 @@ class _Attempt:
         failed = self._guarded(self._until_the_end)
         # The status is decided here: from now on it can only turn from success to failure.
         if failed and self.session:
-            failed = self.session.agree(failed)
+            failed = self.session.report_failure(failed)
         if failed:
             self._tell(failed)
         if self.started:
             failed = self._also(failed, self._guarded(self._save))
         if self.session:
-            failed = self._also(failed, self.session.part(failed))
+            failed = self._also(failed, self.session.leave(failed))
             self.session.close()
         if not failed and self.job:
             failed = self._also(None, self._guarded(self.report.succeeded))
@@ -138,7 +138,7 @@ class _Attempt:
             self._check_stop()
             if self.session:
                 with self.timeline.phase("wait"):
-                    self.session.meet()
+                    self.session.wait_for_peers()
             with self.timeline.phase("launch"):
                 command = self._command(job, code, installed.environ)
                 inputs.open(self.session.plan.processes_per_host if self.session else 1)
@@ -197,7 +197,7 @@ class _Attempt:
 
         self._check_stop()
         if self.session:
-            failed = self.session.perform(command, _limits(job), keep_stacks)
+            failed = self.session.run(command, _limits(job), keep_stacks)
             self.started = self.session.started
             return failed
         self.started = True

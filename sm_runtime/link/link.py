@@ -721,12 +721,13 @@ class _Worker(_Side):
             raise
 
     def _examine(self, greeting: Mapping[str, Json]) -> None:
-        host = str(greeting.get("host"))[:80]
+        host = str(greeting.get("host"))
+        shown = repr(host[:80])
         if host != self.config.leader:
-            raise PeerError(f"another job's host answers, {host!r}")
+            raise PeerError(f"another job's host answers, {shown}")
         if not self.config.is_alike(greeting):  # where lists of hosts differ, the leader says so
             different = self.config.other_job(greeting)
-            raise OtherJobError(f"another job's host answers, {host!r}: {different}")
+            raise OtherJobError(f"another job's host answers, {shown}: {different}")
 
 
 class Notice:

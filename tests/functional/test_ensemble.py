@@ -6,8 +6,7 @@ import os
 from contextlib import ExitStack
 
 from sm_runtime.ensemble import Ensemble, Terms
-from sm_runtime.link import common
-from sm_runtime.link.alone import Alone
+from sm_runtime.link.link import ClusterConfig, Link
 from sm_runtime.model import Cluster, Command
 from sm_runtime.relay import open_sinks
 from sm_runtime.running import Limits, Running
@@ -19,14 +18,15 @@ class OverAtOnce(Ensemble):
 
     def ended(self, run: Running) -> None:
         super().ended(run)
-        self.link.over = True
+        self.link.state.training_done = True
 
 
 def test_a_failure_whose_output_is_held_open_is_told_though_all_was_over() -> None:
     with ExitStack() as undo:
         stage = undo.enter_context(Supervisor(*open_sinks()))
-        terms = common.Terms(cluster=Cluster(current_host="a", hosts=("a",)), hosts=("a",))
-        link = Alone(terms, stage.wake)
+        config = ClusterConfig(cluster=Cluster(current_host="a", hosts=("a",)), hosts=("a",))
+        link = Link(config, stage.wake)
+        link.ready({})
         script = Command(
             argv=("sh", "-c", "setsid sleep 60 & exit 3"),
             cwd="/",
@@ -39,5 +39,5 @@ def test_a_failure_whose_output_is_held_open_is_told_though_all_was_over() -> No
         ensemble = OverAtOnce(link, own, [script])
         stage.conduct(ensemble)
         ensemble.finish()
-    assert link.failure is not None
-    assert link.failure.status == 3
+    assert link.state.failure is not None
+    assert link.state.failure.status == 3

@@ -17,7 +17,6 @@ import pytest
 
 from sm_runtime.failure import Failure
 from sm_runtime.frozen import replace
-from sm_runtime.link.agreement import Priority
 from sm_runtime.link.link import ClusterConfig, Link
 from sm_runtime.model import Cluster
 from tests.harness import eventually
@@ -282,7 +281,8 @@ class Elsewhere:
             "found['hosts'] = tuple(found['hosts'])\n"
             "link = Hosts().add(config(**found)); link.ready({})\n"
             "eventually(lambda: link.state.start, 'it goes', 60); print('going', flush=True)\n"
-            "eventually(lambda: link.state.failure, 'it fails', 60); print(link.state.failure.message)\n"
+            "eventually(lambda: link.state.failure, 'it fails', 60)\n"
+            "print(link.state.failure.message)\n"
             "link.close()\n"
         )
         self.process = subprocess.Popen(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
@@ -15,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from sm_runtime.door import Door
-from sm_runtime.link.secure import Conversation
+from sm_runtime.link.connection import PROTOCOL
 from sm_runtime.programs.knock import DOOR
 from tests import hosts, netns
 from tests.harness import eventually
@@ -124,19 +125,16 @@ def waiting_leader(cluster: Cluster, script: str = HELLO) -> None:
     eventually(lambda: (leader.address, PORT) in leader.listeners(), "the leader listens", 60)
 
 
-def greeting(host: str, job: str) -> bytes:
+def greeting(host: str, job: str, *, secret: bool) -> bytes:
     """Return the first bytes of somebody who says that he is ``host``."""
-    own = {"host": host, "job": job}
-    return Conversation(own, b"", leads=False, examine=lambda _: None).greet()
+    own = {"protocol": PROTOCOL, "host": host, "job": job, "nonce": "0" * 32, "secret": secret}
+    return json.dumps(own).encode() + b"\n"
 
 
-def recorded(host: str, job: str) -> bytes:
-    """Return what a host says after its greeting, in a conversation with somebody else."""
-    own = Conversation({"host": host, "job": job}, b"", leads=False, examine=lambda _: None)
-    other = Conversation({"host": "x", "job": job}, b"", leads=True, examine=lambda _: None)
-    own.greet()
-    own.read(other.greet())
-    return own.write({"type": "hello"})
+def hello(tag: bytes = b"") -> bytes:
+    """Return the first message after the greeting, with an authentication code or without."""
+    body = json.dumps({"type": "hello"}).encode()
+    return struct.pack(">I", len(body)) + tag + body
 
 
 @pytest.mark.parametrize(
@@ -169,9 +167,13 @@ def test_who_says_that_he_is_a_host_is_none(cluster: Cluster) -> None:
         assert process.stdout
         [(heard, _)] = json.loads(process.stdout.readline())
     # What the leader says of itself names the job: all that a stranger can learn.
-    job = json.loads(bytes.fromhex(heard)[4:])["job"] if heard else "unknown"
-    claims = [greeting(host.name, job) for host in cluster.hosts]
-    claims += [claim + recorded(cluster.hosts[1].name, job) for claim in claims]
+    job = json.loads(bytes.fromhex(heard))["job"]
+    claims = [
+        greeting(host.name, job, secret=secret) + message
+        for host in cluster.hosts
+        for secret in (True, False)
+        for message in (b"", hello(), hello(bytes(32)))
+    ]
     with stranger(cluster, *claims) as process:
         assert process.stdout
         for heard, closed in json.loads(process.stdout.readline()):

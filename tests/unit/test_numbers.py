@@ -10,7 +10,7 @@ import pytest
 from sm_runtime import contract
 from sm_runtime.contract import Parsed
 from sm_runtime.launch import distribution
-from sm_runtime.link import gate
+from sm_runtime.link.link import PORTS
 from sm_runtime.options import OPTIONS
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document, Field
@@ -179,7 +179,7 @@ def test_an_option_has_bounds(name: str, value: str, reason: str) -> None:
 def test_the_last_port_leaves_the_leader_all_that_it_tries() -> None:
     found = option("cluster_port", "65526").job
     assert found is not None
-    assert found.options.cluster_port + gate.PORTS - 1 == 65535
+    assert found.options.cluster_port + PORTS - 1 == 65535
 
 
 @pytest.mark.parametrize("name", sorted(OPTIONS))
