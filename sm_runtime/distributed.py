@@ -17,8 +17,10 @@ from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
 from sm_runtime.link import network
 from sm_runtime.link.agreement import Priority
-from sm_runtime.link.link import ClusterConfig, Link, Notice
+from sm_runtime.link.config import ClusterConfig
+from sm_runtime.link.link import Link
 from sm_runtime.link.network import Interface
+from sm_runtime.link.notice import Notice
 from sm_runtime.model import Command, Job
 from sm_runtime.redact import Mask
 from sm_runtime.roles import Roles

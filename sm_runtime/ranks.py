@@ -17,7 +17,8 @@ from sm_runtime.ensemble import Ensemble, Terms
 from sm_runtime.failure import Failure
 from sm_runtime.frozen import replace
 from sm_runtime.link.agreement import Priority
-from sm_runtime.link.link import Link, Notice
+from sm_runtime.link.link import Link
+from sm_runtime.link.notice import Notice
 from sm_runtime.model import Command
 from sm_runtime.relay import Relay
 from sm_runtime.running import Running

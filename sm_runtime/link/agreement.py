@@ -11,6 +11,7 @@ script ``began``), ``failed`` (with the ``failure`` and its ``priority``), ``sto
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from collections.abc import Mapping
 from enum import IntEnum
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 
     Message = dict[str, Json]
 
+MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
+"""What taking a malformed message raises."""
 SETTLE_SECONDS = 0.5
 """How long other reasons of a failure are waited for: the first to arrive may be a consequence."""
 
@@ -61,10 +64,7 @@ class State:
         """Messages of other hosts for what runs the processes here."""
 
     def apply(self, message: Message) -> None:
-        """Take a message of the agreement; the first stop and the first failure count.
-
-        Raises KeyError, TypeError and ValueError where it is malformed.
-        """
+        """Take a message of the agreement; the first stop and the first failure count."""
         kind = message["type"]
         if kind == "wait":
             self.waiting_for = str(message["hosts"])
@@ -108,11 +108,10 @@ class Agreement:
         self._gone: set[str] = set()
         self._reasons: list[tuple[int, int, Failure]] = []
         """Why the job may have failed: priority, number, failure."""
-        self._settled_at: float | None = None
-        self._patient_until: float | None = None
+        self._settled_at = self._patient_until = math.inf
         self._stop: tuple[str, str] | None = None
         """Why the job is stopped, and the host that received the request."""
-        self.failure: Failure | None = None
+        self._failure: Failure | None = None
         self._has_started = self._is_training_done = self._is_finished = False
 
     # -- what happens ------------------------------------------------------------------------
@@ -122,14 +121,11 @@ class Agreement:
         self._addresses[host] = address
         if self._stop:
             self._say(self._stop_message(host), host)
-        if self.failure:
-            self._say({"type": "failed", "failure": self.failure.as_dict()}, host)
+        if self._failure:
+            self._say({"type": "failed", "failure": self._failure.as_dict()}, host)
 
     def report(self, host: str, message: Message, now: float) -> None:
-        """Take the report of a host.
-
-        Raises KeyError, TypeError and ValueError where it is malformed; nothing is changed then.
-        """
+        """Take the report of a host; one that is malformed changes nothing."""
         kind = message["type"]
         if kind == "ready":
             self._ready[host] = {
@@ -141,7 +137,8 @@ class Agreement:
                 self._began.add(host)
             self._finished.add(host)
         elif kind == "failed":
-            self.blame(Failure.from_dict(message["failure"]), int(message["priority"]), now)
+            failure, priority = Failure.from_dict(message["failure"]), int(message["priority"])
+            self._give_reason(failure, priority, now)
             self._finished.add(host)
         elif kind == "stopped":
             if self._stop is None:
@@ -155,26 +152,23 @@ class Agreement:
             self._say({"type": "pass", "message": {**message["message"], "host": host}}, receiver)
         self.decide(now)
 
-    def blame(self, failure: Failure, priority: int, now: float) -> None:
-        """Take a reason for the failure of the job."""
-        self._reasons.append((priority, len(self._reasons), failure))
-        if self._settled_at is None:
-            self._settled_at = now + SETTLE_SECONDS
+    def blame(self, host: str, why: str, now: float) -> None:
+        """Take it that a host is why the job fails: it cannot take part, or no more."""
+        failure = peer_failure(host, why, has_started=self._has_started)
+        self._give_reason(failure, Priority.HOST_LOST, now)
+        self.decide(now)
 
     def absent(self, hosts: tuple[str, ...], why: str, now: float) -> None:
         """Give up hosts that have never connected."""
         self._gone.update(hosts)
-        self.blame(self._peer_failure(hosts[0], why), Priority.HOST_LOST, now)
-        self.decide(now)
+        self.blame(hosts[0], why, now)
 
     def lost(self, host: str, why: str, now: float) -> None:
         """Note that the connection to a host has ended: its end where it had nothing left to do."""
         self._gone.add(host)
         is_blamed = any(failure.host == host for _, _, failure in self._reasons)
-        if not (host in self._done or self._is_finished or self.failure or is_blamed):
-            address = self._addresses.get(host, "")
-            text = f"{host} ({address}) is lost: {why}"
-            self.blame(self._peer_failure(host, text), Priority.HOST_LOST, now)
+        if not (host in self._done or self._is_finished or self._failure or is_blamed):
+            self.blame(host, f"{host} ({self._addresses.get(host, '')}) is lost: {why}", now)
         self.decide(now)
 
     # -- what follows ------------------------------------------------------------------------
@@ -184,38 +178,31 @@ class Agreement:
         taken, self._outgoing = self._outgoing, []
         return taken
 
-    def next_time(self, now: float) -> float | None:
-        """Return when ``decide`` has something to do though nothing happens; None: never."""
+    def next_time(self, now: float) -> float:
+        """Return when ``decide`` has something to do though nothing happens; infinity: never."""
         times = []
-        if self.failure is None and self._settled_at is not None and not self._is_stopping():
+        if self._failure is None and not self._is_stopping():
             times.append(self._settled_at)
-        until = self._patient_until
-        is_over = self._is_training_done or self._reasons or self._stop
-        if until is not None and until > now and not is_over:
-            times.append(until)
-        return min(times) if times else None
+        if not (self._is_training_done or self._reasons or self._stop):
+            times.append(self._patient_until)
+        return min((time for time in times if time > now), default=math.inf)
 
     def unready(self) -> list[str]:
         """Return the hosts that are not ready to start."""
         return [host for host in self.hosts if host not in self._ready]
 
-    @property
-    def has_started(self) -> bool:
-        """Whether all hosts were ready and have started."""
-        return self._has_started
-
     def decide(self, now: float) -> None:
         """Draw the conclusions from all that is known at this time."""
         self._start()
         if self._stop and not self._reasons and self._all_finished(now) and not self._began:
-            self.blame(never_began(*self._stop), Priority.HOST_LOST, now)
-        if self._reasons and self.failure is None and self._is_settled(now):
-            self.failure = min(self._reasons, key=lambda reason: reason[:2])[2]
-            self._say({"type": "failed", "failure": self.failure.as_dict()})
+            self._give_reason(never_began(*self._stop), Priority.HOST_LOST, now)
+        if self._reasons and self._failure is None and self._is_settled(now):
+            self._failure = min(self._reasons, key=lambda reason: reason[:2])[2]
+            self._say({"type": "failed", "failure": self._failure.as_dict()})
         if not (self._is_training_done or self._reasons) and self._all_finished(now):
             self._is_training_done = True
             self._say({"type": "training_done"})
-        is_certain = self.failure is not None or not self._reasons
+        is_certain = self._failure is not None or not self._reasons
         has_left = self._done | self._gone
         if not self._is_finished and is_certain and has_left.issuperset(self.hosts):
             self._is_finished = True
@@ -234,6 +221,11 @@ class Agreement:
             }
         )
 
+    def _give_reason(self, failure: Failure, priority: int, now: float) -> None:
+        if not self._reasons:
+            self._settled_at = now + SETTLE_SECONDS
+        self._reasons.append((priority, len(self._reasons), failure))
+
     def _is_stopping(self) -> bool:
         return self._stop is not None and self._has_started
 
@@ -244,8 +236,7 @@ class Agreement:
         """
         if self._is_stopping():
             return (self._finished | self._gone | self._done).issuperset(self.hosts)
-        is_late = self._settled_at is not None and now >= self._settled_at
-        return is_late or len(self.hosts) == 1
+        return now >= self._settled_at or len(self.hosts) == 1
 
     def _all_finished(self, now: float) -> bool:
         if not self._has_started:
@@ -255,8 +246,7 @@ class Agreement:
         seconds = self._patience_seconds
         if self.hosts[0] not in self._finished or seconds is None or self._stop:
             return False  # after a request to stop each host has its grace
-        if self._patient_until is None:
-            self._patient_until = now + seconds
+        self._patient_until = min(self._patient_until, now + seconds)
         return now >= self._patient_until and self._finished.issuperset(self._awaited)
 
     def _stop_message(self, host: str) -> Message:
@@ -264,9 +254,6 @@ class Agreement:
         reason, received_by = self._stop
         shown = reason if host == received_by else f"{reason} on {received_by}"
         return {"type": "stop", "reason": shown}
-
-    def _peer_failure(self, host: str, message: str) -> Failure:
-        return peer_failure(host, message, has_started=self._has_started)
 
     def _say(self, message: Message, host: str | None = None) -> None:
         self._outgoing.append((host, message))

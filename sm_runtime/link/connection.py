@@ -10,18 +10,24 @@ are not encrypted: they hold no secrets.
 from __future__ import annotations
 
 import asyncio
-import hashlib
+import contextlib
 import hmac
 import json
 import secrets
 import socket
 import struct
-import time
-from collections.abc import Mapping
+import threading
+from collections.abc import Awaitable, Callable, Mapping
+
+from sm_runtime.link import network
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
+    from typing import TypeVar
+
     from sm_runtime.model import Json
+
+    T = TypeVar("T")
 
 PROTOCOL = "sm-runtime/2"
 GREETING_BYTES = 4096
@@ -30,17 +36,23 @@ MESSAGE_BYTES = 2**20
 """The most bytes of a message after that."""
 BACKLOG_BYTES = 8 * 2**20
 """What may wait to be sent; more means that the other end does not read."""
+READ_SECONDS = 0.1
+"""How long what has arrived may take to be read, this process having been suspended."""
 
 _LENGTH = struct.Struct(">I")
 _NUMBER = struct.Struct(">Q")
-_TAG_BYTES = hashlib.sha256().digest_size
+_TAG_BYTES = 32
 
 
 class PeerError(Exception):
     """The other end is not the expected one, does not follow the protocol, or is gone."""
 
 
-class SecretError(PeerError):
+class FinalError(PeerError):
+    """The same, and another attempt would end in the same way."""
+
+
+class SecretError(FinalError):
     """The other end does not have the same secret."""
 
 
@@ -60,7 +72,6 @@ class Connection:
         """What the other end says of itself."""
         self.limit_bytes = GREETING_BYTES
         """The most bytes of a message that is read."""
-        self.heard_at = time.monotonic()
         self._sent = self._received = 0
         self._keys = (b"", b"")
         """The keys of what is sent and of what is received."""
@@ -77,35 +88,33 @@ class Connection:
             raise TimeoutError(f"no answer within {seconds:g} s") from None
         return cls(reader, writer, secret)
 
-    async def exchange_greetings(self, own: Mapping[str, Json], *, leads: bool) -> None:
-        """Send this end's greeting and wait for the other's; ``agree`` on keys is next."""
-        self._leads = leads
-        whole = {**own, "protocol": PROTOCOL, "nonce": secrets.token_hex(16)}
-        self._own = json.dumps({**whole, "secret": bool(self._secret)}).encode()
-        self._write(self._own + b"\n")
-        try:
-            self._theirs = (await self._reader.readuntil(b"\n"))[:-1]
-        except (asyncio.LimitOverrunError, asyncio.IncompleteReadError) as error:
-            raise _unexpected(error) from None
-        except OSError as error:
-            raise PeerError(f"the connection broke ({error.strerror})") from None
-        self.greeting = _parse(self._theirs)
-        if self.greeting.get("protocol") != PROTOCOL:
-            theirs = str(self.greeting.get("protocol"))[:40]
-            raise PeerError(f"it speaks {theirs!r} and not {PROTOCOL!r}")
+    async def exchange_greetings(
+        self,
+        own: Mapping[str, Json],
+        examine: Callable[[Mapping[str, Json]], None],
+        *,
+        leads: bool,
+    ) -> None:
+        """Send this end's greeting, wait for the other's, and derive the keys from both.
 
-    def agree(self) -> None:
-        """Derive the keys; raises SecretError where one end has a secret and the other has none."""
-        if self.greeting.get("secret") is not bool(self._secret):
-            has, lacks = ("this host", "the other") if self._secret else ("the other", "this host")
+        ``examine`` is given the other's, and raises PeerError where it is not the expected one.
+        """
+        has_secret = bool(self._secret)
+        whole = {**own, "protocol": PROTOCOL, "nonce": secrets.token_hex(16), "secret": has_secret}
+        ours = json.dumps(whole).encode() + b"\n"
+        self._write(ours)
+        theirs = await self._read(self._reader.readuntil(b"\n"))
+        self.greeting = _parse(theirs)
+        if self.greeting.get("protocol") != PROTOCOL:
+            other = str(self.greeting.get("protocol"))[:40]
+            raise PeerError(f"it speaks {other!r} and not {PROTOCOL!r}")
+        examine(self.greeting)
+        if self.greeting.get("secret") is not has_secret:
+            has, lacks = ("this host", "the other") if has_secret else ("the other", "this host")
             raise SecretError(f"{has} has an SM_RUNTIME_CLUSTER_SECRET and {lacks} has none")
-        if self._secret:
-            pair = (self._own, self._theirs) if self._leads else (self._theirs, self._own)
-            transcript = b"".join(_LENGTH.pack(len(part)) + part for part in pair)
-            down, up = (
-                hmac.digest(self._secret, way + transcript, "sha256") for way in (b"down", b"up")
-            )
-            self._keys = (down, up) if self._leads else (up, down)
+        both = ours + theirs if leads else theirs + ours
+        down, up = (hmac.digest(self._secret, way + both, "sha256") for way in (b"down", b"up"))
+        self._keys = (down, up) if leads else (up, down)
 
     def send(self, message: Mapping[str, Json]) -> None:
         """Send a message, or as much of it as the connection takes now."""
@@ -118,27 +127,33 @@ class Connection:
 
     async def receive(self) -> dict[str, Json]:
         """Wait for the next message."""
-        try:
-            (size,) = _LENGTH.unpack(await self._reader.readexactly(_LENGTH.size))
-            if size > self.limit_bytes:
-                raise PeerError("unexpected data")
-            tag = await self._reader.readexactly(_TAG_BYTES if self._secret else 0)
-            body = await self._reader.readexactly(size)
-        except asyncio.IncompleteReadError:
-            raise PeerError("the connection was closed") from None
-        except OSError as error:
-            raise PeerError(f"the connection broke ({error.strerror})") from None
+        (size,) = _LENGTH.unpack(await self._read(self._reader.readexactly(_LENGTH.size)))
+        if size > self.limit_bytes:
+            raise PeerError("unexpected data")
+        tag = await self._read(self._reader.readexactly(_TAG_BYTES if self._secret else 0))
+        body = await self._read(self._reader.readexactly(size))
         if not hmac.compare_digest(tag, self._tag(self._keys[1], self._received, body)):
             if self._received:
                 raise PeerError("a message is not authentic")
             raise SecretError("it does not have the same SM_RUNTIME_CLUSTER_SECRET")
         self._received += 1
-        self.heard_at = time.monotonic()
         return _parse(body)
 
-    def is_silent(self, seconds: float) -> bool:
-        """Return whether nothing has been received for so long."""
-        return time.monotonic() - self.heard_at > seconds
+    async def receive_within(self, seconds: float) -> dict[str, Json]:
+        """Wait for the next message, and give the other end up when it takes longer.
+
+        A process that was suspended looks once more: what arrived meanwhile has not been read.
+        """
+        receiving = asyncio.ensure_future(self.receive())
+        # Its exception is looked at in any case: asyncio logs those that are not.
+        receiving.add_done_callback(lambda task: task.cancelled() or task.exception())
+        try:
+            for more in (seconds, READ_SECONDS):
+                if (await asyncio.wait({receiving}, timeout=more))[0]:
+                    return receiving.result()
+        finally:
+            receiving.cancel()
+        raise PeerError(f"it has been silent for {seconds:g} s")
 
     def close(self) -> None:
         """Close the connection; what is written is sent first, as far as the other end reads."""
@@ -147,6 +162,16 @@ class Connection:
     def abort(self) -> None:
         """Close the connection at once."""
         self._writer.transport.abort()
+
+    async def _read(self, reading: Awaitable[T]) -> T:
+        try:
+            return await reading
+        except asyncio.IncompleteReadError:
+            raise PeerError("the connection was closed") from None
+        except asyncio.LimitOverrunError:
+            raise PeerError("unexpected data") from None
+        except OSError as error:
+            raise PeerError(f"the connection broke ({error.strerror})") from None
 
     def _write(self, data: bytes) -> None:
         self._writer.write(data)
@@ -169,6 +194,19 @@ def _parse(body: bytes) -> dict[str, Json]:
     return found
 
 
-def _unexpected(error: Exception) -> PeerError:
-    is_closed = isinstance(error, asyncio.IncompleteReadError) and not error.partial
-    return PeerError("the connection was closed" if is_closed else "unexpected data")
+def resolve(host: str) -> asyncio.Future[tuple[tuple[str, ...], str]]:
+    """Look a name up in a daemon thread, as ``network.resolve`` does: a server may take long."""
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[tuple[tuple[str, ...], str]] = loop.create_future()
+
+    def tell(found: tuple[tuple[str, ...], str]) -> None:
+        if not future.done():  # it may be cancelled
+            future.set_result(found)
+
+    def run() -> None:
+        found = network.resolve(host)
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            loop.call_soon_threadsafe(tell, found)
+
+    threading.Thread(target=run, name="link-names", daemon=True).start()
+    return future

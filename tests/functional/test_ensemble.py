@@ -6,7 +6,8 @@ import os
 from contextlib import ExitStack
 
 from sm_runtime.ensemble import Ensemble, Terms
-from sm_runtime.link.link import ClusterConfig, Link
+from sm_runtime.link.config import ClusterConfig
+from sm_runtime.link.link import Link
 from sm_runtime.model import Cluster, Command
 from sm_runtime.relay import open_sinks
 from sm_runtime.running import Limits, Running

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from typing import Any
 
 import pytest
@@ -114,7 +115,7 @@ def test_training_is_done_when_all_have_finished_and_the_end_when_all_are_done()
 def test_without_patience_all_hosts_go_on_to_their_own_end() -> None:
     job = Job().started().report(A, FINISHED).after(1e6)
     assert job.say("training_done") == {False}
-    assert job.agreement.next_time(job.now) is None
+    assert job.agreement.next_time(job.now) == math.inf
 
 
 @pytest.mark.parametrize("seconds", [0.0, 60.0])
@@ -131,7 +132,7 @@ def test_the_others_may_go_on_for_a_time_when_the_leader_has_finished(seconds: f
 def test_a_host_that_is_awaited_may_go_on_to_its_own_end() -> None:
     job = Job(patience_seconds=0.0, awaited=(C,)).started().report(A, FINISHED).after(1e6)
     assert job.say("training_done") == {False}
-    assert job.agreement.next_time(job.now) is None  # nothing is computed meanwhile
+    assert job.agreement.next_time(job.now) == math.inf  # nothing is computed meanwhile
     assert job.report(C, FINISHED).say("training_done") == {True}
 
 
@@ -260,7 +261,7 @@ def test_after_a_request_to_stop_the_end_of_one_host_hastens_no_other() -> None:
     job = Job(patience_seconds=0.0).started().report(B, STOPPED)
     job.report(B, failed(failure(B, "stopped", 143))).report(A, FINISHED).after(1e6)
     assert (job.say("failure"), job.say("training_done")) == ({False}, {False})
-    assert job.agreement.next_time(job.now) is None
+    assert job.agreement.next_time(job.now) == math.inf
     assert job.report(C, FINISHED).failure().status == 143
 
 

@@ -10,7 +10,7 @@ import pytest
 from sm_runtime import contract
 from sm_runtime.contract import Parsed
 from sm_runtime.launch import distribution
-from sm_runtime.link.link import PORTS
+from sm_runtime.link.config import PORTS
 from sm_runtime.options import OPTIONS
 from sm_runtime.paths import Paths
 from sm_runtime.reader import Document, Field
