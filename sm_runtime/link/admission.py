@@ -72,11 +72,17 @@ class Admission:
             self._accept, sock=self._socket, limit=GREETING_BYTES
         )
 
+    def expire(self, now: float) -> None:
+        """Turn away the clients that have not said in time who they are."""
+        opened_before = now - self._config.greeting_seconds
+        for client in [client for client in self._clients if client.opened_at < opened_before]:
+            self._turn_away(self._drop(client), PeerError("it does not say who it is"))
+
     def close(self) -> None:
         """Close every socket."""
         self._close_server()
-        for connection in self._clients:
-            connection.close()
+        for client in list(self._clients):
+            self._drop(client).close()
 
     async def cause(self, host: str) -> str:
         """Return, in words, why a host has not been admitted."""
@@ -96,25 +102,18 @@ class Admission:
         connection = Connection(reader, writer, self._config.secret)
         if len(self._clients) >= MAX_CLIENTS:
             silent = [client for client in self._clients if not client.greeting]
-            self._clients.pop((silent or list(self._clients))[0]).cancel()
+            self._drop((silent or list(self._clients))[0]).abort()
         self._clients[connection] = self._link.spawn(self._serve(connection))
 
     async def _serve(self, connection: Connection) -> None:
         """Admit a client, and serve it until the connection ends."""
         try:
-            admission = self._admit(connection)
-            hello = await asyncio.wait_for(admission, self._config.greeting_seconds)
-        except asyncio.TimeoutError:
-            self._turn_away(connection, PeerError("it does not say who it is"))
+            hello = await self._admit(connection)
         except PeerError as error:
+            del self._clients[connection]
             self._turn_away(connection, error)
-        except asyncio.CancelledError:
-            connection.abort()
-            raise
         else:
             await self._host_serve(_claimed(connection), connection, hello)
-        finally:
-            self._clients.pop(connection, None)
 
     async def _admit(self, connection: Connection) -> Message:
         """Return the first message of a missing host; raises PeerError where a client is none."""
@@ -132,11 +131,15 @@ class Admission:
                 raise PeerError(f"it is not at the address of {host}, whose name {known}")
         self._check_missing(host)  # another client may have been faster
         self.missing.remove(host)
-        self._clients.pop(connection, None)
+        del self._clients[connection]
         connection.limit_bytes = MESSAGE_BYTES
         if not self.missing:
             self._close_server()
         return hello
+
+    def _drop(self, connection: Connection) -> Connection:
+        self._clients.pop(connection).cancel()
+        return connection
 
     def _examine(self, greeting: Mapping[str, Json]) -> None:
         if text := self._config.other_job(greeting):

@@ -14,10 +14,10 @@ import contextlib
 import hmac
 import json
 import secrets
-import socket
 import struct
 import threading
-from collections.abc import Awaitable, Callable, Mapping
+import time
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 
 from sm_runtime.link import network
 
@@ -72,21 +72,16 @@ class Connection:
         """What the other end says of itself."""
         self.limit_bytes = GREETING_BYTES
         """The most bytes of a message that is read."""
+        self.opened_at = time.monotonic()
         self._sent = self._received = 0
         self._keys = (b"", b"")
         """The keys of what is sent and of what is received."""
-        if (stream := writer.get_extra_info("socket")) is not None:
-            stream.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
 
     @classmethod
     async def open(cls, address: str, port: int, secret: bytes, seconds: float) -> Connection:
         """Connect within so many seconds; raises OSError."""
-        try:
-            streams = asyncio.open_connection(address, port, limit=GREETING_BYTES)
-            reader, writer = await asyncio.wait_for(streams, seconds)
-        except asyncio.TimeoutError:  # which is no OSError before Python 3.11
-            raise TimeoutError(f"no answer within {seconds:g} s") from None
-        return cls(reader, writer, secret)
+        streams = asyncio.open_connection(address, port, limit=GREETING_BYTES)
+        return cls(*await within(streams, seconds), secret)
 
     async def exchange_greetings(
         self,
@@ -140,20 +135,12 @@ class Connection:
         return _parse(body)
 
     async def receive_within(self, seconds: float) -> dict[str, Json]:
-        """Wait for the next message, and give the other end up when it takes longer.
-
-        A process that was suspended looks once more: what arrived meanwhile has not been read.
-        """
-        receiving = asyncio.ensure_future(self.receive())
-        # Its exception is looked at in any case: asyncio logs those that are not.
-        receiving.add_done_callback(lambda task: task.cancelled() or task.exception())
+        """Wait for the next message, and give the other end up when it takes longer."""
         try:
-            for more in (seconds, READ_SECONDS):
-                if (await asyncio.wait({receiving}, timeout=more))[0]:
-                    return receiving.result()
-        finally:
-            receiving.cancel()
-        raise PeerError(f"it has been silent for {seconds:g} s")
+            # Where this process was suspended, what arrived meanwhile has still to be read.
+            return await within(self.receive(), seconds, READ_SECONDS)
+        except TimeoutError:
+            raise PeerError(f"it has been silent for {seconds:g} s") from None
 
     def close(self) -> None:
         """Close the connection; what is written is sent first, as far as the other end reads."""
@@ -192,6 +179,24 @@ def _parse(body: bytes) -> dict[str, Json]:
     if not isinstance(found, dict):
         raise PeerError("malformed message")
     return found
+
+
+async def within(work: Coroutine[None, None, T], *seconds: float) -> T:
+    """Return what ``work`` returns; wait so long, and so long again, else raise TimeoutError.
+
+    ``asyncio.wait_for`` loses a cancellation at times (https://github.com/python/cpython/issues/86296,
+    until Python 3.12).
+    """
+    task = asyncio.ensure_future(work)
+    # Looked at in any case, as asyncio logs exceptions that are not.
+    task.add_done_callback(lambda done: done.cancelled() or done.exception())
+    try:
+        for more in seconds:
+            if (await asyncio.wait({task}, timeout=more))[0]:
+                return task.result()
+    finally:
+        task.cancel()
+    raise TimeoutError(f"no answer within {seconds[0]:g} s")
 
 
 def resolve(host: str) -> asyncio.Future[tuple[tuple[str, ...], str]]:

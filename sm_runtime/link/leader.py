@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 
@@ -42,12 +41,14 @@ class Leader:
             now = time.monotonic()
             if now >= beat_at:
                 beat_at = now + self._config.beat
+                self._admission.expire(now)
                 self._beat(notice)
             self._agreement.decide(now)
             self._flush()
             wake_at = min(beat_at, self._agreement.next_time(now))
-            with contextlib.suppress(asyncio.TimeoutError):
-                await asyncio.wait_for(self._changed.wait(), max(0.0, wake_at - time.monotonic()))
+            timer = asyncio.get_running_loop().call_later(wake_at - now, self._changed.set)
+            await self._changed.wait()
+            timer.cancel()
             self._changed.clear()
 
     def report(self, message: Message) -> None:

@@ -10,7 +10,14 @@ from collections.abc import Mapping
 
 from sm_runtime.link.agreement import MALFORMED
 from sm_runtime.link.config import PORTS
-from sm_runtime.link.connection import MESSAGE_BYTES, Connection, FinalError, PeerError, resolve
+from sm_runtime.link.connection import (
+    MESSAGE_BYTES,
+    Connection,
+    FinalError,
+    PeerError,
+    resolve,
+    within,
+)
 from sm_runtime.link.notice import Notice
 
 TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
@@ -137,18 +144,18 @@ class Worker:
         connection = await Connection.open(address, port, config.secret, CONNECT_SECONDS)
         try:
             greetings = connection.exchange_greetings(config.greeting(), self._examine, leads=False)
-            await asyncio.wait_for(greetings, config.greeting_seconds / 2)  # it begins at once
+            await within(greetings, config.greeting_seconds / 2)  # it begins at once
             connection.send(config.hello())
             connection.limit_bytes = MESSAGE_BYTES
             seconds = config.greeting_seconds + WELCOME_SECONDS
-            answer = await asyncio.wait_for(connection.receive(), seconds)
+            answer = await within(connection.receive(), seconds)
             if answer.get("type") == "refused":
                 kind = FinalError if answer.get("final") else PeerError
                 raise kind(f"this host was turned away: {answer.get('reason')}")
             if answer.get("type") != "welcome":
                 raise PeerError("unexpected message before admission")
             return connection
-        except asyncio.TimeoutError:
+        except TimeoutError:
             connection.abort()
             raise PeerError("it does not answer") from None
         except BaseException:

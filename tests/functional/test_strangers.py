@@ -1,4 +1,4 @@
-"""A stranger on the network of a job, who connects to its port and means no good."""
+"""A client on the network of a job that is none of its hosts connects to its port."""
 
 from __future__ import annotations
 
@@ -10,52 +10,39 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 
 import pytest
 
 from sm_runtime.door import Door
+from sm_runtime.link import admission
 from sm_runtime.link.connection import PROTOCOL
+from sm_runtime.link.link import Link
 from sm_runtime.programs.knock import DOOR
-from tests import hosts, netns
+from tests import hosts, links, netns
 from tests.harness import eventually
-from tests.hosts import HELLO, SECRET, WAITS, Cluster, logs, statuses
+from tests.hosts import HELLO, WAITS, Cluster, logs, statuses
+from tests.links import ONE, PAIR, SECRET, Hosts
 
 PORT = 7117
-CONNECT = """
-import json, socket, sys
-spec = json.load(sys.stdin)
-connections = []
-for data in spec["send"]:
-    connection = socket.create_connection((spec["address"], spec["port"]), 5)
-    try:
-        connection.sendall(bytes.fromhex(data))
-    except OSError:
-        pass
-    connections.append(connection)
-print("connected", flush=True)
-if spec["hold"]:
-    sys.stdin.close()
-    import signal
-    signal.pause()
-heard = []
-for connection in connections:
-    connection.settimeout(30)
-    got = b""
-    try:
-        while data := connection.recv(65536):
-            got += data
-        closed = True
-    except ConnectionError:
-        closed = True
-    except TimeoutError:
-        closed = False
-    heard.append((got.hex(), closed))
-print(json.dumps(heard))
-"""
-"""Sends some bytes on each of several connections; says what each heard until it was closed."""
+ELSEWHERE = "127.0.0.9"
+"""The address of a client to which the name of no host resolves."""
+HTTP = b"GET / HTTP/1.1\r\nHost: algo-1\r\n\r\n"
+TLS = bytes.fromhex("16030100c8010000c40303") + b"\0" * 189
+NOISE = bytes(range(256)) * 1024
+LONG = b"\xff\xff\xff\xff" + b"x" * 100_000
+ROWS = b"\0\0\0\x02{}" * 50
+NESTED = b"[" * 4000 + b"\n"
+LIST = b"[]\n"
 
+HOLD = """
+import signal, socket, sys
+found = [socket.create_connection((sys.argv[1], int(sys.argv[2])), 5) for _ in range(100)]
+print("connected", flush=True)
+signal.pause()
+"""
+"""Holds a hundred connections, and sends nothing."""
 KNOCK = """
 import os, socket, sys
 os.setuid(65534)
@@ -63,13 +50,112 @@ door = socket.socket(socket.AF_UNIX)
 door.connect(sys.argv[1])
 print(door.recv(1))
 """
-"""Knocks as somebody else."""
+"""Connects as another user."""
 
-HTTP = b"GET / HTTP/1.1\r\nHost: algo-1\r\n\r\n"
-TLS = bytes.fromhex("16030100c8010000c40303") + b"\0" * 189
-NOISE = bytes(range(256)) * 1024
-LONG = b"\xff\xff\xff\xff" + b"x" * 100_000
-ROWS = b"\0\0\0\x02{}" * 50
+
+# -- what a client may send --------------------------------------------------------------------
+
+
+@pytest.fixture(params=[SECRET, b""], ids=["secret", "none"])
+def waiting(request: pytest.FixtureRequest) -> Iterator[Link]:
+    """Yield a leader whose other host comes after the test; nothing but that may have happened."""
+    with closing(Hosts()) as made:
+        options = {"secret": request.param, "greeting_seconds": 0.5}
+        leader = made.add(links.config(ONE, PAIR, **options))
+        leader.ready({})
+        yield leader
+        assert leader.state.failure is None
+        made.add(links.config(PAIR[1], PAIR, **options)).ready({})
+        made.all(lambda link: link.state.start, "all start")
+
+
+def answers(leader: Link, *sent: bytes) -> list[bytes]:
+    """Return what the leader says to clients until it closes their connections, at once."""
+    address = (ONE, leader.config.port)
+    clients = [socket.create_connection(address, 10, (ELSEWHERE, 0)) for _ in sent]
+    found = []
+    for client, data in zip(clients, sent, strict=True):
+        with client:
+            heard = b""
+            try:
+                client.sendall(data)
+                while more := client.recv(65536):
+                    heard += more
+            except ConnectionError:
+                pass
+            found.append(heard)
+    return found
+
+
+def greeting(leader: Link, host: str, *, secret: bool, protocol: str = PROTOCOL) -> bytes:
+    """Return the greeting of a client that says that it is ``host``."""
+    own = {**leader.config.greeting(), "host": host, "protocol": protocol}
+    return json.dumps({**own, "nonce": "0" * 32, "secret": secret}).encode() + b"\n"
+
+
+def hello(leader: Link, tag: bytes = b"") -> bytes:
+    """Return the first message after a greeting, with an authentication code or without."""
+    body = json.dumps(leader.config.hello()).encode()
+    return struct.pack(">I", len(body)) + tag + body
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"", HTTP, TLS, NOISE, LONG, ROWS, NESTED, LIST],
+    ids=["nothing", "http", "tls", "noise", "long", "rows", "nested", "list"],
+)
+def test_garbage_is_answered_by_a_greeting_at_most(waiting: Link, data: bytes) -> None:
+    [heard] = answers(waiting, data)
+    assert len(heard) < 2048
+    assert SECRET not in heard
+
+
+def test_a_client_that_says_that_it_is_a_host_is_not_admitted(waiting: Link) -> None:
+    claims = [
+        greeting(waiting, host, secret=secret) + message
+        for host in (*PAIR, "another")
+        for secret in (True, False)
+        for message in (b"", hello(waiting), hello(waiting, bytes(32)), LONG, b"\0\0\0\0" * 20)
+    ]
+    for heard in answers(waiting, *claims):
+        assert b"welcome" not in heard
+
+
+def test_another_version_of_the_protocol_is_refused_by_name(waiting: Link) -> None:
+    [heard] = answers(waiting, greeting(waiting, PAIR[1], secret=True, protocol="sm-runtime/99"))
+    assert f"it speaks 'sm-runtime/99' and not '{PROTOCOL}'".encode() in heard
+
+
+def test_a_client_with_another_secret_from_another_address_fails_no_job(waiting: Link) -> None:
+    has_secret = bool(waiting.config.secret)
+    [heard] = answers(waiting, greeting(waiting, PAIR[1], secret=not has_secret))
+    assert b"SM_RUNTIME_CLUSTER_SECRET" in heard
+
+
+def test_clients_that_are_not_admitted_cause_few_lines(
+    waiting: Link, caplog: pytest.LogCaptureFixture
+) -> None:
+    answers(waiting, *[HTTP] * 40)
+    eventually(
+        lambda: caplog.messages[-1:] == ["no more connections that are closed are logged"], ""
+    )
+    assert len(caplog.messages) == admission.MAX_LINES + 1
+
+
+@pytest.mark.parametrize("secret", [SECRET, b""], ids=["secret", "none"])
+def test_a_flood_of_connections_keeps_no_host_out(secret: bytes) -> None:
+    with closing(Hosts()) as made, ExitStack() as held:
+        leader = made.add(links.config(ONE, PAIR, secret=secret))
+        for _ in range(2 * admission.MAX_CLIENTS):
+            client = socket.create_connection((ONE, leader.config.port), 10, (ELSEWHERE, 0))
+            held.enter_context(client)
+        made.add(links.config(PAIR[1], PAIR, secret=secret))
+        for link in made.links.values():
+            link.ready({})
+        made.all(lambda link: link.state.start, "all start")
+
+
+# -- jobs --------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
@@ -83,7 +169,7 @@ def cluster(
     network: netns.Network, tmp_path: Path, request: pytest.FixtureRequest
 ) -> Iterator[Cluster]:
     if not network.isolated and request.param == "no secret":
-        pytest.fail("needs network namespaces: a stranger has an address of his own")
+        pytest.fail("needs network namespaces: a client has an address of its own")
     with hosts.cluster(tmp_path, network, 2) as made:
         if request.param == "no secret":
             for base in made.bases:
@@ -92,98 +178,34 @@ def cluster(
 
 
 @contextmanager
-def stranger(
-    cluster: Cluster, *send: bytes, port: int = PORT, hold: bool = False
-) -> Iterator[subprocess.Popen[bytes]]:
-    """Run somebody who sends each of ``send`` on a connection of its own."""
-    host = cluster.network.hosts[2]
-    spec = {
-        "address": cluster.hosts[0].address,
-        "port": port,
-        "send": [data.hex() for data in send],
-        "hold": hold,
-    }
-    with subprocess.Popen(
-        [*host.prefix, sys.executable, "-c", CONNECT],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-    ) as process:
-        assert process.stdin and process.stdout
-        process.stdin.write(json.dumps(spec).encode())
-        process.stdin.close()
+def held_connections(cluster: Cluster) -> Iterator[None]:
+    """Hold a hundred connections to the leader, from a machine that is no host."""
+    prefix, address = cluster.network.hosts[2].prefix, cluster.hosts[0].address
+    argv = [*prefix, sys.executable, "-c", HOLD, address, str(PORT)]
+    with subprocess.Popen(argv, stdout=subprocess.PIPE) as process:
+        assert process.stdout
         try:
             assert process.stdout.readline() == b"connected\n"
-            yield process
+            yield
         finally:
             process.kill()
 
 
-def waiting_leader(cluster: Cluster, script: str = HELLO) -> None:
+def waiting_leader(cluster: Cluster) -> None:
     """Start the leader, which waits for the other host and listens."""
-    cluster.script(script).start(0)
+    cluster.script(HELLO).start(0)
     leader = cluster.hosts[0]
     eventually(lambda: (leader.address, PORT) in leader.listeners(), "the leader listens", 60)
 
 
-def greeting(host: str, job: str, *, secret: bool) -> bytes:
-    """Return the first bytes of somebody who says that he is ``host``."""
-    own = {"protocol": PROTOCOL, "host": host, "job": job, "nonce": "0" * 32, "secret": secret}
-    return json.dumps(own).encode() + b"\n"
-
-
-def hello(tag: bytes = b"") -> bytes:
-    """Return the first message after the greeting, with an authentication code or without."""
-    body = json.dumps({"type": "hello"}).encode()
-    return struct.pack(">I", len(body)) + tag + body
-
-
-@pytest.mark.parametrize(
-    "data",
-    [b"", HTTP, TLS, NOISE, LONG, ROWS],
-    ids=["nothing", "http", "tls", "noise", "long", "rows"],
-)
-def test_who_sends_garbage_gets_nothing_and_breaks_nothing(cluster: Cluster, data: bytes) -> None:
+def test_a_hundred_connections_that_are_held_keep_no_host_out(cluster: Cluster) -> None:
     waiting_leader(cluster)
-    with stranger(cluster, data) as process:
-        assert process.stdout
-        [(heard, closed)] = json.loads(process.stdout.readline())
-    assert closed  # also who says nothing: he has ten seconds
-    assert len(heard) // 2 < 2048  # the leader's greeting, at most
-    assert SECRET.encode().hex() not in heard
-    results = cluster.start(1).wait()
-    assert statuses(results) == [0, 0], logs(results)
-
-
-def test_who_holds_a_hundred_connections_keeps_no_host_out(cluster: Cluster) -> None:
-    waiting_leader(cluster)
-    with stranger(cluster, *[b""] * 100, hold=True):
+    with held_connections(cluster):
         results = cluster.start(1).wait()
     assert statuses(results) == [0, 0], logs(results)
 
 
-def test_who_says_that_he_is_a_host_is_none(cluster: Cluster) -> None:
-    waiting_leader(cluster)
-    with stranger(cluster, b"") as process:
-        assert process.stdout
-        [(heard, _)] = json.loads(process.stdout.readline())
-    # What the leader says of itself names the job: all that a stranger can learn.
-    job = json.loads(bytes.fromhex(heard))["job"]
-    claims = [
-        greeting(host.name, job, secret=secret) + message
-        for host in cluster.hosts
-        for secret in (True, False)
-        for message in (b"", hello(), hello(bytes(32)))
-    ]
-    with stranger(cluster, *claims) as process:
-        assert process.stdout
-        for heard, closed in json.loads(process.stdout.readline()):
-            assert closed
-            assert "welcome" not in bytes.fromhex(heard).decode(errors="replace")
-    results = cluster.start(1).wait()
-    assert statuses(results) == [0, 0], logs(results)
-
-
-def test_nobody_listens_any_more_when_all_hosts_have_come(cluster: Cluster) -> None:
+def test_nothing_listens_any_more_when_all_hosts_are_there(cluster: Cluster) -> None:
     cluster.script(WAITS).start().ready()
     for host in cluster.hosts:
         assert not [port for _, port in host.listeners() if PORT <= port < PORT + 10]
