@@ -19,7 +19,7 @@ from tests.hosts import HELLO, SECRET, WAITS, Cluster, logs, statuses
 
 @pytest.mark.parametrize("silent", [0, 1])
 def test_a_host_that_says_nothing_any_more_ends_the_others(cluster: Cluster, silent: int) -> None:
-    cluster.script(WAITS).start(SM_RUNTIME_PEER_SILENCE_SECONDS="4").ready()
+    cluster.script(WAITS).start(SM_RUNTIME_PEER_SILENCE_SECONDS="2").ready()
     host, network = cluster.hosts[silent], cluster.network
     with network.cut(host) if network.isolated else nullcontext():
         if not network.isolated:
@@ -28,7 +28,7 @@ def test_a_host_that_says_nothing_any_more_ends_the_others(cluster: Cluster, sil
         assert other.status == 1, other.log
         found = cluster.failures(1 - silent)
         assert found["host"] == host.name
-        assert "it has been silent for 4 s" in found["message"]
+        assert "it has been silent for 2 s" in found["message"]
         cluster.running[silent].send(signal.SIGCONT)
         assert cluster.running[silent].wait(60).status == 1
 
@@ -124,25 +124,23 @@ def test_a_host_that_fails_before_the_others_come_tells_them_when_they_do(
 
 
 @pytest.mark.parametrize("late", [0, 1])
-def test_a_host_that_starts_late_is_waited_for_by_name(cluster: Cluster, late: int) -> None:
+def test_a_host_that_starts_late_is_waited_for(cluster: Cluster, late: int) -> None:
     cluster.script(HELLO).start(1 - late)
     waiting = cluster.running[1 - late]
-    eventually(lambda: b"waiting for" in waiting.err, "a line that says so", 60)
+    threading.Event().wait(1.5)
+    assert waiting.process.poll() is None
     results = cluster.start(late).wait()
     assert statuses(results) == [0, 0], logs(results)
-    said = [line for line in waiting.err.decode().splitlines() if "waiting for" in line]
-    assert len(said) == 1
-    assert f"waiting for {cluster.hosts[late].name} (10 s / 300 s)" in said[0]
 
 
 @pytest.mark.parametrize("cluster", [3], indirect=True)
 def test_a_host_that_never_comes_fails_all_by_name(cluster: Cluster) -> None:
-    results = cluster.script(HELLO).start(0, 1, SM_RUNTIME_PEER_WAIT_SECONDS="3").wait()
+    results = cluster.script(HELLO).start(0, 1, SM_RUNTIME_PEER_WAIT_SECONDS="2").wait()
     assert statuses(results) == [1, 1], logs(results)
     found = cluster.failures(0, 1)
     missing = cluster.hosts[2]
     assert f"{missing.name}: has not connected (resolved {missing.address})" in found["message"]
-    assert "for 3 s" in found["message"]
+    assert "for 2 s" in found["message"]
 
 
 @pytest.mark.parametrize("at", [0, 1])
@@ -173,16 +171,16 @@ def test_a_reader_of_the_log_that_stalls_ends_no_job(cluster: Cluster) -> None:
     base, host = cluster.bases[1], cluster.hosts[1]
     process = subprocess.Popen(
         [*host.prefix, sys.executable, "-m", "sm_runtime", "train"],
-        env={**base.environ, "SM_RUNTIME_PEER_SILENCE_SECONDS": "3"},
+        env={**base.environ, "SM_RUNTIME_PEER_SILENCE_SECONDS": "2"},
         cwd="/",
         stdin=subprocess.DEVNULL,
         stdout=write,
         stderr=write,
     )
     os.close(write)
-    cluster.start(0, SM_RUNTIME_PEER_SILENCE_SECONDS="3")
+    cluster.start(0, SM_RUNTIME_PEER_SILENCE_SECONDS="2")
     eventually(lambda: b"ready" in cluster.running[0].out, "it runs", 60)
-    threading.Event().wait(5)  # longer than a host may be silent
+    threading.Event().wait(3)  # longer than a host may be silent
     assert process.poll() is None
     count = 0
     while data := os.read(read, 1 << 20):
@@ -211,9 +209,9 @@ def test_hosts_that_only_wait_compute_nothing(cluster: Cluster) -> None:
         return sum(map(int, text.rpartition(")")[2].split()[11:13]))
 
     before = [ticks(0), ticks(1)]
-    threading.Event().wait(5)
+    threading.Event().wait(3)
     spent = [ticks(0) - before[0], ticks(1) - before[1]]
-    assert max(spent) / os.sysconf("SC_CLK_TCK") < 0.25, spent
+    assert max(spent) / os.sysconf("SC_CLK_TCK") < 0.15, spent
     cluster.running[0].send(signal.SIGTERM)
     assert statuses(cluster.wait()) == [0, 0]
 
