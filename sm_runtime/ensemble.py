@@ -10,21 +10,17 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 
 from sm_runtime import failure
 from sm_runtime.failure import Failure
-from sm_runtime.frozen import dataclass, replace
 from sm_runtime.link.agreement import Priority
 from sm_runtime.link.link import Link
-from sm_runtime.model import Command, Ended
+from sm_runtime.model import Command, Ended, Json
 from sm_runtime.play import Play
 from sm_runtime.relay import Relay
 from sm_runtime.running import Limits, Running
 from sm_runtime.supervise import Supervisor
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from sm_runtime.model import Json
 
 log = logging.getLogger(__name__)
 

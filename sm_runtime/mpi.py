@@ -7,21 +7,20 @@ import os
 import re
 import shlex
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sm_runtime.door import Caller, Door
 from sm_runtime.ensemble import Terms
 from sm_runtime.failure import Failure
-from sm_runtime.frozen import replace
 from sm_runtime.launch.host_names import restored
 from sm_runtime.link.agreement import Priority
 from sm_runtime.link.link import Link
-from sm_runtime.model import Command
+from sm_runtime.model import Command, Json
 from sm_runtime.ranks import RankEnsemble
 from sm_runtime.running import Running
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from sm_runtime.model import Json
     from sm_runtime.roles import OpenMpi
 
 log = logging.getLogger(__name__)

@@ -11,11 +11,11 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Iterable
+from dataclasses import replace
 
 from sm_runtime.door import Caller, Door
 from sm_runtime.ensemble import Ensemble, Terms
 from sm_runtime.failure import Failure
-from sm_runtime.frozen import replace
 from sm_runtime.link.agreement import Priority
 from sm_runtime.link.link import Link
 from sm_runtime.link.notice import Notice

@@ -12,6 +12,7 @@ import contextlib
 import logging
 import socket
 from collections.abc import Callable, Coroutine, Mapping
+from typing import TYPE_CHECKING, TypeAlias
 
 from sm_runtime.errors import LaunchError
 from sm_runtime.link import network
@@ -25,10 +26,7 @@ from sm_runtime.link.connection import (
     resolve,
 )
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from typing import TypeAlias
-
     from sm_runtime.link.agreement import Message
     from sm_runtime.link.link import Link
     from sm_runtime.model import Json

@@ -17,12 +17,9 @@ from collections.abc import Mapping
 from enum import IntEnum
 
 from sm_runtime.failure import Failure
+from sm_runtime.model import Json
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from sm_runtime.model import Json
-
-    Message = dict[str, Json]
+Message = dict[str, Json]
 
 MALFORMED = (AttributeError, KeyError, TypeError, ValueError)
 """What taking a malformed message raises."""

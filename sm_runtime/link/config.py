@@ -5,15 +5,11 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sm_runtime import __version__
-from sm_runtime.frozen import dataclass, field
 from sm_runtime.link.notice import NOTICE_SECONDS
-from sm_runtime.model import Cluster
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from sm_runtime.model import Json
+from sm_runtime.model import Cluster, Json
 
 PORTS = 10
 """How many ports the leader tries, its own being taken."""

@@ -18,16 +18,12 @@ import struct
 import threading
 import time
 from collections.abc import Awaitable, Callable, Coroutine, Mapping
+from typing import TypeVar
 
 from sm_runtime.link import network
+from sm_runtime.model import Json
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from typing import TypeVar
-
-    from sm_runtime.model import Json
-
-    T = TypeVar("T")
+T = TypeVar("T")
 
 PROTOCOL = "sm-runtime/2"
 GREETING_BYTES = 4096

@@ -5,15 +5,14 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
+from typing import TYPE_CHECKING
 
 from sm_runtime.link.admission import Admission
-from sm_runtime.link.agreement import MALFORMED, Agreement
+from sm_runtime.link.agreement import MALFORMED, Agreement, Message
 from sm_runtime.link.connection import Connection, PeerError
 from sm_runtime.link.notice import Notice
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from sm_runtime.link.agreement import Message
     from sm_runtime.link.link import Link
 
 log = logging.getLogger(__name__)

@@ -13,14 +13,10 @@ import threading
 from collections.abc import Callable, Coroutine, Mapping
 
 from sm_runtime.failure import Failure
-from sm_runtime.link.agreement import Priority, State, peer_failure
+from sm_runtime.link.agreement import Message, Priority, State, peer_failure
 from sm_runtime.link.config import ClusterConfig
 from sm_runtime.link.leader import Leader
 from sm_runtime.link.worker import Worker
-
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
-if TYPE_CHECKING:
-    from sm_runtime.link.agreement import Message
 
 log = logging.getLogger(__name__)
 

@@ -7,8 +7,9 @@ import contextlib
 import logging
 import os
 from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from sm_runtime.link.agreement import MALFORMED
+from sm_runtime.link.agreement import MALFORMED, Message
 from sm_runtime.link.config import PORTS
 from sm_runtime.link.connection import (
     MESSAGE_BYTES,
@@ -20,9 +21,7 @@ from sm_runtime.link.connection import (
 )
 from sm_runtime.link.notice import Notice
 
-TYPE_CHECKING = False  # as type checkers know it; `typing` itself is costly to import
 if TYPE_CHECKING:
-    from sm_runtime.link.agreement import Message
     from sm_runtime.link.link import Link
     from sm_runtime.model import Json
 

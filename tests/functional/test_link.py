@@ -12,11 +12,11 @@ import sys
 import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from sm_runtime.frozen import replace
 from sm_runtime.link.config import ClusterConfig
 from sm_runtime.link.link import Link
 from tests.harness import eventually
