@@ -15,9 +15,11 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
-from sm_runtime import __version__, search_path, shortage
-from sm_runtime.redact import Mask
-from sm_runtime.relay import Sink, open_sinks
+from sm_runtime import __version__
+from sm_runtime.code import search_path
+from sm_runtime.job.masking import Mask
+from sm_runtime.processes import shortage
+from sm_runtime.processes.relay import Sink, open_sinks
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -126,18 +128,18 @@ def main() -> int:
         _train()
     import signal
 
-    from sm_runtime import inspection
-    from sm_runtime.running import STOPPING
+    from sm_runtime import check
+    from sm_runtime.processes.process import STOPPING
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see isolation.enter
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
     mask = Mask()
     _log_to(Sink(2), mask)
     if parsed.command == "check":
-        return inspection.check(os.environ, mask)
+        return check.check(os.environ, mask)
     if parsed.launch:
-        return inspection.launch(os.environ, mask, secrets=parsed.show_secrets)
-    return inspection.show(os.environ, mask, as_json=parsed.json, secrets=parsed.show_secrets)
+        return check.launch(os.environ, mask, secrets=parsed.show_secrets)
+    return check.show(os.environ, mask, as_json=parsed.json, secrets=parsed.show_secrets)
 
 
 def _parser(
@@ -150,8 +152,8 @@ def _parser(
 
 
 def _train() -> NoReturn:
+    from sm_runtime.processes.supervisor import Supervisor
     from sm_runtime.run import train
-    from sm_runtime.supervise import Supervisor
 
     with suppress(OSError), open("/proc/self/comm", "w") as file:
         file.write("train")  # in ps and to pkill, where it would be Python's own name

@@ -7,12 +7,13 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from sm_runtime import contract, documents, environ, redirect, source
-from sm_runtime.contract import Parsed
-from sm_runtime.errors import ConfigError
-from sm_runtime.model import Job
-from sm_runtime.paths import Paths
-from sm_runtime.redact import Mask
+from sm_runtime.code import fetch
+from sm_runtime.contract import documents, environment, load, model_dir
+from sm_runtime.contract.load import Parsed
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.masking import Mask
+from sm_runtime.job.model import Job
+from sm_runtime.job.paths import Paths
 
 log = logging.getLogger(__name__)
 
@@ -48,11 +49,11 @@ def configure(variables: Mapping[str, str], mask: Mask) -> Job:
 def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     """Return the job as far as it can be read, and have its secrets masked from here on."""
     paths = paths_of(variables)
-    mask.learn(environ.secrets(None, variables))
+    mask.learn(environment.secrets(None, variables))
     found, unreadable = documents.collect(paths, variables)
-    parsed = contract.parse(found, variables, paths, os.uname().nodename)
-    job = source.as_files(redirect.redirected(parsed.draft))
-    mask.learn(environ.secrets(job, variables))
+    parsed = load.parse(found, variables, paths, os.uname().nodename)
+    job = fetch.as_files(model_dir.redirected(parsed.draft))
+    mask.learn(environment.secrets(job, variables))
     logging.getLogger("sm_runtime").setLevel(job.log_level)
     if not (unreadable or parsed.problems):
         _tell(job, parsed)
@@ -68,5 +69,5 @@ def _tell(job: Job, parsed: Parsed) -> None:
         log.info("%s", note)
     for warning in parsed.warnings:
         log.warning("%s", warning)
-    if told := redirect.note(job):
+    if told := model_dir.note(job):
         log.info("%s", told)

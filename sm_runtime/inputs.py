@@ -13,15 +13,16 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from sm_runtime import channels, source, sync
-from sm_runtime.model import Job
-from sm_runtime.supervise import Supervisor
+from sm_runtime import channels, sync
+from sm_runtime.code import fetch as source
+from sm_runtime.job.model import Job
+from sm_runtime.processes.supervisor import Supervisor
 from sm_runtime.timeline import Timeline
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sm_runtime.saved import Saved
+    from sm_runtime.output.saved import Saved
     from sm_runtime.sync.syncs import Syncs
 
 log = logging.getLogger(__name__)

@@ -11,36 +11,30 @@ import sys
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from sm_runtime import (
-    artifacts,
-    channels,
-    documents,
-    environ,
-    hardware,
-    install,
-    ownership,
-    programs,
-    source,
-    sync,
-)
-from sm_runtime.configfiles import ConfigFiles
+from sm_runtime import channels, programs, sync
+from sm_runtime.code import fetch
 from sm_runtime.configure import configure, paths_of
-from sm_runtime.errors import ConfigError, JobError, LaunchError
+from sm_runtime.contract import documents, environment
+from sm_runtime.contract.config_files import ConfigFiles
+from sm_runtime.contract.model_dir import tensorflow_variables
 from sm_runtime.inputs import Inputs
+from sm_runtime.install import install
+from sm_runtime.job.errors import ConfigError, JobError, LaunchError
+from sm_runtime.job.masking import Mask
+from sm_runtime.job.model import Command, Ended, Hardware, Job
 from sm_runtime.launch import distribution
-from sm_runtime.model import Command, Ended, Hardware, Job
-from sm_runtime.redact import Mask
-from sm_runtime.redirect import tensorflow_variables
-from sm_runtime.report import Report
-from sm_runtime.running import Limits
-from sm_runtime.saved import summary_lines
-from sm_runtime.supervise import Supervisor
+from sm_runtime.output import artifacts, ownership
+from sm_runtime.output.report import Report
+from sm_runtime.output.saved import summary_lines
+from sm_runtime.processes import hardware
+from sm_runtime.processes.process import Limits
+from sm_runtime.processes.supervisor import Supervisor
 from sm_runtime.timeline import Timeline
 
 if TYPE_CHECKING:
-    from sm_runtime.distributed import Session
-    from sm_runtime.failure import Failure
-    from sm_runtime.installer import Run
+    from sm_runtime.cluster.session import Session
+    from sm_runtime.install.pip import Run
+    from sm_runtime.job.failure import Failure
 
 log = logging.getLogger(__name__)
 
@@ -123,7 +117,7 @@ class _Attempt:
             inputs.fetch()
             inputs.wait_for_code()
             with self.timeline.phase("code"):
-                code = source.fetch(job, self.variables, self._is_stopped)
+                code = fetch.fetch(job, self.variables, self._is_stopped)
             _warn(code.warnings)
             self._check_stop()
             if install.needs_channels(job, code, self.variables):
@@ -147,7 +141,7 @@ class _Attempt:
 
     def _join(self, job: Job) -> Job:
         """Begin to look for the other hosts; return the job with what is found out on the way."""
-        from sm_runtime.distributed import Session
+        from sm_runtime.cluster.session import Session
 
         self.devices = hardware.count({**self.variables, **job.environment})
         plan = distribution.plan(job, self.devices)
@@ -155,16 +149,16 @@ class _Attempt:
         self.session.check()
         return self.session.job
 
-    def _command(self, job: Job, code: source.Code, installed: Mapping[str, str]) -> Command:
+    def _command(self, job: Job, code: fetch.Code, installed: Mapping[str, str]) -> Command:
         """Return how the script is started."""
-        if problems := environ.oversized(job):
+        if problems := environment.oversized(job):
             raise ConfigError(problems)
         argv, extra = self._entry(job, code)
         variables = {**self.variables, **installed, **extra}
         variables |= tensorflow_variables(job, variables)
         self.devices = hardware.count({**variables, **job.environment})
         search_path = (*code.search_path, INJECTED)
-        env, warnings = environ.process_environment(job, self.devices, variables, search_path)
+        env, warnings = environment.process_environment(job, self.devices, variables, search_path)
         _warn(warnings)
         # Word by word: the quotes that a shell needs would hide a secret from the mask.
         shown = shlex.join(map(self.mask, argv))
@@ -172,21 +166,21 @@ class _Attempt:
         log.info("Invoking user script in %s: %s", folder, shown)
         return Command(argv=argv, cwd=folder, env=env)
 
-    def _entry(self, job: Job, code: source.Code) -> tuple[tuple[str, ...], dict[str, str]]:
+    def _entry(self, job: Job, code: fetch.Code) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return the argv to start, and the variables by which a framework finds the script."""
-        arguments = environ.arguments(job)
+        arguments = environment.arguments(job)
         if job.entry_point:
-            argv = source.entry_command(job, code, arguments, sys.executable)
+            argv = fetch.entry_command(job, code, arguments, sys.executable)
             return argv, {documents.INSIDE: job.paths.base}
         if job.hook is None:
-            argv = source.entry_command(job, code, arguments, sys.executable, self.variables)
+            argv = fetch.entry_command(job, code, arguments, sys.executable, self.variables)
             if self.session:
                 argv = self.session.roles.launcher(argv, arguments, self.devices)
             return argv, {}
         hook = programs.start(sys.executable, job.hook)
         if job.program is None:
             return hook, {}
-        argv = source.entry_command(job, code, arguments, sys.executable, self.variables)
+        argv = fetch.entry_command(job, code, arguments, sys.executable, self.variables)
         return hook, {"SM_RUNTIME_COMMAND": json.dumps(argv)}
 
     def _train(self, job: Job, command: Command) -> Failure | None:
@@ -270,7 +264,7 @@ class _Attempt:
             raise error
 
 
-def _working_folder(job: Job, code: source.Code) -> str:
+def _working_folder(job: Job, code: fetch.Code) -> str:
     """Return where the script runs.
 
     That is the code folder; for an entry point of the request where the image says, as on the
@@ -303,7 +297,7 @@ def _limits(job: Job) -> Limits:
 
 def _why(ended: Ended, code: str, host: str, mask: Mask) -> Failure:
     """Return the failure that a script's end is."""
-    from sm_runtime import failure  # only a job that fails pays for it
+    from sm_runtime.job import failure  # only a job that fails pays for it
 
     try:
         return failure.of_script(ended, code, host, mask)
@@ -318,7 +312,8 @@ def _why(ended: Ended, code: str, host: str, mask: Mask) -> Failure:
 
 def _failure(error: Exception, job: Job | None, mask: Mask) -> Failure:
     """Return the failure that an exception of ours is; an unforeseen one is logged whole."""
-    from sm_runtime import failure, shortage
+    from sm_runtime.job import failure
+    from sm_runtime.processes import shortage
 
     if reason := shortage.reason(error):
         error = LaunchError(reason)

@@ -6,10 +6,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-from sm_runtime.failure import Failure
-from sm_runtime.link.config import ClusterConfig
-from sm_runtime.link.link import Link
-from sm_runtime.model import Cluster
+from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.link import Link
+from sm_runtime.job.failure import Failure
+from sm_runtime.job.model import Cluster
 from tests.harness import eventually
 
 HOSTS = ("127.0.0.1", "127.0.0.2", "127.0.0.3")

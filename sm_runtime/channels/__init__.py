@@ -15,9 +15,9 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 
-from sm_runtime import location
-from sm_runtime.errors import ConfigError, DataError
-from sm_runtime.model import Channel, Job
+from sm_runtime.job import location
+from sm_runtime.job.errors import ConfigError, DataError
+from sm_runtime.job.model import Channel, Job
 
 log = logging.getLogger(__name__)
 

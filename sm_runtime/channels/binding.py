@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sm_runtime.channels import Bind
 from sm_runtime.channels.mountpoint import mounts_of
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 
 if TYPE_CHECKING:
     from ctypes import CDLL

@@ -9,8 +9,8 @@ from typing import IO, TYPE_CHECKING, TypeAlias
 from sm_runtime.channels.ahead import Part
 from sm_runtime.channels.recordio import Framer
 from sm_runtime.channels.scratch import scratch
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel
 
 if TYPE_CHECKING:
     import zlib

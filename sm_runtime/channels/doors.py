@@ -12,8 +12,8 @@ import stat
 import threading
 from collections.abc import Iterable, Iterator
 
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel
 
 log = logging.getLogger(__name__)
 

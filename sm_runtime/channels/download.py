@@ -17,9 +17,9 @@ from sm_runtime.channels.folder import Folder
 from sm_runtime.channels.progress import Progress
 from sm_runtime.channels.selection import Origins
 from sm_runtime.channels.survey import Survey, survey
-from sm_runtime.characters import human_duration, human_size
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel, Job
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel, Job
+from sm_runtime.job.text import human_duration, human_size
 
 log = logging.getLogger(__name__)
 

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from sm_runtime.channels import manifest, selection
 from sm_runtime.channels.scratch import scratch
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel, Cluster
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel, Cluster
 from sm_runtime.storage import Blob
 
 if TYPE_CHECKING:

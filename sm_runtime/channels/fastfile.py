@@ -22,8 +22,8 @@ from threading import Event, Thread
 from sm_runtime.channels import selection
 from sm_runtime.channels.mountpoint import HELPERS, detach, is_mounted
 from sm_runtime.channels.selection import Origins, key_of, place_of
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel, Job
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel, Job
 from sm_runtime.storage import Blob
 
 log = logging.getLogger(__name__)

@@ -16,8 +16,8 @@ from stat import S_ISREG
 from sm_runtime.channels import UNFINISHED, marks, room
 from sm_runtime.channels.mountpoint import mounts_below
 from sm_runtime.channels.survey import Survey, stoppable
-from sm_runtime.characters import human_size
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.text import human_size
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import can_clone, data_bytes
 

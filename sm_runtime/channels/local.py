@@ -14,12 +14,12 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
-from sm_runtime import location
 from sm_runtime.channels import Bind, is_filled, is_ours, is_placed
 from sm_runtime.channels.folder import clear
 from sm_runtime.channels.selection import file_uri, key_of
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel, Job
+from sm_runtime.job import location
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel, Job
 
 log = logging.getLogger(__name__)
 

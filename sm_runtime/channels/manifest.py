@@ -11,8 +11,8 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 
-from sm_runtime import location
-from sm_runtime.errors import DataError
+from sm_runtime.job import location
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Origin
 
 _BUFFER_BYTES = 1 << 18

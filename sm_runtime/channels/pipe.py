@@ -21,8 +21,8 @@ from sm_runtime.channels.ahead import ClosedError
 from sm_runtime.channels.doors import Door, Doors
 from sm_runtime.channels.epochs import Epochs
 from sm_runtime.channels.feed import Feed
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel, Job
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel, Job
 
 log = logging.getLogger(__name__)
 

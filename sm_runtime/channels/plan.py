@@ -10,7 +10,7 @@ from bisect import bisect_left
 from itertools import pairwise
 
 from sm_runtime.channels import UNFINISHED
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 
 _MAX_NAME_BYTES = 255
 _PART = ".sm-runtime.part"

@@ -10,7 +10,7 @@ from importlib.util import find_spec
 from threading import Event, Lock, Thread
 from typing import Any, TextIO
 
-from sm_runtime.characters import human_duration, human_size
+from sm_runtime.job.text import human_duration, human_size
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from sm_runtime.channels.ahead import ClosedError
 from sm_runtime.channels.recordio import FIRST, MAGIC, MIDDLE
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.records import masked_checksum
 
 if TYPE_CHECKING:

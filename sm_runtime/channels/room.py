@@ -6,8 +6,8 @@ import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from sm_runtime.characters import human_size
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.text import human_size
 
 _MOUNTS = "/proc/self/mounts"
 _IN_MEMORY = ("tmpfs", "devtmpfs", "ramfs")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import IO
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 
 
 def scratch(purpose: str) -> IO[bytes]:

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from threading import Lock
 from urllib.parse import unquote_to_bytes
 
-from sm_runtime import location
 from sm_runtime.channels import manifest
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel, Cluster, Job, Source
+from sm_runtime.job import location
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel, Cluster, Job, Source
 from sm_runtime.storage import Blob, Origin, open_origin
 
 _ASKED_AT_ONCE = 32

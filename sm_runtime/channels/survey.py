@@ -10,8 +10,8 @@ from typing import TypeVar
 from sm_runtime.channels import manifest, plan, selection
 from sm_runtime.channels.selection import OriginOf, key_of, place_of
 from sm_runtime.channels.spool import Spool
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel, Cluster, Source
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel, Cluster, Source
 from sm_runtime.storage import Blob
 
 log = logging.getLogger(__name__)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
+from sm_runtime.job.model import Hardware, Job
 from sm_runtime.launch import tf_config
 from sm_runtime.launch.distribution import PLAIN, RENDEZVOUS, SERVER, TEMPLATE, TORCHRUN, Plan, Role
-from sm_runtime.model import Hardware, Job
 
 if TYPE_CHECKING:
     Ports: TypeAlias = Mapping[str, int | Mapping[str, int]]
@@ -29,9 +29,9 @@ def script(
     agreed on by the hosts. Raises ConfigError where a template does not fit the program.
     """
     if plan.kind == TEMPLATE:
-        from sm_runtime.launch import template
+        from sm_runtime.launch import custom
 
-        return template.command(
+        return custom.command(
             job.options.launcher,
             plan,
             program,

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sm_runtime.errors import ConfigError
-from sm_runtime.model import Hardware, Job
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.model import Hardware, Job
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -244,9 +244,9 @@ def _problems_of(job: Job, kinds: set[str]) -> list[str]:
         found += _too_many(job)
         found += mpirun.problems(job, _hosts(job))
     if TEMPLATE in kinds:
-        from sm_runtime.launch import template
+        from sm_runtime.launch import custom
 
-        found += template.problems(options.launcher)
+        found += custom.problems(options.launcher)
     return found
 
 

@@ -14,13 +14,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from sm_runtime.errors import LaunchError
+from sm_runtime.job.errors import LaunchError
+from sm_runtime.job.model import Job
+from sm_runtime.job.secrets import secrets_in
 from sm_runtime.launch import host_names
 from sm_runtime.launch.fabric import EFA, EFA_RDMA
 from sm_runtime.launch.mca import PREFIX, HostParameters
 from sm_runtime.launch.mpi_options import Flag, meant, merged, parse, split
-from sm_runtime.model import Job
-from sm_runtime.secrecy import secrets_in
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sm_runtime.pipe_mode.errors import PipeModeDatasetException
 
 if TYPE_CHECKING:
-    from sm_runtime.model import Json
+    from sm_runtime.job.model import Json
 
 FORMATS = ("RecordIO", "TFRecord", "TextLine")
 CHANNELS = "SM_INPUT_DATA_CONFIG"

@@ -7,7 +7,7 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
 
-from sm_runtime.errors import ConfigError, DataError
+from sm_runtime.job.errors import ConfigError, DataError
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage.line import Broken, Stopped
 from sm_runtime.storage.signing import Keys
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import partial
 from urllib.parse import quote
 
-from sm_runtime.errors import ConfigError, DataError
+from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import UnreadableError, clone, copy
 from sm_runtime.storage.crew import Crew

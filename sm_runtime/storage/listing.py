@@ -7,7 +7,7 @@ from contextlib import suppress
 from urllib.parse import unquote_plus
 from xml.etree.ElementTree import XML, Element, ParseError
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.client import Broken, Client, Question, Refusal, encoded_query
 

@@ -8,7 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
-from sm_runtime.errors import ConfigError
+from sm_runtime.job.errors import ConfigError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import copy
 from sm_runtime.storage.parts import is_part, part_of

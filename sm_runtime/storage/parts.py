@@ -6,7 +6,7 @@ import contextlib
 import errno
 import os
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
 
 _LONGEST_NAME = 255

@@ -6,7 +6,7 @@ import threading
 from collections.abc import Callable
 from types import TracebackType
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.client import Broken, Client, Question, Refusal
 from sm_runtime.storage.http import Response, content_range

@@ -7,8 +7,7 @@ import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 
-from sm_runtime.errors import CodeError, DataError
-from sm_runtime.room import Room
+from sm_runtime.job.errors import CodeError, DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.access import Access, needs_boto3
 from sm_runtime.storage.client import Broken, Client, Refusal
@@ -17,6 +16,7 @@ from sm_runtime.storage.fetching import THREADS, Fetch
 from sm_runtime.storage.line import Stopped
 from sm_runtime.storage.listing import pages
 from sm_runtime.storage.reading import Reader, Version, Versions
+from sm_runtime.storage.room import Room
 from sm_runtime.storage.signing import encoded_path
 
 log = logging.getLogger(__name__)

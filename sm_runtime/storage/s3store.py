@@ -8,7 +8,7 @@ import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 
-from sm_runtime.errors import ConfigError, DataError
+from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.access import Access
 from sm_runtime.storage.client import Client, Refusal

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sm_runtime.model import Job
+from sm_runtime.job.model import Job
 
 if TYPE_CHECKING:
     from sm_runtime.sync.syncs import Syncs

@@ -14,9 +14,9 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 
-from sm_runtime import pack
-from sm_runtime.errors import ArtifactError
-from sm_runtime.saved import Saved, Warnings
+from sm_runtime.job.errors import ArtifactError
+from sm_runtime.output import tar
+from sm_runtime.output.saved import Saved, Warnings
 from sm_runtime.storage import Store
 from sm_runtime.sync.ledger import Ledger, shown
 from sm_runtime.sync.plan import Folder
@@ -190,5 +190,5 @@ def _left_out(folder: str) -> tuple[str, ...]:
     """Return a sentence for each link that leads nowhere, and for what is no file or folder."""
     warnings = Warnings()
     with suppress(ArtifactError):  # what cannot be read is told elsewhere
-        pack.count(folder, warnings)
+        tar.count(folder, warnings)
     return warnings.all()

@@ -5,9 +5,9 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass
 
-from sm_runtime import location
-from sm_runtime.errors import ConfigError
-from sm_runtime.model import Job
+from sm_runtime.job import location
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.model import Job
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

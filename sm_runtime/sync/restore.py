@@ -6,9 +6,9 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
-from sm_runtime import location
-from sm_runtime.errors import ConfigError, DataError
-from sm_runtime.model import Job
+from sm_runtime.job import location
+from sm_runtime.job.errors import ConfigError, DataError
+from sm_runtime.job.model import Job
 from sm_runtime.storage import Blob, Origin, open_origin
 from sm_runtime.storage.parts import is_part
 from sm_runtime.sync.plan import Folder

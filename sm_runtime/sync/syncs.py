@@ -7,9 +7,9 @@ import os
 import time
 from collections.abc import Callable, Mapping
 
-from sm_runtime.errors import ConfigError, DataError
-from sm_runtime.model import Job
-from sm_runtime.saved import Saved, amount
+from sm_runtime.job.errors import ConfigError, DataError
+from sm_runtime.job.model import Job
+from sm_runtime.output.saved import Saved, amount
 from sm_runtime.storage import Store, open_store
 from sm_runtime.sync import plan, restore
 from sm_runtime.sync.mirror import Mirror

@@ -29,7 +29,7 @@ def ours_list(url: str, prefix: str, folder: str) -> None:
     """List as a File channel does it."""
     from sm_runtime.channels.selection import Origins
     from sm_runtime.channels.survey import survey
-    from sm_runtime.model import Channel, Cluster, Source
+    from sm_runtime.job.model import Channel, Cluster, Source
 
     source = Source(uri=f"s3://{BUCKET}/{prefix}")
     channel = Channel(name="train", path=folder, source=source)

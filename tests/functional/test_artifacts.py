@@ -17,10 +17,10 @@ from urllib.parse import quote
 
 import pytest
 
-from sm_runtime import artifacts
-from sm_runtime.errors import ArtifactError, ConfigError
-from sm_runtime.model import Cluster, Job, Options, Output, Sync
-from sm_runtime.paths import Paths
+from sm_runtime.job.errors import ArtifactError, ConfigError
+from sm_runtime.job.model import Cluster, Job, Options, Output, Sync
+from sm_runtime.job.paths import Paths
+from sm_runtime.output import artifacts
 from sm_runtime.storage import open_store
 from tests.harness import eventually
 from tests.s3 import CREDENTIALS, Server, serving
@@ -246,8 +246,8 @@ def test_an_attempt_that_is_killed_leaves_nothing_under_a_final_name(
     fill(case.model, {f"weights-{number}": noise(24 * MIB, number) for number in range(4)})
     program = (
         "import sys\n"
-        "from sm_runtime import artifacts\n"
-        "from sm_runtime.model import Cluster, Job, Output, Paths\n"
+        "from sm_runtime.output import artifacts\n"
+        "from sm_runtime.job.model import Cluster, Job, Output, Paths\n"
         "output = Output(uri=sys.argv[2], compression=sys.argv[3])\n"
         "cluster = Cluster(current_host='a', hosts=('a',))\n"
         "job = Job(paths=Paths(sys.argv[1]), name='a-job', cluster=cluster, output=output,\n"
@@ -515,8 +515,8 @@ def test_memory_does_not_grow_with_the_model(case: Case) -> None:
             file.write(noise(16 * MIB, seed))
     program = (
         "import json, re, sys\n"
-        "from sm_runtime import artifacts\n"
-        "from sm_runtime.model import Cluster, Job, Output, Paths\n"
+        "from sm_runtime.output import artifacts\n"
+        "from sm_runtime.job.model import Cluster, Job, Output, Paths\n"
         "job = Job(paths=Paths(sys.argv[1]), name='j', managed=False,\n"
         "    cluster=Cluster(current_host='a', hosts=('a',)), output=Output(uri=sys.argv[2]))\n"
         "saved = artifacts.save(job, threads=2)\n"
@@ -628,8 +628,8 @@ def test_memory_does_not_grow_with_a_model_that_is_sent_to_s3(case: Case, server
             file.write(noise(16 * MIB, seed))
     program = (
         "import json, os, re, sys\n"
-        "from sm_runtime import artifacts\n"
-        "from sm_runtime.model import Cluster, Job, Output, Paths\n"
+        "from sm_runtime.output import artifacts\n"
+        "from sm_runtime.job.model import Cluster, Job, Output, Paths\n"
         "job = Job(paths=Paths(sys.argv[1]), name='j', managed=False,\n"
         "    cluster=Cluster(current_host='a', hosts=('a',)), output=Output(uri='s3://bucket'))\n"
         "artifacts.save(job, threads=2, environ=os.environ)\n"

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sm_runtime.channels import fastfile
-from sm_runtime.model import Channel, Source
+from sm_runtime.job.model import Channel, Source
 from tests.faults import proxying
 from tests.functional.buckets import channel, request
 from tests.harness import RUNTIME, Base, processes_with

@@ -350,6 +350,6 @@ def test_no_heavy_module_is_imported_on_the_way(base: Base) -> None:
         command=(sys.executable, "-X", "importtime", "-m", "sm_runtime", "train")
     )
     imported = {line.rpartition("|")[2].strip() for line in result.log.splitlines()}
-    assert "sm_runtime.supervise" in imported
+    assert "sm_runtime.processes.supervisor" in imported
     heavy = {"boto3", "numpy", "tensorflow", "tarfile", "importlib.metadata", "urllib.request"}
     assert not heavy & imported

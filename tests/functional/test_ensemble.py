@@ -5,13 +5,13 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from sm_runtime.ensemble import Ensemble, Terms
-from sm_runtime.link.config import ClusterConfig
-from sm_runtime.link.link import Link
-from sm_runtime.model import Cluster, Command
-from sm_runtime.relay import open_sinks
-from sm_runtime.running import Limits, Running
-from sm_runtime.supervise import Supervisor
+from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.host import Ensemble, Terms
+from sm_runtime.cluster.link import Link
+from sm_runtime.job.model import Cluster, Command
+from sm_runtime.processes.process import Limits, Running
+from sm_runtime.processes.relay import open_sinks
+from sm_runtime.processes.supervisor import Supervisor
 
 
 class OverAtOnce(Ensemble):

@@ -27,11 +27,11 @@ DRIVER = """
 import json, logging, os, sys
 sys.path.append(sys.argv[2])
 import subprocess
-from sm_runtime.errors import InstallError
-from sm_runtime.install import install
-from sm_runtime.model import Cluster, Job, Options
-from sm_runtime.paths import Paths
-from sm_runtime.source import fetch
+from sm_runtime.job.errors import InstallError
+from sm_runtime.install.install import install
+from sm_runtime.job.model import Cluster, Job, Options
+from sm_runtime.job.paths import Paths
+from sm_runtime.code.fetch import fetch
 
 asked = json.loads(sys.argv[1])
 job = Job(

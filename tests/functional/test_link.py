@@ -17,8 +17,8 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.link.config import ClusterConfig
-from sm_runtime.link.link import Link
+from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.link import Link
 from tests.harness import eventually
 from tests.links import HOSTS, ONE, PAIR, SECRET, THREE, TWO, Hosts, config, failure
 

@@ -10,14 +10,14 @@ from collections.abc import Iterator
 
 import pytest
 
-from sm_runtime.errors import LaunchError
-from sm_runtime.link import network
+from sm_runtime.cluster import network
+from sm_runtime.job.errors import LaunchError
 from tests import netns
 
 CHOOSE = """
 import json, sys
-from sm_runtime.errors import LaunchError
-from sm_runtime.link.network import choose
+from sm_runtime.job.errors import LaunchError
+from sm_runtime.cluster.network import choose
 try:
     found = choose(sys.argv[1], sys.argv[3:], sys.argv[2])
     print(json.dumps([found.name, found.address, found.text]))

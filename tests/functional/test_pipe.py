@@ -19,9 +19,9 @@ from typing import Any
 import pytest
 
 from sm_runtime.channels.pipe import Feeds
-from sm_runtime.errors import DataError
-from sm_runtime.model import Channel, Cluster, Job, Options, Source
-from sm_runtime.paths import Paths
+from sm_runtime.job.errors import DataError
+from sm_runtime.job.model import Channel, Cluster, Job, Options, Source
+from sm_runtime.job.paths import Paths
 from tests.harness import eventually
 from tests.s3 import CREDENTIALS, serving
 
@@ -307,8 +307,8 @@ def test_a_missing_attribute_names_its_line(folder: Path, tmp_path: Path) -> Non
 LARGE = """
 import resource, sys, threading
 from sm_runtime.channels.pipe import Feeds
-from sm_runtime.model import Channel, Cluster, Job, Source
-from sm_runtime.paths import Paths
+from sm_runtime.job.model import Channel, Cluster, Job, Source
+from sm_runtime.job.paths import Paths
 folder, uri = sys.argv[1:]
 source = Channel(name="train", path=folder + "/train", mode="Pipe", source=Source(uri=uri))
 job = Job(paths=Paths(folder), cluster=Cluster(current_host="a", hosts=("a",)), channels=(source,))

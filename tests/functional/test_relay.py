@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.relay import Relay, Sink
+from sm_runtime.processes.relay import Relay, Sink
 from tests.harness import RUNTIME, Base, eventually
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.errors import ConfigError, DataError
+from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.storage import Blob, Origin, Store, open_origin, open_store
 from tests.faults import Plan, Proxy, Request, proxying
 from tests.harness import Base

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob, Origin, open_origin
 from tests.faults import Plan, Proxy, Request, always, every, first, proxying
 from tests.harness import eventually

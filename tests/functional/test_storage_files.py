@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import PIECE_BYTES, copy, data_bytes
 from sm_runtime.storage.files import FileOrigin

@@ -61,7 +61,7 @@ import sys
 from sm_runtime.channels.epochs import Epochs
 from sm_runtime.channels.selection import Origins
 from sm_runtime.channels.survey import survey
-from sm_runtime.model import Channel, Cluster, Source
+from sm_runtime.job.model import Channel, Cluster, Source
 environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "S3_ENDPOINT_URL": sys.argv[1]}
 origins, here = Origins(environ, "x"), Cluster(current_host="a", hosts=("a",))
 def channel(**more):

@@ -17,7 +17,7 @@ from urllib.parse import parse_qs, urlsplit
 
 import pytest
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob, open_origin, open_store
 from sm_runtime.storage.attempts import Attempts, Budget
 from sm_runtime.storage.exchange import CROWDED_SECONDS

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Origin, open_origin, open_store
 from tests.s3 import CREDENTIALS, Server, serving
 

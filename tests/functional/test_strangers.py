@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.door import Door
-from sm_runtime.link import admission
-from sm_runtime.link.connection import PROTOCOL
-from sm_runtime.link.link import Link
+from sm_runtime.cluster import admission
+from sm_runtime.cluster.connection import PROTOCOL
+from sm_runtime.cluster.launcher_socket import Door
+from sm_runtime.cluster.link import Link
 from sm_runtime.programs.knock import DOOR
 from tests import hosts, links, netns
 from tests.harness import eventually

@@ -16,11 +16,12 @@ from typing import Any
 
 import pytest
 
-from sm_runtime import artifacts, sync
-from sm_runtime.errors import ArtifactError, DataError
-from sm_runtime.model import Cluster, Job, Sync
-from sm_runtime.paths import Paths
-from sm_runtime.redirect import redirected
+from sm_runtime import sync
+from sm_runtime.contract.model_dir import redirected
+from sm_runtime.job.errors import ArtifactError, DataError
+from sm_runtime.job.model import Cluster, Job, Sync
+from sm_runtime.job.paths import Paths
+from sm_runtime.output import artifacts
 from sm_runtime.storage.local import LocalStore
 from sm_runtime.sync.mirror import Mirror
 from sm_runtime.sync.plan import Folder
@@ -635,7 +636,7 @@ def test_a_full_disk_here_is_said_before_anything_is_fetched(case: Case, small_d
 
 def test_a_job_without_syncs_imports_nothing() -> None:
     script = (
-        "import sys\nfrom sm_runtime import sync\nfrom sm_runtime.model import *\n"
+        "import sys\nfrom sm_runtime import sync\nfrom sm_runtime.job.model import *\n"
         "cluster = Cluster(current_host='a', hosts=('a',))\n"
         "assert sync.open_syncs(Job(paths=Paths(), cluster=cluster), {}) is None\n"
         "assert not [n for n in sys.modules if n.startswith(('sm_runtime.sync.',"

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.failure import Failure
-from sm_runtime.link.agreement import SETTLE_SECONDS, Agreement, Priority, State
+from sm_runtime.cluster.agreement import SETTLE_SECONDS, Agreement, Priority, State
+from sm_runtime.job.failure import Failure
 
 A, B, C = "algo-1", "algo-2", "algo-3"
 HOSTS = (A, B, C)

@@ -16,11 +16,11 @@ import botocore
 import botocore.session
 import pytest
 
-from sm_runtime import contract
-from sm_runtime.api import REQUEST, Refused, Unused, Used, members
-from sm_runtime.contract import Parsed
-from sm_runtime.paths import Paths
-from sm_runtime.reader import Document
+from sm_runtime.contract import load
+from sm_runtime.contract.api import REQUEST, Refused, Unused, Used, members
+from sm_runtime.contract.load import Parsed
+from sm_runtime.contract.reader import Document
+from sm_runtime.job.paths import Paths
 
 KNOWN_OF = (1, 44, 8)
 """The botocore that the table was made from: an older one may lack what it has."""
@@ -56,7 +56,7 @@ CHOICES = [
 
 def parse(request: Any) -> Parsed:
     document = Document("job.json", json.dumps(request).encode())
-    return contract.parse({"job": document}, {}, Paths(), "box")
+    return load.parse({"job": document}, {}, Paths(), "box")
 
 
 def values_of(path: str) -> tuple[Any, Any]:
@@ -109,7 +109,9 @@ def request_with(path: str, value: Any, shape: Any = SHAPE) -> Any:
 
 def test_each_member_of_the_api_was_decided_on() -> None:
     undecided = sorted(set(LEAVES) - set(DECIDED))
-    assert not undecided, f"botocore {botocore.__version__}: decide on these in sm_runtime/api.py"
+    assert not undecided, (
+        f"botocore {botocore.__version__}: decide on these in sm_runtime/contract/api.py"
+    )
 
 
 def test_each_decision_is_on_a_member_that_the_api_has() -> None:

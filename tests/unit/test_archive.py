@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.archive import MAX_DEPTH, extract
-from sm_runtime.errors import CodeError
-from sm_runtime.members import kind_of
+from sm_runtime.code.archive import MAX_DEPTH, extract
+from sm_runtime.code.members import kind_of
+from sm_runtime.job.errors import CodeError
 
 LIMIT = 10 << 20
 

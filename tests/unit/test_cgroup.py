@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime import cgroup
+from sm_runtime.processes import cgroup
 
 V2 = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cgroup.procs": "1\n"}
 V1_LINES = "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n1:name=systemd:/x\n0::/\n"

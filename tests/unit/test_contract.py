@@ -9,12 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sm_runtime import contract, environ
-from sm_runtime.contract import Parsed
-from sm_runtime.model import Hardware, Job, Options
-from sm_runtime.options import OPTIONS
-from sm_runtime.paths import Paths
-from sm_runtime.reader import Document
+from sm_runtime.contract import environment as environ
+from sm_runtime.contract import load
+from sm_runtime.contract.load import Parsed
+from sm_runtime.contract.options import OPTIONS
+from sm_runtime.contract.reader import Document
+from sm_runtime.job.model import Hardware, Job, Options
+from sm_runtime.job.paths import Paths
 
 CONFIG = "/opt/ml/input/config"
 RESOURCES = {"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]}
@@ -29,7 +30,7 @@ def parse(environ: dict[str, str] | None = None, hostname: str = "box", **docume
         )
         for name, value in documents.items()
     }
-    return contract.parse(found, environ or {}, Paths(), hostname)
+    return load.parse(found, environ or {}, Paths(), hostname)
 
 
 def job(environ: dict[str, str] | None = None, **documents: Any) -> Job:

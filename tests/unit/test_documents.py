@@ -8,10 +8,11 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime import distributed, documents, regular
-from sm_runtime.errors import ConfigError
-from sm_runtime.paths import Paths
-from sm_runtime.reader import Document
+from sm_runtime.cluster import session
+from sm_runtime.contract import documents, regular
+from sm_runtime.contract.reader import Document
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.paths import Paths
 
 
 @pytest.fixture
@@ -132,11 +133,11 @@ def test_a_file_of_configuration_is_no_data_set(paths: Paths) -> None:
 def test_the_file_of_a_secret_is_a_file(paths: Paths) -> None:
     path = f"{paths.base}/secret"
     os.mkfifo(path)
-    name = distributed.SECRET_FILE
+    name = session.SECRET_FILE
     with pytest.raises(ConfigError, match=f"environment: {name}: {path}: is a FIFO"):
-        distributed.secret({name: path})
+        session.secret({name: path})
     with pytest.raises(ConfigError, match=f"environment: {name}: /nowhere: does not exist"):
-        distributed.secret({name: "/nowhere"})
+        session.secret({name: "/nowhere"})
 
 
 def test_what_can_be_read_is_read_beside_what_cannot(paths: Paths) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.errors import CodeError, ConfigError, LaunchError
-from sm_runtime.launch.script import Found, entry
+from sm_runtime.code.entry import Found, entry
+from sm_runtime.job.errors import CodeError, ConfigError, LaunchError
 
 PYTHON = "/usr/bin/python3"
 ARGUMENTS = ("--key", "a b", "", 'it\'s "x"', "$(touch /tmp/PWN)", "a\nb", "\udce9")

@@ -13,10 +13,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sm_runtime import contract, environ
-from sm_runtime.model import Channel, Cluster, Hardware, Job, Options
-from sm_runtime.paths import Paths
-from sm_runtime.reader import Document
+from sm_runtime.contract import environment, load
+from sm_runtime.contract.reader import Document
+from sm_runtime.job.model import Channel, Cluster, Hardware, Job, Options
+from sm_runtime.job.paths import Paths
 
 GOLDEN = Path(__file__).parent / "golden"
 ARGV = json.loads((GOLDEN / "argv.json").read_text())
@@ -26,7 +26,7 @@ CPU = Hardware(cpus=1)
 
 def parse(hyperparameters: dict[str, Any], **variables: str) -> Job:
     document = Document("hyperparameters.json", json.dumps(hyperparameters).encode())
-    parsed = contract.parse({"hyperparameters": document}, variables, Paths(), "box")
+    parsed = load.parse({"hyperparameters": document}, variables, Paths(), "box")
     assert parsed.problems == ()
     assert parsed.job is not None
     return parsed.job
@@ -39,16 +39,16 @@ def job(hyperparameters: dict[str, Any] | None = None, **fields: Any) -> Job:
 
 @pytest.mark.parametrize("row", ARGV["single"], ids=lambda row: f"{row['row']}-{row['key']}")
 def test_one_hyperparameter_becomes_the_toolkits_arguments(row: Any) -> None:
-    assert list(environ.arguments(parse({row["key"]: row["value"]}))) == row["argv"]
+    assert list(environment.arguments(parse({row["key"]: row["value"]}))) == row["argv"]
 
 
 @pytest.mark.parametrize("row", ARGV["several"], ids=lambda row: " ".join(row["hyperparameters"]))
 def test_several_hyperparameters_become_the_toolkits_arguments(row: Any) -> None:
-    assert list(environ.arguments(parse(row["hyperparameters"]))) == row["argv"]
+    assert list(environment.arguments(parse(row["hyperparameters"]))) == row["argv"]
 
 
 def test_bytes_are_latin_1() -> None:
-    assert environ.arguments(job({"b": b"2\xe9"})) == ("-b", "2é")
+    assert environment.arguments(job({"b": b"2\xe9"})) == ("-b", "2é")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -57,10 +57,10 @@ def test_variables_are_the_toolkits_in_its_order(name: str) -> None:
     documents = {
         key: Document(key, json.dumps(value).encode()) for key, value in case["documents"].items()
     }
-    parsed = contract.parse(documents, case["environ"], Paths(), case["hostname"])
+    parsed = load.parse(documents, case["environ"], Paths(), case["hostname"])
     assert (parsed.problems, parsed.warnings) == ((), ())
     assert parsed.job is not None
-    found = environ.variables(parsed.job, Hardware(**case["hardware"]))
+    found = environment.variables(parsed.job, Hardware(**case["hardware"]))
     expected = (GOLDEN / f"{name}.env").read_text().splitlines()
     assert [f"{key}={value}" for key, value in found.items()] == expected
 
@@ -101,18 +101,18 @@ STYLED = {
 )
 def test_an_argument_style_is_opt_in(style: str, expected: str) -> None:
     styled = parse(STYLED, SM_RUNTIME_ARGUMENT_STYLE=style)
-    assert expected in " ".join(environ.arguments(styled))
+    assert expected in " ".join(environment.arguments(styled))
 
 
 def test_flags_leave_out_what_is_false() -> None:
-    tokens = environ.arguments(parse(STYLED, SM_RUNTIME_ARGUMENT_STYLE="flags"))
+    tokens = environment.arguments(parse(STYLED, SM_RUNTIME_ARGUMENT_STYLE="flags"))
     assert "--ema" not in tokens
     assert "--pyoff" not in tokens
 
 
 def test_a_verbatim_list_follows_the_hyperparameters() -> None:
     given = parse({"a": "1"}, SM_RUNTIME_ARGS='["--do_train", "", "a b"]')
-    assert environ.arguments(given) == ("-a", "1", "--do_train", "", "a b")
+    assert environment.arguments(given) == ("-a", "1", "--do_train", "", "a b")
 
 
 json_values = st.recursive(
@@ -144,12 +144,12 @@ def restated(given: dict[str, Any]) -> list[str]:
 @given(st.dictionaries(keys, texts | json_values.map(json.dumps) | json_values, max_size=4))
 def test_any_hyperparameters_become_the_toolkits_arguments(given: dict[str, Any]) -> None:
     document = Document("hyperparameters.json", json.dumps(given).encode())
-    parsed = contract.parse({"hyperparameters": document}, {}, Paths(), "box")
+    parsed = load.parse({"hyperparameters": document}, {}, Paths(), "box")
     if parsed.job is None:
         # Only what no process can be given is refused.
         assert all("NUL" in problem for problem in parsed.problems)
     else:
-        assert list(environ.arguments(parsed.job)) == restated(given)
+        assert list(environment.arguments(parsed.job)) == restated(given)
 
 
 def test_names_that_no_shell_holds_have_a_twin() -> None:
@@ -157,7 +157,7 @@ def test_names_that_no_shell_holds_have_a_twin() -> None:
         {"batch-size": 32, "é x": 1},
         channels=(Channel(name="val.set-1", path="/opt/ml/input/data/val.set-1"),),
     )
-    found, warnings = environ.twins(environ.variables(given, CPU))
+    found, warnings = environment.twins(environment.variables(given, CPU))
     assert found == {
         "SM_CHANNEL_VAL_SET_1": "/opt/ml/input/data/val.set-1",
         "SM_HP_BATCH_SIZE": "32",
@@ -177,7 +177,7 @@ def test_names_that_no_shell_holds_have_a_twin() -> None:
 )
 def test_keys_that_share_a_name_are_warned_of(keys: tuple[str, str], name: str, value: str) -> None:
     given = job({keys[0]: "1", keys[1]: "2"})
-    found, warnings = environ.process_environment(given, CPU, {}, ())
+    found, warnings = environment.process_environment(given, CPU, {}, ())
     assert found[name] == value
     assert len(warnings) == 1
     assert all(repr(key) in warnings[0] for key in keys) and name in warnings[0]
@@ -185,7 +185,7 @@ def test_keys_that_share_a_name_are_warned_of(keys: tuple[str, str], name: str, 
 
 def test_channels_that_share_a_name_are_warned_of() -> None:
     channels = tuple(Channel(name=name, path=f"/d/{name}") for name in ("Train", "train"))
-    _, warnings = environ.process_environment(job(channels=channels), CPU, {}, ())
+    _, warnings = environment.process_environment(job(channels=channels), CPU, {}, ())
     assert warnings == (
         "the channel 'Train' and the channel 'train' are both SM_CHANNEL_TRAIN: it holds the value"
         " of the latter",
@@ -193,7 +193,7 @@ def test_channels_that_share_a_name_are_warned_of() -> None:
 
 
 def test_a_shell_sees_the_twin() -> None:
-    found, _ = environ.process_environment(job({"batch-size": 32}), CPU, {}, ())
+    found, _ = environment.process_environment(job({"batch-size": 32}), CPU, {}, ())
     shell = subprocess.run(
         ("/bin/sh", "-c", 'echo "$SM_HP_BATCH_SIZE"'), env=found, capture_output=True, check=True
     )
@@ -209,7 +209,7 @@ def test_the_script_inherits_what_the_user_and_the_image_set() -> None:
         reserved={"sagemaker_job_name": "123"},
     )
     inherited = {"A": "image", "B": "image", "PYTHONPATH": "/theirs", "SM_LOG_LEVEL": "stale"}
-    found, warnings = environ.process_environment(given, CPU, inherited, ("/code", "/ours"))
+    found, warnings = environment.process_environment(given, CPU, inherited, ("/code", "/ours"))
     assert warnings == ()
     expected = {
         "A": "request",
@@ -232,7 +232,7 @@ def test_python_writes_at_once_unless_told_otherwise(
     unbuffered: bool, expected: str | None
 ) -> None:
     given = job(options=Options(unbuffered=unbuffered))
-    found, _ = environ.process_environment(given, CPU, {}, ())
+    found, _ = environment.process_environment(given, CPU, {}, ())
     assert found.get("PYTHONUNBUFFERED") == expected
     assert "PYTHONPATH" not in found
     assert "TRAINING_JOB_NAME" not in found
@@ -245,8 +245,8 @@ def test_python_writes_at_once_unless_told_otherwise(
 def test_what_the_kernel_does_not_take_is_left_out_and_the_rest_arrives(
     excess: int, dropped: str
 ) -> None:
-    value = "x" * (environ.LONGEST - len("SM_HP_BIG=") + excess)
-    found, warnings = environ.process_environment(job({"big": value}), CPU, {}, ())
+    value = "x" * (environment.LONGEST - len("SM_HP_BIG=") + excess)
+    found, warnings = environment.process_environment(job({"big": value}), CPU, {}, ())
     assert ("SM_HP_BIG" in found) is not bool(excess)
     assert len(warnings) == 1
     assert warnings[0].startswith(dropped)
@@ -258,16 +258,16 @@ def test_what_the_kernel_does_not_take_is_left_out_and_the_rest_arrives(
 
 
 def test_a_hyperparameter_that_no_argument_can_hold_is_named() -> None:
-    fits = job({"big": "x" * environ.LONGEST})
-    assert environ.oversized(fits) == ()
-    subprocess.run(("/bin/true", *environ.arguments(fits)), check=True)
-    (problem,) = environ.oversized(job({"big": "x" * (environ.LONGEST + 1), "ok": "1"}))
+    fits = job({"big": "x" * environment.LONGEST})
+    assert environment.oversized(fits) == ()
+    subprocess.run(("/bin/true", *environment.arguments(fits)), check=True)
+    (problem,) = environment.oversized(job({"big": "x" * (environment.LONGEST + 1), "ok": "1"}))
     assert problem.startswith("hyperparameters: big: is 131072 bytes long")
 
 
 def test_undecodable_bytes_reach_the_process() -> None:
     text = os.fsdecode(b"\xff \x80")
-    found, _ = environ.process_environment(job({"raw": text}), CPU, {}, ())
+    found, _ = environment.process_environment(job({"raw": text}), CPU, {}, ())
     script = subprocess.run(
         ("/usr/bin/printenv", "SM_HP_RAW"), env=found, capture_output=True, check=True
     )
@@ -291,10 +291,10 @@ def test_undecodable_bytes_reach_the_process() -> None:
     ],
 )
 def test_a_value_that_looks_secret_is_masked(name: str, value: str) -> None:
-    assert environ.secrets(job(), {name: value}) == (value,)
-    assert environ.secrets(job({name: value}), {}) == (value,)
-    assert environ.secrets(job({"nested": {"deep": [{name: value}]}}), {}) == (value,)
-    assert environ.secrets(job(environment={name: value}), {}) == (value,)
+    assert environment.secrets(job(), {name: value}) == (value,)
+    assert environment.secrets(job({name: value}), {}) == (value,)
+    assert environment.secrets(job({"nested": {"deep": [{name: value}]}}), {}) == (value,)
+    assert environment.secrets(job(environment={name: value}), {}) == (value,)
 
 
 @pytest.mark.parametrize(
@@ -317,10 +317,10 @@ def test_a_value_that_looks_secret_is_masked(name: str, value: str) -> None:
     ],
 )
 def test_a_value_that_is_no_secret_stays_readable(name: str, value: str) -> None:
-    assert environ.secrets(job({name: value}), {name: value}) == ()
+    assert environment.secrets(job({name: value}), {name: value}) == ()
 
 
 def test_passwords_in_urls_and_inside_secrets_are_masked_the_longest_first() -> None:
     given = job({"credentials": {"user": "bobby", "more": ["long-one"]}})
     url = "https://user:pa55word@pypi.example.com/simple"
-    assert environ.secrets(given, {"PIP_INDEX_URL": url}) == ("long-one", "pa55word", "bobby")
+    assert environment.secrets(given, {"PIP_INDEX_URL": url}) == ("long-one", "pa55word", "bobby")

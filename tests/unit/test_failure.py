@@ -7,9 +7,9 @@ import signal
 
 import pytest
 
-from sm_runtime.characters import lines, printable
-from sm_runtime.failure import Failure, of_script
-from sm_runtime.model import Ended
+from sm_runtime.job.failure import Failure, of_script
+from sm_runtime.job.model import Ended
+from sm_runtime.job.text import lines, printable
 
 CODE = "/opt/ml/code"
 FRAMES = """\

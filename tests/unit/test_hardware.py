@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime import hardware
+from sm_runtime.processes import hardware
 
 
 def machine(root: Path, gpus: int = 0, driver: int = 0) -> str:

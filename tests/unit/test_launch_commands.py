@@ -6,12 +6,11 @@ from typing import Any
 
 import pytest
 
-from sm_runtime import launching
-from sm_runtime.errors import ConfigError
-from sm_runtime.launch import commands, distribution, torchrun
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.model import Cluster, Hardware, Job, Options
+from sm_runtime.job.paths import Paths
+from sm_runtime.launch import commands, description, distribution, torchrun
 from sm_runtime.launch.distribution import Plan, Role
-from sm_runtime.model import Cluster, Hardware, Job, Options
-from sm_runtime.paths import Paths
 
 PYTHON = "/usr/bin/python3"
 SCRIPT = (PYTHON, "train.py", "--epochs", "1", "")
@@ -180,7 +179,7 @@ def test_a_template_and_a_key_contradict_each_other() -> None:
 
 def shown(given: Job, program: tuple[str, ...] = SCRIPT) -> list[str]:
     devices = Hardware(cpus=8, gpus=2)
-    return launching.lines(given, devices, program, ARGUMENTS, {}, PYTHON)
+    return description.lines(given, devices, program, ARGUMENTS, {}, PYTHON)
 
 
 def test_env_launch_says_where_each_option_of_mpirun_is_from() -> None:

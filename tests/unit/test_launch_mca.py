@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from sm_runtime.job.model import Cluster, Hardware, Job
+from sm_runtime.job.paths import Paths
 from sm_runtime.launch import distribution, host_names, mpirun
 from sm_runtime.launch.mca import HostParameters, file_variables
-from sm_runtime.model import Cluster, Hardware, Job
-from sm_runtime.paths import Paths
 
 LINES = [
     ("btl = self,tcp", {"btl": "self,tcp"}),

@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.errors import LaunchError
+from sm_runtime.job.errors import LaunchError
+from sm_runtime.job.model import Cluster, Hardware, Job
+from sm_runtime.job.paths import Paths
 from sm_runtime.launch import distribution, mpirun
 from sm_runtime.launch.mpirun import Launch
-from sm_runtime.model import Cluster, Hardware, Job
-from sm_runtime.paths import Paths
 
 GOLDEN = Path(__file__).parent / "golden" / "mpirun.json"
 CASES = json.loads(GOLDEN.read_text())

@@ -8,13 +8,13 @@ from typing import Any
 
 import pytest
 
-from sm_runtime import contract
-from sm_runtime.errors import ConfigError
+from sm_runtime.contract import load
+from sm_runtime.contract.reader import Document
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.model import Hardware, Job
+from sm_runtime.job.paths import Paths
 from sm_runtime.launch import commands, distribution, tf_config
 from sm_runtime.launch.distribution import Plan, Role
-from sm_runtime.model import Hardware, Job
-from sm_runtime.paths import Paths
-from sm_runtime.reader import Document
 
 GOLDEN = Path(__file__).parent / "golden" / "tf_config.json"
 CASES = json.loads(GOLDEN.read_text())
@@ -50,7 +50,7 @@ def job(
         "resourceconfig": resources,
     }
     found = {n: Document(n, json.dumps(value).encode()) for n, value in documents.items()}
-    parsed = contract.parse(found, environ, Paths(), "box")
+    parsed = load.parse(found, environ, Paths(), "box")
     assert parsed.problems == ()
     assert parsed.job is not None
     return parsed.job

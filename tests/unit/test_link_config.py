@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 
 from sm_runtime import __version__
-from sm_runtime.link.config import ClusterConfig
-from sm_runtime.link.connection import GREETING_BYTES
-from sm_runtime.model import Cluster
+from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.connection import GREETING_BYTES
+from sm_runtime.job.model import Cluster
 
 A, B, C = "algo-1", "algo-2", "algo-3"
 

@@ -9,8 +9,8 @@ from typing import Any, cast
 
 import pytest
 
-from sm_runtime.link import connection
-from sm_runtime.link.connection import Connection, PeerError, SecretError
+from sm_runtime.cluster import connection
+from sm_runtime.cluster.connection import Connection, PeerError, SecretError
 
 SECRET = b"x" * 32
 GREETINGS = ({"host": "algo-1"}, {"host": "algo-2"})

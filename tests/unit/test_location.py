@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import pytest
 
-from sm_runtime import location
-from sm_runtime.location import Location
+from sm_runtime.job import location
+from sm_runtime.job.location import Location
 
 PARSED = {
     "s3://bucket": Location("s3", "bucket", ""),

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 
-from sm_runtime import contract
-from sm_runtime.contract import Parsed
+from sm_runtime.cluster.config import PORTS
+from sm_runtime.contract import load
+from sm_runtime.contract.load import Parsed
+from sm_runtime.contract.options import OPTIONS
+from sm_runtime.contract.reader import Document, Field
+from sm_runtime.job.paths import Paths
 from sm_runtime.launch import distribution
-from sm_runtime.link.config import PORTS
-from sm_runtime.options import OPTIONS
-from sm_runtime.paths import Paths
-from sm_runtime.reader import Document, Field
 
 HUGE = 10**400
 SECONDS = sorted(name for name in OPTIONS if name.endswith("_seconds"))
@@ -28,7 +28,7 @@ def parse(environ: dict[str, str] | None = None, **documents: Any) -> Parsed:
         )
         for name, value in documents.items()
     }
-    return contract.parse(found, environ or {}, Paths(), "box")
+    return load.parse(found, environ or {}, Paths(), "box")
 
 
 def option(name: str, value: str) -> Parsed:
@@ -191,6 +191,6 @@ def test_no_number_breaks_an_option_of_the_hyperparameters(name: str, value: Any
 
 
 def test_a_field_shows_no_more_of_a_number_than_fits_a_line() -> None:
-    findings = contract.Findings()
+    findings = load.Findings()
     Field("f", "k", HUGE, findings).integer(minimum=1)
     assert len(findings.problems[0]) < 200

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime import options
-from sm_runtime.model import Options
+from sm_runtime.contract import options
+from sm_runtime.job.model import Options
 
 PAGE = (Path(__file__).parents[2] / "docs/options.md").read_text(encoding="utf-8")
 NAMES = {options.VARIABLE_PREFIX + name.upper() for name in options.OPTIONS}

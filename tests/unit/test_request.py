@@ -7,12 +7,12 @@ from typing import Any
 
 import pytest
 
-from sm_runtime import contract, environ
-from sm_runtime.contract import Parsed
+from sm_runtime.contract import environment, load
+from sm_runtime.contract.load import Parsed
+from sm_runtime.contract.reader import Document
+from sm_runtime.job.model import Hardware, Job, Metric, Output, Source, Sync
+from sm_runtime.job.paths import Paths
 from sm_runtime.launch import distribution
-from sm_runtime.model import Hardware, Job, Metric, Output, Source, Sync
-from sm_runtime.paths import Paths
-from sm_runtime.reader import Document
 
 S3 = {"S3DataType": "S3Prefix", "S3Uri": "s3://b/p"}
 
@@ -22,7 +22,7 @@ def parse(request: Any, variables: dict[str, str] | None = None, **documents: An
         name: Document(f"{name}.json", json.dumps(value).encode())
         for name, value in {"job": request, **documents}.items()
     }
-    return contract.parse(found, variables or {}, Paths(), "box")
+    return load.parse(found, variables or {}, Paths(), "box")
 
 
 def job(request: Any, variables: dict[str, str] | None = None, **documents: Any) -> Job:
@@ -370,7 +370,7 @@ def test_groups_are_formed_from_the_list_of_hosts_in_order(
         ],
         "network_interface_name": "eth0",
     }
-    variables = environ.variables(found, Hardware(cpus=1))
+    variables = environment.variables(found, Hardware(cpus=1))
     assert variables["SM_CURRENT_INSTANCE_GROUP"] == group
     assert variables["SM_CURRENT_INSTANCE_TYPE"] == instance_type
     assert variables["SM_INSTANCE_GROUPS"] == '["readers","trainers"]'
@@ -533,12 +533,12 @@ ENTRY = {
 def test_an_entry_point_has_the_arguments_of_the_request_alone() -> None:
     found = job({**ENTRY, "HyperParameters": {"lr": "0.1", "sagemaker_program": "train.py"}})
     assert found.entry_point == ("/bin/bash", "-c")
-    assert environ.arguments(found) == ("x && y",)
-    assert environ.variables(found, Hardware(cpus=1))["SM_HP_LR"] == "0.1"
+    assert environment.arguments(found) == ("x && y",)
+    assert environment.variables(found, Hardware(cpus=1))["SM_HP_LR"] == "0.1"
 
 
 def test_the_setting_for_arguments_wins_with_an_entry_point_as_without() -> None:
-    assert environ.arguments(job(ENTRY, {"SM_RUNTIME_ARGS": '["z"]'})) == ("z",)
+    assert environment.arguments(job(ENTRY, {"SM_RUNTIME_ARGS": '["z"]'})) == ("z",)
 
 
 def test_arguments_without_an_entry_point_follow_the_hyperparameters() -> None:
@@ -546,7 +546,7 @@ def test_arguments_without_an_entry_point_follow_the_hyperparameters() -> None:
         "AlgorithmSpecification": {"ContainerArguments": ["--more", "1"]},
         "HyperParameters": {"lr": "0.1"},
     }
-    assert environ.arguments(job(asked)) == ("--lr", "0.1", "--more", "1")
+    assert environment.arguments(job(asked)) == ("--lr", "0.1", "--more", "1")
 
 
 @pytest.mark.parametrize(
@@ -607,4 +607,4 @@ def test_what_is_read_of_a_job_with_problems_is_what_is_right_with_it() -> None:
 
 def test_a_document_that_cannot_be_read_is_no_empty_one() -> None:
     found = {"hyperparameters": Document("hyperparameters.json", b"{")}
-    assert contract.parse(found, {}, Paths(), "box").unread == {"hyperparameters"}
+    assert load.parse(found, {}, Paths(), "box").unread == {"hyperparameters"}

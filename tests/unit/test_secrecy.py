@@ -11,8 +11,8 @@ import urllib.parse
 
 import pytest
 
-from sm_runtime.redact import Mask
-from sm_runtime.secrecy import secrets_in
+from sm_runtime.job.masking import Mask
+from sm_runtime.job.secrets import secrets_in
 from tests.secrets_table import (
     ADDRESSES,
     ALNUM,

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from sm_runtime import shortage
+from sm_runtime.processes import shortage
 
 SHORT = [
     MemoryError(),
@@ -40,7 +40,7 @@ def test_a_limit_of_the_address_space_is_named() -> None:
     """In a process of its own: a limit stays."""
     code = (
         "import resource\n"
-        "from sm_runtime import shortage\n"
+        "from sm_runtime.processes import shortage\n"
         "resource.setrlimit(resource.RLIMIT_AS, (2**30, resource.RLIM_INFINITY))\n"
         "print(shortage.reason(MemoryError()))\n"
     )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.errors import DataError
+from sm_runtime.job.errors import DataError
 from sm_runtime.storage import access
 from sm_runtime.storage.access import Access, Door
 from sm_runtime.storage.signing import Keys

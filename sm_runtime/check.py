@@ -1,0 +1,161 @@
+"""Looks at a job without running it: what its script would get, and what is wrong with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shlex
+import shutil
+import sys
+from collections.abc import Callable, Mapping
+
+from sm_runtime import channels, sync
+from sm_runtime.code import fetch
+from sm_runtime.configure import Examined, configure, examine
+from sm_runtime.contract import environment as environ
+from sm_runtime.install import own_files
+from sm_runtime.job.errors import ConfigError, JobError
+from sm_runtime.job.masking import Mask
+from sm_runtime.job.model import Hardware, Job
+from sm_runtime.launch import distribution
+from sm_runtime.output import artifacts
+from sm_runtime.processes import hardware
+
+_IDENTIFIER = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
+
+
+def show(variables: Mapping[str, str], mask: Mask, *, as_json: bool, secrets: bool) -> int:
+    """Print the variables and the arguments of the job; return the exit status."""
+    try:
+        job = configure(variables, mask)
+    except ConfigError as error:
+        return _complain(error.problems, mask)
+    hide = str if secrets else mask
+    exported = environ.variables(job, hardware.count({**variables, **job.environment}))
+    exported |= environ.twins(exported)[0]
+    exported = {name: hide(value) for name, value in exported.items()}
+    arguments = [hide(argument) for argument in environ.arguments(job)]
+    command = _command(job, variables)
+    if as_json:
+        found = [hide(word) for word in command] if command else None
+        document = {"environment": exported, "arguments": arguments, "command": found}
+        print(json.dumps(document, indent=1))
+        return 0
+    for name, value in exported.items():
+        if _IDENTIFIER.fullmatch(name):
+            print(f"export {name}={shlex.quote(value)}")
+        else:  # a shell cannot hold such a name: its legal twin is exported as well
+            print(f"# {json.dumps(name)} = {json.dumps(value)}")
+    print(shlex.join(["set", "--", *arguments]))
+    return 0
+
+
+def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
+    """Print what each host would start, and why each option is there; return the exit status."""
+    from sm_runtime.launch import description
+
+    try:
+        job = configure(variables, mask)
+        devices = hardware.count({**variables, **job.environment})
+        arguments = environ.arguments(job)
+        # Where the code has to be fetched, nobody knows yet how its program is run.
+        program = _command(job, variables) or (job.program or "the program", *arguments)
+        inherited = {**variables, **job.environment}
+        files = _parameter_files(job, devices, inherited)
+        lines = description.lines(
+            job, devices, program, arguments, inherited, sys.executable, files
+        )
+    except ConfigError as error:
+        return _complain(error.problems, mask)
+    hide = str if secrets else mask
+    for line in lines:
+        print(hide(line).encode("utf-8", "backslashreplace").decode())
+    return 0
+
+
+def check(variables: Mapping[str, str], mask: Mask) -> int:
+    """Print every problem of the job; return 1 if there is any.
+
+    Where the configuration has problems the rest is held to what can be read of it.
+    """
+    examined = examine(variables, mask)
+    job, found = examined.job, [*examined.problems]
+    found += [*_refused(artifacts.check, job, variables), *_refused(sync.check, job, variables)]
+    found += [*distribution.problems(job), *environ.oversized(job)]
+    if _is_code_known(examined):
+        found += [*fetch.problems(job, variables), *_entry_point_problems(job, variables)]
+    found += [*channels.problems(job), *own_files.problems(variables.get("PATH"))]
+    return _complain(list(dict.fromkeys(found)), mask)
+
+
+def _is_code_known(examined: Examined) -> bool:
+    """Whether it can be said that the program is missing: an unreadable file may name another."""
+    job = examined.job
+    if any("sagemaker_program" in problem for problem in examined.problems):
+        return False
+    if not examined.unread & {"hyperparameters", "job"}:
+        return True
+    is_there = bool(job.submit_directory) or not fetch.is_vacant(job.paths.code)
+    return bool(job.program or job.entry_point) and is_there
+
+
+def _entry_point_problems(job: Job, variables: Mapping[str, str]) -> list[str]:
+    """Return a sentence if the request's entry point cannot be found; it may come with the data."""
+    if not job.entry_point:
+        return []
+    word = job.entry_point[0]
+    where = f"ContainerEntrypoint: {word!r}"
+    if "/" not in word:
+        path = {**variables, **job.environment}.get("PATH")
+        return [] if shutil.which(word, path=path) else [f"{where} is not on PATH"]
+    if not word.startswith("/") or word.startswith((job.paths.data + "/", job.paths.code + "/")):
+        return []
+    if not os.path.isfile(word):
+        return [f"{where} does not exist"]
+    return [] if os.access(word, os.X_OK) else [f"{where} is not executable"]
+
+
+def _refused(
+    check: Callable[[Job, Mapping[str, str]], None], job: Job, variables: Mapping[str, str]
+) -> tuple[str, ...]:
+    try:
+        check(job, variables)
+    except ConfigError as error:
+        return error.problems
+    return ()
+
+
+def _parameter_files(job: Job, devices: Hardware, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables that say the same as Open MPI's parameter files, for a job that has any.
+
+    Raises ConfigError where the job cannot be started.
+    """
+    if distribution.plan(job, devices).kind != distribution.MPI:
+        return {}
+    from sm_runtime.cluster import openmpi
+    from sm_runtime.launch import mpirun
+
+    return openmpi.file_parameters({**environ, **mpirun.file_parameters(job)}, job.paths.code)
+
+
+def _command(job: Job, variables: Mapping[str, str]) -> tuple[str, ...] | None:
+    """Return the script's argv; None where the code has to be fetched to know it."""
+    if job.entry_point:
+        return (*job.entry_point, *environ.arguments(job))
+    try:
+        code = fetch.in_place(job)
+        if code is None:
+            return None
+        arguments = environ.arguments(job)
+        return fetch.entry_command(job, code, arguments, sys.executable, variables)
+    except JobError:
+        return None
+
+
+def _complain(problems: list[str] | tuple[str, ...], mask: Mask) -> int:
+    for problem in problems:
+        print(mask(problem).encode("utf-8", "backslashreplace").decode())
+    if not problems:
+        print("no problem found")
+    return 1 if problems else 0

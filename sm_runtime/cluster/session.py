@@ -1,0 +1,308 @@
+"""A distributed job as one of its hosts sees it: who else takes part, and what is run here."""
+
+from __future__ import annotations
+
+import logging
+import re
+import shutil
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
+
+from sm_runtime.cluster import network
+from sm_runtime.cluster.agreement import Priority
+from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.host import Ensemble, Terms
+from sm_runtime.cluster.link import Link
+from sm_runtime.cluster.network import Interface
+from sm_runtime.cluster.notice import Notice
+from sm_runtime.cluster.roles import Roles
+from sm_runtime.contract import environment, regular
+from sm_runtime.job.errors import ConfigError, JobError, LaunchError
+from sm_runtime.job.failure import Failure
+from sm_runtime.job.masking import Mask
+from sm_runtime.job.model import Command, Job
+from sm_runtime.launch import distribution, tf_config
+from sm_runtime.launch.distribution import Plan
+from sm_runtime.processes.process import Limits
+from sm_runtime.processes.supervisor import Supervisor
+
+log = logging.getLogger(__name__)
+
+SECRET, SECRET_FILE = environment.CLUSTER_SECRET
+SECRET_BYTES = 16
+"""The least length of a secret: what is shorter can be guessed."""
+LOOK_SECONDS = 1.0
+"""How often a host that waits for the others looks whether it is time to say so."""
+TELL_SECONDS = 5.0
+"""How long a host that has failed tries to tell those that have not come yet."""
+LEAVE_SECONDS = 1.0
+"""How long the leader stays for the others to leave first."""
+_VERSION = re.compile(rb"mpirun \(Open MPI\) (\S+)")
+_SETUPS = {
+    distribution.MULTI_WORKER: "multi_worker_mirrored_strategy setup",
+    distribution.PARAMETER_SERVER: "parameter servers",
+}
+"""In the words of SageMaker's TensorFlow training toolkit (20.5, ``training.py``)."""
+
+
+class AgreedError(JobError):
+    """The job has failed, on this host or another: ``failure`` is what all hosts say."""
+
+    def __init__(self, failure: Failure) -> None:
+        super().__init__(failure.message)
+        self.failure = failure
+
+
+class Session:
+    """This host's part in a distributed job, from its configuration to its last word."""
+
+    def __init__(
+        self, job: Job, plan: Plan, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
+    ) -> None:
+        self.plan, self._supervisor, self._mask = plan, supervisor, mask
+        self.started = False
+        """Whether a script has begun."""
+        is_single = len(plan.hosts) == 1
+        self._interface = _interface(job, plan)
+        if self._interface.reason:
+            log.info("network: %s", self._interface.text)
+        self.job = replace(
+            job, cluster=replace(job.cluster, network_interface=self._interface.name)
+        )
+        self._problem: LaunchError | None = None
+        versions = {}
+        if plan.kind == distribution.MPI and not is_single:
+            try:
+                versions["Open MPI"] = self._mpi(variables)
+            except LaunchError as error:  # the others hear of it
+                self._problem, versions["Open MPI"] = error, ""
+        config = ClusterConfig(
+            cluster=job.cluster,
+            hosts=plan.hosts,
+            job_name=job.name or "",
+            kind=plan.kind,
+            versions=versions,
+            secret=secret(variables),
+            port=job.options.cluster_port,
+            wait_seconds=job.options.peer_wait_seconds,
+            silence_seconds=job.options.peer_silence_seconds,
+            patience_seconds=_patience(plan, job.options.worker_seconds),
+            awaited=plan.hosts[-1:] if plan.evaluator else (),
+        )
+        self.roles = Roles(self.job, plan, lambda: self.link.state.start)
+        self._preparing = True
+        self._tell_until: float | None = None
+        self.link = Link(config, self._look, self._interface.address)
+        self.link.start()
+
+    def check(self) -> None:
+        """Raise LaunchError where this host can do nothing for the job: the others can be told."""
+        if self._problem:
+            raise self._problem
+
+    def wait_for_peers(self) -> None:
+        """Wait until every host could start; raises AgreedError, or StoppedError's equal."""
+        purposes = self.plan.ports
+        ports = network.free_ports(self._interface.address, purposes.values())
+        self.link.ready(dict(zip(purposes, ports, strict=True)), self._interface.name)
+        state = self.link.state
+        notice: Notice | None = None
+
+        def is_over() -> bool:
+            nonlocal notice
+            if self.link.is_admitted and state.waiting_for:  # until then the link says so
+                notice = notice or Notice()
+                if notice.is_due():
+                    log.info("waiting for %s (%.0f s)", state.waiting_for, notice.seconds)
+            return bool(state.start or state.failure or self._supervisor.stopped_by)
+
+        while not self._supervisor.wait_until(is_over, LOOK_SECONDS):
+            pass
+        if state.failure:
+            raise AgreedError(state.failure)
+        self._preparing = False
+
+    def run(
+        self,
+        script: Command,
+        limits: Limits,
+        keep_stacks: Callable[[bytes], None],
+    ) -> Failure | None:
+        """Run this host's part to the end of the whole; return why the job failed, if it did."""
+        host = self.job.cluster.current_host
+        terms = Terms(
+            host=host,
+            limits=limits,
+            mask=self._mask,
+            keep_stacks=keep_stacks,
+            serves=self.plan.stops_with_leader,
+        )
+        if self.plan.kind in (distribution.MPI, distribution.TORCHRUN):
+            return self._run_ranks(script, terms)
+        scripts = self.roles.commands(script, distribution.SCRIPT)
+        self._announce(scripts)
+        services = self.roles.commands(script, distribution.SERVER)
+        return self._conduct(Ensemble(self.link, terms, scripts, services))
+
+    def fail(self, reason: str) -> None:
+        """Have every host end: this one's data is not all that its script takes it for."""
+        host = self.job.cluster.current_host
+        found = Failure(name="DataError", message=reason, phase="download", status=1, host=host)
+        self.link.failed(found, Priority.HOST_LOST)
+
+    def report_failure(self, failure: Failure) -> Failure:
+        """Tell the other hosts that this one failed; return what all say is the reason."""
+        self._preparing = False
+        link = self.link
+        link.failed(failure)
+        self._wait_for_all(lambda: bool(link.state.failure or link.state.finished))
+        return link.state.failure or failure
+
+    def leave(self, failure: Failure | None) -> Failure | None:
+        """Wait until no host has anything left to do; return why the job failed, if it did."""
+        link = self.link
+        if failure and link.state.failure is None and link.state.start:
+            failure = self.report_failure(failure)
+        link.done()
+        self._wait_for_all(lambda: link.state.finished)
+        if self.plan.is_leader and link.state.finished:
+            self._supervisor.wait_until(lambda: link.workers_gone, LEAVE_SECONDS)
+        return failure or link.state.failure
+
+    def _wait_for_all(self, condition: Callable[[], bool]) -> None:
+        """Wait for what the hosts decide: not for long where some of them may never come."""
+        if self.link.state.start:
+            self._supervisor.wait_until(condition)
+            return
+        if self._tell_until is None:
+            self._tell_until = time.monotonic() + TELL_SECONDS
+        self._supervisor.wait_until(condition, max(0.0, self._tell_until - time.monotonic()))
+
+    def close(self) -> None:
+        """Close every socket of the link."""
+        self.link.close()
+
+    def _look(self) -> None:
+        """Have the main thread look: before the start it stops at whatever another host reports."""
+        state = self.link.state
+        if self._preparing and state.failure:
+            self._supervisor.ask(state.failure.headline())
+        elif self._preparing and state.stop_reason:
+            self._supervisor.ask(state.stop_reason)
+        else:
+            self._supervisor.wake()
+
+    def _conduct(self, ensemble: Ensemble) -> Failure | None:
+        try:
+            self._supervisor.conduct(ensemble)
+        finally:
+            self.started = ensemble.started
+            ensemble.finish()
+        return ensemble.outcome
+
+    def _run_ranks(self, script: Command, terms: Terms) -> Failure | None:
+        """Run a script whose processes a launcher brings together."""
+        from sm_runtime.cluster.launcher_socket import Door
+        from sm_runtime.cluster.ranks import RankEnsemble
+
+        script, plan = self.roles.rank(script), self.plan
+        door = Door(script.env.get("TMPDIR"))
+        try:
+            if plan.kind == distribution.TORCHRUN:
+                launcher = self.roles.torchrun(script, door.variables)
+                self._show(launcher)
+                return self._conduct(
+                    RankEnsemble(self.link, terms, door=door, script=script, launcher=launcher)
+                )
+            from sm_runtime.cluster.mpi import MpiEnsemble
+
+            known = self.roles.open_mpi(script)
+            mpirun = self.roles.mpirun(script, door.variables, known) if plan.is_leader else None
+            if mpirun and (others := known.other_names):
+                log.info("Open MPI cannot use the hosts' names and gets others: %s", others)
+            self._show(mpirun)
+            ensemble = MpiEnsemble(
+                self.link,
+                terms,
+                door=door,
+                script=script,
+                expected=plan.processes_per_host,
+                launcher=mpirun,
+                known=known,
+            )
+            return self._conduct(ensemble)
+        finally:
+            door.close()
+
+    def _announce(self, scripts: Iterable[Command]) -> None:
+        """Log the lines by which tools know TensorFlow's ways of training, as its toolkit does."""
+        if setup := _SETUPS.get(self.plan.kind):
+            log.info("Running distributed training job with %s", setup)
+            for script in scripts:
+                log.info("%s=%s", tf_config.VARIABLE, script.env[tf_config.VARIABLE])
+
+    def _show(self, launcher: Command | None) -> None:
+        if launcher:
+            log.info("%s: %s", launcher.name, " ".join(map(self._mask, launcher.argv)))
+
+    def _mpi(self, variables: Mapping[str, str]) -> str:
+        path = shutil.which("mpirun", path=variables.get("PATH"))
+        if path is None:
+            raise LaunchError("sagemaker_mpi_enabled: Open MPI's mpirun is not on PATH")
+        command = Command(
+            argv=(path, "--version"), cwd="/", env=environment.public(variables), name="mpirun"
+        )
+        ended = self._supervisor.capture(command, Limits(grace_seconds=1.0, max_seconds=30.0))
+        found = _VERSION.search(ended.tail)
+        if not found:
+            raise LaunchError(f"sagemaker_mpi_enabled: {path} is not Open MPI's mpirun")
+        return found[1].decode()
+
+
+def join(
+    job: Job, plan: Plan, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
+) -> Session:
+    """Return this host's part in the job, which begins at once to look for the other hosts.
+
+    Raises ConfigError and LaunchError.
+    """
+    return Session(job, plan, variables, supervisor, mask)
+
+
+def secret(variables: Mapping[str, str]) -> bytes:
+    """Return the secret of the cluster, empty where there is none; raises ConfigError."""
+    text, path = variables.get(SECRET, ""), variables.get(SECRET_FILE, "")
+    name = SECRET
+    if path and not text:
+        name = SECRET_FILE
+        try:
+            data = regular.read(path)
+        except ConfigError as error:
+            raise ConfigError(f"environment: {name}: {error}") from None
+        if data is None:
+            raise ConfigError(f"environment: {name}: {path}: does not exist")
+        text = data.decode("utf-8", "surrogateescape").strip()
+        if not text:
+            raise ConfigError(f"environment: {name}: {path} is empty")
+    found = text.encode("utf-8", "surrogateescape")
+    if found and len(found) < SECRET_BYTES:
+        raise ConfigError(
+            f"environment: {name}: has {len(found)} bytes, {SECRET_BYTES} are the least"
+        )
+    return found
+
+
+def _interface(job: Job, plan: Plan) -> Interface:
+    try:
+        return network.choose(job.cluster.network_interface, plan.others, plan.host)
+    except LaunchError:
+        if plan.others:
+            raise
+        return Interface(name="lo", address="127.0.0.1")
+
+
+def _patience(plan: Plan, worker_seconds: float) -> float | None:
+    if plan.kind == distribution.MPI:
+        return 0.0
+    return worker_seconds if plan.waits_for_leader else None

@@ -1,0 +1,202 @@
+"""Decides how a program is run: as a script, a module, a shell script or any other executable.
+
+The decision follows the program's name first, as users of the SageMaker training toolkit expect,
+but a ``setup.py`` in the code folder never turns a script that is there into something else.
+"""
+
+from __future__ import annotations
+
+import posixpath
+import re
+from dataclasses import dataclass
+
+from sm_runtime.job.errors import CodeError, ConfigError, LaunchError
+
+_MODULE = re.compile(r"(?:-m\s+)?(?P<module>[^\W\d]\w*(?:\.[^\W\d]\w*)*)"
+                     r"(?::(?P<function>[^\W\d]\w*(?:\.[^\W\d]\w*)*))?")  # fmt: skip
+_SHELLS = frozenset({"sh", "bash", "dash", "ash", "ksh", "zsh"})
+_SHOWN = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Found:
+    """What a look at the code folder has shown about a program."""
+
+    folder: str
+    """The code folder: where the program will run."""
+    folder_exists: bool = True
+    files: tuple[str, ...] | None = None
+    """Files below the folder, relative to it; None: nobody has looked, as the program is there."""
+    is_file: bool = False
+    executable: bool = False
+    """Whether the kernel may execute the file: its x bit is set, its mount allows it."""
+    binary: bool = False
+    """Whether the file's first bytes are no text."""
+    interpreter: tuple[str, ...] = ()
+    """The words after ``#!``: a path and at most one argument."""
+    interpreter_exists: bool = False
+    dos_lines: bool = False
+    """Whether the first line ends in CR LF."""
+    shell: str = "/bin/sh"
+    """The shell for shell scripts that name none."""
+    module_here: bool = False
+    """Whether Python would find the module that the program names in the search path's folders."""
+    module_installed: bool = False
+    """Whether the interpreter has the module's top-level package, and not as one of its own."""
+    module_standard: bool = False
+    """Whether Python would take a module of its standard library for it."""
+    installs: bool = False
+    """Whether a package or requirements will be installed before the start."""
+    package: bool = False
+    """Whether the folder itself is an installable package."""
+    elsewhere: str | None = None
+    """A folder behind the code folder that has the program, if one has."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Module:
+    """A program that is a module, or a function of one."""
+
+    name: str
+    function: str | None = None
+    explicit: bool = True
+    """Whether it can be nothing else: ``-m pkg.mod`` or ``pkg.mod:function``."""
+
+
+def module_of(program: str) -> Module | None:
+    """Return the module that a program's name stands for, or None if it cannot stand for one."""
+    match = _MODULE.fullmatch(program)
+    if match is None:
+        return None
+    function = match["function"]
+    return Module(
+        name=match["module"],
+        function=function,
+        explicit=function is not None or program.startswith("-m"),
+    )
+
+
+def entry(
+    program: str | None, found: Found, arguments: tuple[str, ...], python: str
+) -> tuple[str, ...]:
+    """Return the argument vector that runs ``program`` with ``arguments`` in ``found.folder``.
+
+    Raises ConfigError without a program, CodeError where it cannot be found or run, and
+    LaunchError where an interpreter is needed and ``python`` is empty.
+    """
+    if not program:
+        raise ConfigError(
+            "no program to run: set the environment variable SAGEMAKER_PROGRAM or the"
+            f" hyperparameter sagemaker_program to one of the files of {_listed(found)}"
+        )
+    if _leaves(program):
+        raise CodeError(f"program {program!r} is outside of the code folder {found.folder}")
+    if found.is_file:
+        return (*_file(program, found, python), *arguments)
+    module = _chosen_module(program, found)
+    if module is None:
+        raise CodeError(_missing(program, found))
+    return (*_module(module, program, python), *arguments)
+
+
+def _chosen_module(program: str, found: Found) -> Module | None:
+    module = module_of(program)
+    if program.endswith(".py") and not (module and module.explicit):
+        # With no such file, the name can only be that of a module of the installed package.
+        path = posixpath.normpath(program)[:-3]
+        return module_of(path.replace("/", ".")) if found.package else None
+    if module is None or found.module_standard:
+        return None
+    if found.module_here or found.package:
+        return module
+    # Many packages do nothing, successfully, when they run: a lone word may just be misspelt.
+    is_meant = module.explicit or "." in module.name
+    return module if is_meant and (found.module_installed or found.installs) else None
+
+
+def _module(module: Module, program: str, python: str) -> tuple[str, ...]:
+    if module.function is None:
+        return (_python(python, program), "-m", module.name)
+    first, _, rest = module.function.partition(".")
+    call = f"_f.{rest}" if rest else "_f"
+    # As the scripts that pip makes do; the name at argv[0] is what argparse shows.
+    code = f"import sys; sys.argv[0] = {program!r}; from {module.name} import {first} as _f; "
+    return (_python(python, program), "-c", code + f"sys.exit({call}())")
+
+
+def _file(program: str, found: Found, python: str) -> tuple[str, ...]:
+    # A name that begins with a dash would be taken for an option of the interpreter.
+    if program.endswith(".py"):
+        return (_python(python, program), f"./{program}" if program[0] == "-" else program)
+    path = program if program.startswith(("/", "./")) else f"./{program}"
+    is_shell = program.endswith(".sh")
+    if found.interpreter:
+        if found.interpreter_exists:
+            if found.executable and not found.dos_lines and not is_shell:
+                return (path,)
+            return _interpreted(found.interpreter, path, found.dos_lines)
+        if not is_shell:
+            raise CodeError(
+                f"program {program!r} asks for the interpreter {found.interpreter[0]}"
+                " in its first line, and this image has none there"
+            )
+    if found.binary:
+        is_shell = False
+    if is_shell or (found.executable and not found.binary):
+        # Text without a first line that says more is for the shell, as execvp(3) has it.
+        return _interpreted((found.shell,), path, found.dos_lines)
+    if not found.executable:
+        raise CodeError(
+            f"program {program!r} in {found.folder} cannot be executed: set its x bit"
+            " (chmod +x), or give it a first line such as #!/bin/sh"
+        )
+    return (path,)
+
+
+def _interpreted(words: tuple[str, ...], path: str, dos_lines: bool) -> tuple[str, ...]:
+    if dos_lines and any(posixpath.basename(word) in _SHELLS for word in words):
+        # Shells take the CR for a part of the command; the file itself may be read-only.
+        return (*words, "-c", 'eval "$(tr -d "\\015" < "$0")"', path)
+    return (*words, path)
+
+
+def _python(python: str, program: str) -> str:
+    if not python:
+        raise LaunchError(f"program {program!r} needs Python, and sys.executable is empty")
+    return python
+
+
+def _leaves(program: str) -> bool:
+    return not program.startswith("/") and posixpath.normpath(program).split("/")[0] == ".."
+
+
+def _missing(program: str, found: Found) -> str:
+    import difflib
+
+    text = f"program {program!r} is not in {_listed(found)}"
+    names = {posixpath.basename(file): file for file in reversed(found.files or ())}
+    near = difflib.get_close_matches(posixpath.basename(program), names, n=1)
+    if found.elsewhere is not None:
+        text += (
+            f"; {found.elsewhere} has it, but the submitted code is used"
+            " (SM_RUNTIME_CODE_PREFERENCE=image changes that)"
+        )
+    elif found.module_standard:
+        text += "; a module of Python's standard library is not run in its place"
+    elif near:
+        text += f"; did you mean {names[near[0]]!r}?"
+    elif found.module_installed and module_of(program):
+        text += f"; to run the installed module, write '-m {program}'"
+    elif " " in program.strip():
+        text += "; arguments are given as hyperparameters, not with the program's name"
+    return text
+
+
+def _listed(found: Found) -> str:
+    if not found.folder_exists:
+        return f"{found.folder}, which does not exist"
+    if not found.files:
+        return found.folder + ("" if found.files is None else ", which has no files")
+    more = len(found.files) - _SHOWN
+    names = ", ".join(found.files[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    return f"{found.folder}, which has {names}"

@@ -1,0 +1,180 @@
+"""Reads hyperparameters: decodes them, and parts the user's from the reserved ones.
+
+Values are JSON texts where an SDK wrote them and plain texts where a person did; a text that is no
+JSON is the value itself (SageMaker training toolkit).
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from sm_runtime.contract.reader import LARGEST, Field, shallow, shown, unfit
+from sm_runtime.job.model import Json
+from sm_runtime.launch.distribution import MOST_PROCESSES
+
+PREFIX = "sagemaker_"
+WELL_KNOWN = frozenset(
+    {
+        "sagemaker_program",
+        "sagemaker_submit_directory",
+        "sagemaker_enable_cloudwatch_metrics",
+        "sagemaker_region",
+        "sagemaker_container_log_level",
+        "sagemaker_job_name",
+        "default_user_module_name",
+        "_tuning_objective_metric",
+        "sagemaker_s3_output",
+    }
+)
+"""The reserved keys that are no framework's parameters."""
+
+_LEVELS = {
+    "NOTSET": 0,
+    "DEBUG": 10,
+    "INFO": 20,
+    "WARN": 30,
+    "WARNING": 30,
+    "ERROR": 40,
+    "CRITICAL": 50,
+    "FATAL": 50,
+}
+DISTRIBUTIONS = (
+    "sagemaker_mpi_enabled",
+    "sagemaker_parameter_server_enabled",
+    "sagemaker_distributed_dataparallel_enabled",
+    "sagemaker_pytorch_ddp_enabled",
+    "sagemaker_pytorch_xla_multi_worker_enabled",
+    "sagemaker_multi_worker_mirrored_strategy_enabled",
+    "sagemaker_torch_distributed_enabled",
+)
+"""The keys that each turn on a way of distributed training."""
+_FLAGS = frozenset(
+    {
+        *DISTRIBUTIONS,
+        "sagemaker_enable_cloudwatch_metrics",
+        "sagemaker_training_compiler_enabled",
+        "sagemaker_training_compiler_debug_mode",
+    }
+)
+_COUNTS = {
+    "sagemaker_mpi_num_of_processes_per_host": MOST_PROCESSES,
+    "sagemaker_mpi_num_processes": LARGEST,  # see launch.distribution: the hosts count, too
+}
+_TEXTS = frozenset(
+    {
+        *WELL_KNOWN - {"sagemaker_enable_cloudwatch_metrics", "sagemaker_container_log_level"},
+        "sagemaker_mpi_custom_mpi_options",
+        "sagemaker_distributed_dataparallel_custom_mpi_options",
+        "sagemaker_instance_type",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hyperparameters:
+    """The hyperparameters, decoded and parted."""
+
+    user: dict[str, Json] = field(default_factory=dict)
+    texts: dict[str, str] = field(default_factory=dict)
+    """The user's as they stand in the file."""
+    reserved: dict[str, Json] = field(default_factory=dict)
+    framework: dict[str, Json] = field(default_factory=dict)
+    decoded: dict[str, Field] = field(default_factory=dict)
+    """The framework's, with the places where they stand."""
+
+
+def read_hyperparameters(raw: Mapping[str, Field]) -> Hyperparameters:
+    """Return the hyperparameters; what is wrong goes to the findings of each."""
+    found = Hyperparameters()
+    for key, at in raw.items():
+        value = decode(at.value)
+        if not (key in WELL_KNOWN or key.startswith(PREFIX)):
+            if _fits(key, at, value):
+                found.user[key] = value
+                found.texts[key] = encoded(at.value)
+            continue
+        value = _reserved(key, at, value)
+        if key not in WELL_KNOWN:
+            found.framework[key] = value
+            found.decoded[key] = at.with_value(value)
+        elif value is not None:
+            found.reserved[key] = value
+    return found
+
+
+def encoded(value: Json) -> str:
+    """Return a value as the platform has it in ``hyperparameters.json``: as a text."""
+    return value if isinstance(value, str) else _compact(value)
+
+
+def decode(value: Json) -> Json:
+    """Return what the text of a hyperparameter means: its JSON, else the text itself."""
+    if not isinstance(value, str):
+        return value
+    try:
+        decoded = json.loads(value)
+    except (ValueError, RecursionError):
+        return value
+    return decoded if shallow(decoded) else value
+
+
+def log_level(at: Field) -> int | None:
+    """Return a log level that is given as a number, as its text, or by name."""
+    value = at.value
+    if isinstance(value, str):
+        text = value.strip().upper()
+        value = int(text) if re.fullmatch("[0-9]{1,4}", text) else _LEVELS.get(text)
+    elif not at.present:
+        return None
+    if isinstance(value, bool) or not isinstance(value, int) or not 0 <= value <= 1000:
+        at.must("a log level: a number like 20, or DEBUG, INFO, WARNING, ERROR or CRITICAL")
+        return None
+    return value
+
+
+def _reserved(key: str, at: Field, value: Json) -> Json:
+    """Return the value of a reserved key, checked if its meaning is known."""
+    decoded = at.with_value(value)
+    if value is None:
+        return None
+    if key in _FLAGS:
+        return decoded.flag()
+    if key in _COUNTS:
+        return decoded.integer(minimum=1, maximum=_COUNTS[key])
+    if key == "sagemaker_container_log_level":
+        return log_level(decoded)
+    if key == "sagemaker_distribution_instance_groups":
+        return list(decoded.texts())
+    if key in _TEXTS:
+        # A name like 123 is JSON by chance: what was written counts, not what it means.
+        if isinstance(value, dict | list):
+            decoded.must("a string")
+            return None
+        plain = value if isinstance(value, str) else at.value
+        return at.with_value(plain if isinstance(plain, str) else _compact(plain)).text()
+    return value
+
+
+def _fits(key: str, at: Field, value: Json) -> bool:
+    """Whether a hyperparameter can become an argument and a variable; note what cannot."""
+    faults = len(at.findings.problems)
+    if "=" in key:
+        at.wrong("holds '=' in its key, which the name of a variable (SM_HP_...) cannot")
+    reason = unfit(key)
+    if reason:
+        at.wrong(f"the key {reason}")
+    texts = [value]
+    if isinstance(value, dict):
+        texts = [*value, *value.values()]
+    for text in texts:
+        reason = unfit(text) if isinstance(text, str) else None
+        if reason:
+            at.wrong(f"{reason}: {shown(key, text)}")
+    return len(at.findings.problems) == faults
+
+
+def _compact(value: Json) -> str:
+    return json.dumps(value, separators=(",", ":"))
