@@ -94,7 +94,7 @@ class Inputs:
             self._opened.callback(feeds.close)
             feeds.start()
         for pid in self._opened.enter_context(channels.mounted(job, self._variables)):
-            self._supervisor.adopt(pid)
+            self._supervisor.exclude(pid)
         if self._syncs is not None:
             self._syncs.start()
         self._supervisor.when_stopped(self._hurry)

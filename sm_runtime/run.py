@@ -27,7 +27,7 @@ from sm_runtime.output import artifacts, ownership
 from sm_runtime.output.report import Report
 from sm_runtime.output.saved import summary_lines
 from sm_runtime.processes import hardware
-from sm_runtime.processes.process import Limits
+from sm_runtime.processes.process import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
 from sm_runtime.timeline import Timeline
 
@@ -282,10 +282,10 @@ def _own_folder() -> str:
         return "/"
 
 
-def _limits(job: Job) -> Limits:
+def _limits(job: Job) -> StopPolicy:
     """Return what the script is allowed, in the supervisor's terms."""
     options = job.options
-    return Limits(
+    return StopPolicy(
         grace_seconds=job.stop_grace_seconds,
         max_seconds=job.max_runtime_seconds,
         leftover_seconds=options.leftover_grace_seconds,
@@ -302,7 +302,7 @@ def _why(ended: Ended, code: str, host: str, mask: Mask) -> Failure:
     try:
         return failure.of_script(ended, code, host, mask)
     except Exception as error:  # whatever the script wrote, its status stands
-        log.error("the reason of the failure cannot be told", exc_info=error)
+        log.error("the reason of the failure cannot be determined", exc_info=error)
         message = f"the script ended with exit code {ended.status}"
         name = "ExecuteUserScriptError"
         return failure.Failure(
@@ -328,7 +328,7 @@ def _captured(supervisor: Supervisor) -> Run:
 
     def run(argv: tuple[str, ...], env: Mapping[str, str], cwd: str) -> tuple[int, bytes]:
         command = Command(argv=argv, cwd=cwd, env=env, name="installer")
-        ended = supervisor.capture(command, Limits(grace_seconds=5.0))
+        ended = supervisor.capture(command, StopPolicy(grace_seconds=5.0))
         return ended.status, ended.tail
 
     return run

@@ -73,7 +73,7 @@ class Fence:
         if match is None:
             return "no marker: see tests/markdown.py"
         if match["place"] is not None and match["place"] not in PLACES:
-            return f"{match['place']!r} is none of {', '.join(PLACES)}"
+            return f"{match['place']!r} is not one of {', '.join(PLACES)}"
         if (
             match["skips"]
             and "".join(m[0] for m in _SKIP.finditer(match["skips"])) != match["skips"]

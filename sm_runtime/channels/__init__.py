@@ -200,17 +200,17 @@ def _refusal(channel: Channel, job: Job) -> str | None:
     for name in source.instance_groups if groups else ():
         if name not in groups:
             known = ", ".join(map(repr, groups))
-            return f"InstanceGroupNames: {name!r} is none of the instance groups {known}"
+            return f"InstanceGroupNames: {name!r} is not one of the instance groups {known}"
     if channel.mode == "FastFile":
         if source.data_type not in ("S3Prefix", "FileSystem"):
             return f"FastFile mode reads S3DataType S3Prefix, not {source.data_type}"
         if source.compression == "Gzip":
-            return "CompressionType Gzip cannot be had in FastFile mode: use File or Pipe mode"
+            return "CompressionType Gzip is not supported in FastFile mode: use File or Pipe mode"
     if source.data_type == "FileSystem" and source.compression == "Gzip" and not source.read_only:
-        return "CompressionType Gzip cannot be had with FileSystemAccessMode rw"
+        return "CompressionType Gzip is not supported with FileSystemAccessMode rw"
     is_augmented = source.data_type == "AugmentedManifestFile"
     if channel.mode == "File" and is_augmented and source.compression == "Gzip":
-        return "CompressionType Gzip cannot be had with AugmentedManifestFile in File mode"
+        return "CompressionType Gzip is not supported with AugmentedManifestFile in File mode"
     return None
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 from sm_runtime.channels.ahead import ClosedError, ReadAhead
 from sm_runtime.channels.coding import Buffer, coding
-from sm_runtime.channels.doors import Door
+from sm_runtime.channels.epoch_fifos import EpochFifo
 from sm_runtime.channels.selection import OriginOf
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Feed:
 
     def __init__(
         self,
-        door: Door,
+        door: EpochFifo,
         pieces: Iterator[Piece],
         origin_of: OriginOf,
         allowed_bytes: Callable[[], int],

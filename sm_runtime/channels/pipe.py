@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping
 
 from sm_runtime.channels import selection
 from sm_runtime.channels.ahead import ClosedError
-from sm_runtime.channels.doors import Door, Doors
+from sm_runtime.channels.epoch_fifos import EpochFifo, EpochFifos
 from sm_runtime.channels.epochs import Epochs
 from sm_runtime.channels.feed import Feed
 from sm_runtime.job.errors import DataError
@@ -67,7 +67,7 @@ class Feeds:
                 ranks, names,
             )  # fmt: skip
         self._epochs = {c.name: Epochs(c, job.cluster, self._origins) for c in self._channels}
-        self._doors: Doors | None = None
+        self._doors: EpochFifos | None = None
         self._feeds: dict[Feed, threading.Thread] = {}
         self._early: dict[str, int] = {}
         self._lock = threading.Lock()
@@ -87,7 +87,7 @@ class Feeds:
             for epochs in self._epochs.values():
                 epochs.check(may_be_empty=self._may_be_empty)
             self._wakeup, self._closing = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-            self._doors = Doors(self._channels, self._ranks)
+            self._doors = EpochFifos(self._channels, self._ranks)
         except BaseException:
             self._release()
             raise
@@ -133,7 +133,7 @@ class Feeds:
         self._origins.__exit__(None, None, None)
 
     def _watch(self) -> None:
-        """Start to feed each FIFO that somebody has opened."""
+        """Start to feed each FIFO that has been opened."""
         assert self._doors is not None
         poll = select.poll()
         poll.register(self._wakeup, select.POLLIN)
@@ -145,7 +145,7 @@ class Feeds:
         except Exception as error:
             self._failed("Pipe channels", error)
 
-    def _begin(self, door: Door) -> None:
+    def _begin(self, door: EpochFifo) -> None:
         name = door.channel.name
         feed = Feed(
             door, self._epochs[name].pieces(door.epoch), self._origins, self._allowed, self._wakeup

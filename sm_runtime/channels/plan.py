@@ -96,12 +96,12 @@ class Layout:
         """Return whether there is a file at ``path``."""
         return self._index(hash(path)) >= 0
 
-    def clash(self) -> Clash | None:
+    def clash(self) -> PathConflict | None:
         """Return what is wrong with the paths; None in the usual case."""
         marks = self._marks()
         same = {mark for mark, after in pairwise(marks) if mark == after}
         both = {mark for mark in self._folders if self._index(mark) >= 0}
-        return Clash(same, both) if same or both else None
+        return PathConflict(same, both) if same or both else None
 
     def _marks(self) -> list[int]:
         if self._sorted is None or len(self._sorted) != len(self._files):
@@ -114,7 +114,7 @@ class Layout:
         return at if at < len(marks) and marks[at] == mark else -1
 
 
-class Clash:
+class PathConflict:
     """Names two objects that exclude each other: hashes told that there are some, not which."""
 
     def __init__(self, same: set[int], both: set[int]) -> None:

@@ -22,7 +22,7 @@ from sm_runtime.records import masked_checksum
 
 if TYPE_CHECKING:
     from sm_runtime.channels.coding import Buffer
-    from sm_runtime.channels.doors import Door
+    from sm_runtime.channels.epoch_fifos import EpochFifo
 
 log = logging.getLogger(__name__)
 
@@ -67,7 +67,7 @@ class Rank:
 class Ranks:
     """Writes records to the FIFOs in turn; ``wakeup`` is readable when all has to end."""
 
-    def __init__(self, door: Door, wakeup: int) -> None:
+    def __init__(self, door: EpochFifo, wakeup: int) -> None:
         self._name, self._wakeup = f"channel {door.channel.name}", wakeup
         self._ranks = [Rank(fd, path) for fd, path in zip(door.fds, door.paths, strict=True)]
         self._shut = door.shut

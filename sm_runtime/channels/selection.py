@@ -55,7 +55,7 @@ class Origins:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Share:
+class Shard:
     """This host's part of a sharded channel: every ``count``-th object, from ``index`` on."""
 
     index: int = 0
@@ -72,7 +72,7 @@ def place_of(uri: str) -> tuple[str, str]:
     return scheme.lower(), rest.partition("/")[0]
 
 
-def share(channel: Channel, cluster: Cluster) -> Share:
+def share(channel: Channel, cluster: Cluster) -> Shard:
     """Return which objects of the channel are this host's.
 
     The hosts of the groups that receive the channel take turns, in the order of the groups and of
@@ -80,17 +80,17 @@ def share(channel: Channel, cluster: Cluster) -> Share:
     it, but a restarted job gets the same ones.
     """
     if channel.distribution != "ShardedByS3Key":
-        return Share()
+        return Shard()
     groups = channel.source.instance_groups if channel.source else ()
     hosts = cluster.hosts
     if groups and cluster.groups:
         hosts = tuple(h for group in cluster.groups if group.name in groups for h in group.hosts)
     if cluster.current_host not in hosts:
         raise DataError(
-            f"channel {channel.name}: the host {cluster.current_host!r} is none of those that"
+            f"channel {channel.name}: the host {cluster.current_host!r} is not one of those that"
             f" share its objects: {', '.join(hosts)}"
         )
-    return Share(index=hosts.index(cluster.current_host), count=len(hosts))
+    return Shard(index=hosts.index(cluster.current_host), count=len(hosts))
 
 
 def blobs(channel: Channel, cluster: Cluster, origin_of: OriginOf) -> Iterator[Blob]:
@@ -101,7 +101,7 @@ def blobs(channel: Channel, cluster: Cluster, origin_of: OriginOf) -> Iterator[B
     return mine(objects(channel, origin_of), share(channel, cluster))
 
 
-def mine(found: Iterable[Blob], part: Share) -> Iterator[Blob]:
+def mine(found: Iterable[Blob], part: Shard) -> Iterator[Blob]:
     """Yield those of a channel's objects that are this host's."""
     return (blob for position, blob in enumerate(found) if part.holds(position))
 

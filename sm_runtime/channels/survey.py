@@ -152,7 +152,7 @@ def _objects(
     below = _below_prefix if source.data_type != "ManifestFile" else _below_manifest
     found = Survey(channel, _unpacked(below(key_prefix), source.compression))
     part = selection.share(channel, cluster)
-    beside = _Beside(key_prefix)
+    beside = _PrefixSiblings(key_prefix)
     for position, blob in enumerate(stoppable(listed, stopped)):
         beside.see(blob.key)
         found.take(blob, is_mine=part.holds(position))
@@ -226,7 +226,7 @@ def stoppable(items: Iterable[_T], stopped: Callable[[], bool]) -> Iterator[_T]:
         yield item
 
 
-class _Beside:
+class _PrefixSiblings:
     """Notices that a prefix matches more than what is below it as a folder."""
 
     def __init__(self, prefix: str) -> None:

@@ -17,10 +17,10 @@ from sm_runtime.cluster.link import Link
 from sm_runtime.job import failure
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Ended, Json
-from sm_runtime.processes.process import Limits, Running
+from sm_runtime.processes.process import Process, StopPolicy
 from sm_runtime.processes.relay import Relay
 from sm_runtime.processes.supervisor import Supervisor
-from sm_runtime.processes.workload import Play
+from sm_runtime.processes.workload import Workload
 
 log = logging.getLogger(__name__)
 
@@ -37,24 +37,24 @@ LOOK_SECONDS = 0.01
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Terms:
+class HostPolicy:
     """How the scripts of an ensemble are treated."""
 
     host: str
-    limits: Limits
+    limits: StopPolicy
     mask: Callable[[str], str]
     keep_stacks: Callable[[bytes], None]
     serves: bool = False
     """Whether the script only serves the leader's, so that its end is no loss."""
 
 
-class Ensemble(Play):
+class HostProcesses(Workload):
     """The services and scripts of one host, which begin together and end as the hosts agree."""
 
     def __init__(
         self,
         link: Link,
-        terms: Terms,
+        terms: HostPolicy,
         scripts: Iterable[Command] = (),
         services: Iterable[Command] = (),
     ) -> None:
@@ -64,10 +64,10 @@ class Ensemble(Play):
         """Whether a script has begun."""
         self.leftover_seconds = terms.limits.leftover_seconds
         self._commands, self._serving = tuple(scripts), tuple(services)
-        self._scripts: dict[Running, Command] = {}
-        self._services: dict[Running, Command] = {}
+        self._scripts: dict[Process, Command] = {}
+        self._services: dict[Process, Command] = {}
         self._finished = self._stopping = self._told = False
-        self._ended: dict[Running, tuple[Callable[[], None], float]] = {}
+        self._ended: dict[Process, tuple[Callable[[], None], float]] = {}
         """What has ended, and what follows from it when its last output is here, or at a time."""
         self._held: list[tuple[Priority, int, Failure]] = []
         """Failures after a request to stop, which are told when all scripts have ended."""
@@ -99,7 +99,7 @@ class Ensemble(Play):
             return None
         return max(0.0, self._closing_at - time.monotonic())
 
-    def ended(self, run: Running) -> None:
+    def ended(self, run: Process) -> None:
         """Draw the conclusion from the end of one process."""
         if run in self._services:
             self._service_ended(run, self._services[run])
@@ -142,7 +142,7 @@ class Ensemble(Play):
         if not self._finished and self._scripts and not self._live(self._scripts):
             self.finish_part()
 
-    def rank_of(self, run: Running) -> int | None:
+    def rank_of(self, run: Process) -> int | None:
         """Return the rank of a script's process; None where there is none."""
         return None
 
@@ -155,7 +155,7 @@ class Ensemble(Play):
 
     # -- how it is done ----------------------------------------------------------------------
 
-    def _perform(self, command: Command, relays: tuple[Relay, Relay]) -> Running:
+    def _perform(self, command: Command, relays: tuple[Relay, Relay]) -> Process:
         """Start a script."""
         run = self._stage.start(command, self.terms.limits, relays, self.terms.keep_stacks)
         run.name = command.name
@@ -163,19 +163,19 @@ class Ensemble(Play):
         self.started = True
         return run
 
-    def _serve(self, command: Command) -> Running:
+    def _serve(self, command: Command) -> Process:
         """Start a service, whose output is of interest only when it fails."""
         relay = Relay(self._stage.err, command.name)
-        run = self._stage.start(command, Limits(grace_seconds=SERVICE_SECONDS), (relay, relay))
+        run = self._stage.start(command, StopPolicy(grace_seconds=SERVICE_SECONDS), (relay, relay))
         run.name = command.name
         run.passes_signals = False
         self._services[run] = command
         return run
 
-    def _script_ended(self, run: Running, command: Command) -> None:
+    def _script_ended(self, run: Process, command: Command) -> None:
         if run.deadline is None:  # else all of it is gone, or has had its time
             run.send_group(signal.SIGTERM)  # what it started has no purpose any more
-        if run.shell_status() == 0 or run.ended_by_us or self._closing_at is not None:
+        if run.shell_status() == 0 or run.aborted or self._closing_at is not None:
             return  # its last output has time: what it has left behind may hold the pipe
 
         def conclude() -> None:
@@ -185,8 +185,8 @@ class Ensemble(Play):
 
         self._conclude(run, conclude)
 
-    def _service_ended(self, run: Running, command: Command) -> None:
-        if self._closing_at is not None or run.ended_by_us:
+    def _service_ended(self, run: Process, command: Command) -> None:
+        if self._closing_at is not None or run.aborted:
             return
 
         def conclude() -> None:
@@ -194,11 +194,11 @@ class Ensemble(Play):
 
         self._conclude(run, conclude)
 
-    def _conclude(self, run: Running, conclude: Callable[[], None]) -> None:
+    def _conclude(self, run: Process, conclude: Callable[[], None]) -> None:
         """Draw a conclusion from an end when all of the output is here; wait for nothing now."""
         self._ended[run] = (conclude, time.monotonic() + OUTPUT_SECONDS)
 
-    def reason(self, run: Running, command: Command) -> Failure:
+    def reason(self, run: Process, command: Command) -> Failure:
         """Return why a service that has ended is the end of the job."""
         ended = run.so_far()
         found = failure.of_script(ended, command.cwd, self.terms.host, self.terms.mask)
@@ -261,16 +261,16 @@ class Ensemble(Play):
         for run in self._live(self._services):
             if late or self.outcome is not None:
                 run.send_group(signal.SIGKILL)
-            elif not run.ended_by_us:
+            elif not run.aborted:
                 self.dismiss(run)
         self.release()
 
-    def dismiss(self, run: Running) -> None:
+    def dismiss(self, run: Process) -> None:
         """Ask a service to end."""
         run.end(SERVICE_SECONDS)
 
     @staticmethod
-    def _live(*groups: dict[Running, Command]) -> list[Running]:
+    def _live(*groups: dict[Process, Command]) -> list[Process]:
         return [run for group in groups for run in group if run.status is None]
 
 

@@ -9,7 +9,7 @@ import socket
 import tempfile
 
 from sm_runtime.job.errors import LaunchError
-from sm_runtime.programs.knock import DOOR
+from sm_runtime.programs.launcher_stub import SOCKET
 
 REQUEST_BYTES = 16 * 2**20
 """The most bytes of a request: an environment is smaller."""
@@ -17,7 +17,7 @@ _PEER = 12
 """The size of ``struct ucred`` (unix(7))."""
 
 
-class Caller:
+class StubConnection:
     """A process that has asked for something and waits for an answer."""
 
     def __init__(self, sock: socket.socket) -> None:
@@ -63,7 +63,7 @@ class Caller:
         return False
 
 
-class Door:
+class LauncherSocket:
     """A listening socket in a private folder, which is TMPDIR for Open MPI's own files, too."""
 
     def __init__(self, temporary: str | None = None) -> None:
@@ -89,7 +89,7 @@ class Door:
     @property
     def variables(self) -> dict[str, str]:
         """What Open MPI's processes need in their environment."""
-        found = {DOOR: self._path, "TMPDIR": self.folder}
+        found = {SOCKET: self._path, "TMPDIR": self.folder}
         return found | self.rank_variables
 
     @property
@@ -97,8 +97,8 @@ class Door:
         """What a rank needs of this host, where Open MPI brings the leader's."""
         return {"OMPI_MCA_btl_vader_backing_directory": self.shared} if self.shared else {}
 
-    def accept(self) -> Caller | None:
-        """Return who knocks; nobody but this user's processes may."""
+    def accept(self) -> StubConnection | None:
+        """Return the next stub that has connected; only processes of this user may."""
         try:
             sock, _ = self._socket.accept()
         except OSError:
@@ -107,7 +107,7 @@ class Door:
         if int.from_bytes(peer[4:8], "little") not in (0, os.geteuid()):
             sock.close()
             return None
-        return Caller(sock)
+        return StubConnection(sock)
 
     def close(self) -> None:
         """Remove the socket and the folder, with what Open MPI has left there."""

@@ -11,14 +11,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sm_runtime.cluster.agreement import Priority
-from sm_runtime.cluster.host import Terms
-from sm_runtime.cluster.launcher_socket import Caller, Door
+from sm_runtime.cluster.host import HostPolicy
+from sm_runtime.cluster.launcher_socket import LauncherSocket, StubConnection
 from sm_runtime.cluster.link import Link
-from sm_runtime.cluster.ranks import RankEnsemble
+from sm_runtime.cluster.ranks import RankProcesses
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Json
 from sm_runtime.launch.host_names import restored
-from sm_runtime.processes.process import Running
+from sm_runtime.processes.process import Process
 
 if TYPE_CHECKING:
     from sm_runtime.cluster.roles import OpenMpi
@@ -33,7 +33,7 @@ _IMPROPER = re.compile(rb"process rank (\d+) with PID \d+ on\s+node \S+ exiting 
 _PARAGRAPH = re.compile(rb"^-{20,}\n(.+?)(?:\n\s*\n|\n-{20,}$)", re.DOTALL | re.MULTILINE)
 
 
-class MpiEnsemble(RankEnsemble):
+class MpiRanks(RankProcesses):
     """The ranks of one host, and the part of Open MPI that runs there.
 
     ``script`` is what each rank runs, ``mpirun`` the leader's command, ``daemon`` says where and
@@ -46,9 +46,9 @@ class MpiEnsemble(RankEnsemble):
     def __init__(
         self,
         link: Link,
-        terms: Terms,
+        terms: HostPolicy,
         *,
-        door: Door,
+        door: LauncherSocket,
         script: Command,
         expected: int,
         launcher: Command | None,
@@ -60,10 +60,10 @@ class MpiEnsemble(RankEnsemble):
         self._count = 0
         self._began = False
         """Whether a rank of any host has begun, as far as this host knows."""
-        self._agents: dict[int, Caller] = {}
+        self._agents: dict[int, StubConnection] = {}
         self._asked: list[str] = []
         """The hosts on which the leader has had daemons started."""
-        self._daemons: dict[Running, int] = {}
+        self._daemons: dict[Process, int] = {}
 
     def files(self) -> Iterable[int]:
         """Return the door, and whoever stands there."""
@@ -90,15 +90,15 @@ class MpiEnsemble(RankEnsemble):
         elif message.get("do") == "began":
             self._began = True
 
-    def is_wired_up(self) -> bool:
+    def has_started_ranks(self) -> bool:
         """Whether ranks have begun: those of all hosts do so together."""
-        return self._began or super().is_wired_up()
+        return self._began or super().has_started_ranks()
 
     def missing(self) -> str:
         """Return, in words, what is waited for while no rank has begun."""
         return f"Open MPI's daemons on {', '.join(self._asked)}" if self._asked else "mpirun"
 
-    def _begin_rank(self, caller: Caller, cpus: bytes, variables: list[bytes]) -> None:
+    def _begin_rank(self, caller: StubConnection, cpus: bytes, variables: list[bytes]) -> None:
         if not self._ranks and self._launcher is None:
             self.link.send(self.link.config.leader, {"do": "began"})
         super()._begin_rank(caller, cpus, variables)
@@ -109,7 +109,7 @@ class MpiEnsemble(RankEnsemble):
         for identity in list(self._agents):
             self._answer(identity, 0)
 
-    def asked(self, caller: Caller, words: list[bytes]) -> None:
+    def asked(self, caller: StubConnection, words: list[bytes]) -> None:
         """Have the host that ``mpirun`` wants start Open MPI's daemon."""
         if words[0] != b"agent" or self._launcher is None:
             self._let_go(caller, 1)
@@ -139,21 +139,21 @@ class MpiEnsemble(RankEnsemble):
         run = self._serve(Command(argv=argv, cwd=self._script.cwd, env=env, name=DAEMON))
         self._daemons[run] = identity
 
-    def _service_ended(self, run: Running, command: Command) -> None:
+    def _service_ended(self, run: Process, command: Command) -> None:
         if run in self._daemons:
             self._exited(self._daemons[run], run.shell_status())
         super()._service_ended(run, command)
 
-    def doubt(self, run: Running) -> Failure | None:
+    def explain_clean_exit(self, run: Process) -> Failure | None:
         """Return what mpirun has done to ranks: MPI_Abort with an error code of 0 ends it well."""
         aborted = _ABORTED.search(run.so_far().tail)
-        return self._abort(aborted) if aborted else super().doubt(run)
+        return self._abort(aborted) if aborted else super().explain_clean_exit(run)
 
     def service_priority(self, command: Command) -> Priority:
         """Return how likely a failure is the cause of others: mpirun knows more than a daemon."""
         return Priority.SERVICE if command is self._launcher else Priority.HELPER
 
-    def reason(self, run: Running, command: Command) -> Failure:
+    def reason(self, run: Process, command: Command) -> Failure:
         """Return why Open MPI has ended: it says so itself, in a paragraph of its own."""
         found = super().reason(run, command)
         if command is not self._launcher:

@@ -1,9 +1,10 @@
 """The ranks of a job on one host, and the launcher that brings them together.
 
 A launcher (Open MPI's ``mpirun`` and its daemons, PyTorch's ``torchrun``) wires the ranks up and
-nothing more. What it starts is ``programs/knock.py``; the script itself is a child of its host's
-supervisor, with that host's environment and with a relay of its own, so that its lines stay whole
-and its end is known first hand: no launcher's timeout comes between a rank's end and the job's.
+nothing more. What it starts is ``programs/launcher_stub.py``; the script itself is a child of its
+host's supervisor, with that host's environment and with a relay of its own, so that its lines stay
+whole and its end is known first hand: no launcher's timeout comes between a rank's end and the
+job's.
 """
 
 from __future__ import annotations
@@ -14,37 +15,43 @@ from collections.abc import Iterable
 from dataclasses import replace
 
 from sm_runtime.cluster.agreement import Priority
-from sm_runtime.cluster.host import Ensemble, Terms
-from sm_runtime.cluster.launcher_socket import Caller, Door
+from sm_runtime.cluster.host import HostPolicy, HostProcesses
+from sm_runtime.cluster.launcher_socket import LauncherSocket, StubConnection
 from sm_runtime.cluster.link import Link
 from sm_runtime.cluster.notice import Notice
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command
-from sm_runtime.processes.process import Running
+from sm_runtime.processes.process import Process
 from sm_runtime.processes.relay import Relay
 
 log = logging.getLogger(__name__)
 
 
-class RankEnsemble(Ensemble):
+class RankProcesses(HostProcesses):
     """The ranks of one host, and its launcher.
 
-    ``script`` is what each rank runs, ``launcher`` the command that has this host's ranks knock at
-    ``door``; None where another host's does.
+    ``script`` is what each rank runs, ``launcher`` the command that has this host's ranks connect
+    to ``door``; None where another host's does.
     """
 
     rank_variable = "RANK"
     """Where the launcher says which rank a process is."""
 
     def __init__(
-        self, link: Link, terms: Terms, *, door: Door, script: Command, launcher: Command | None
+        self,
+        link: Link,
+        terms: HostPolicy,
+        *,
+        door: LauncherSocket,
+        script: Command,
+        launcher: Command | None,
     ) -> None:
         super().__init__(link, terms, services=(launcher,) if launcher else ())
         self._door, self._script, self._launcher = door, script, launcher
-        self._callers: list[Caller] = []
-        self._leaving: list[Caller] = []
+        self._callers: list[StubConnection] = []
+        self._leaving: list[StubConnection] = []
         """Those who have their answer, and are about to end."""
-        self._ranks: dict[Running, tuple[int, Caller | None]] = {}
+        self._ranks: dict[Process, tuple[int, StubConnection | None]] = {}
         self._wired = False
         """Whether the launcher's part has ended well."""
         self._cut: tuple[int, ...] = ()
@@ -62,7 +69,7 @@ class RankEnsemble(Ensemble):
         while caller := self._door.accept():
             self._callers.append(caller)
         for caller in list(self._callers):
-            self._hear(caller)
+            self._read_request(caller)
         for run, (rank, holder) in list(self._ranks.items()):
             if holder is not None and holder.is_gone():
                 self._ranks[run] = (rank, None)
@@ -71,17 +78,17 @@ class RankEnsemble(Ensemble):
                     run.end(1.0)
         self._leaving = [caller for caller in self._leaving if not caller.is_gone()]
         super().step()
-        if self._launcher and not (self.is_wired_up() or self._wired or self._finished):
+        if self._launcher and not (self.has_started_ranks() or self._wired or self._finished):
             self._look_at_launch()
 
     def seconds(self) -> float | None:
         """Return the seconds until something is due."""
         found = super().seconds()
-        if found is None and self._launcher and not self.is_wired_up():
+        if found is None and self._launcher and not self.has_started_ranks():
             return 1.0
         return found
 
-    def is_wired_up(self) -> bool:
+    def has_started_ranks(self) -> bool:
         """Whether the launcher has done what it is for: ranks have begun."""
         return bool(self._ranks)
 
@@ -109,11 +116,11 @@ class RankEnsemble(Ensemble):
         """Whether all has ended, those at the door included."""
         return super().over() and (not self._leaving or self.seconds() == 0)
 
-    def rank_of(self, run: Running) -> int | None:
+    def rank_of(self, run: Process) -> int | None:
         """Return the rank of a script's process."""
         return self._ranks[run][0] if run in self._ranks else None
 
-    def ended(self, run: Running) -> None:
+    def ended(self, run: Process) -> None:
         """Let a rank's stand-in end, too, where the rank ended well."""
         super().ended(run)
         if run in self._ranks and run.status == 0:
@@ -136,10 +143,10 @@ class RankEnsemble(Ensemble):
         for run in list(self._ranks):
             self._dismiss(run, 1 if self.outcome else 0)
 
-    def dismiss(self, run: Running) -> None:
+    def dismiss(self, run: Process) -> None:
         """Give the launcher, which ends by itself when its processes have ended, its time."""
 
-    def asked(self, caller: Caller, words: list[bytes]) -> None:
+    def asked(self, caller: StubConnection, words: list[bytes]) -> None:
         """Take a request that is not a rank's."""
         self._let_go(caller, 1)
 
@@ -151,7 +158,7 @@ class RankEnsemble(Ensemble):
         """Return what a rank's lines begin with, which keeps them whole beside those of others."""
         return b""
 
-    def _hear(self, caller: Caller) -> None:
+    def _read_request(self, caller: StubConnection) -> None:
         try:
             words = caller.read()
         except OSError:
@@ -165,7 +172,7 @@ class RankEnsemble(Ensemble):
         else:
             self.asked(caller, words)
 
-    def _begin_rank(self, caller: Caller, cpus: bytes, variables: list[bytes]) -> None:
+    def _begin_rank(self, caller: StubConnection, cpus: bytes, variables: list[bytes]) -> None:
         """Start the script with the environment that the launcher gave to the rank's stand-in."""
         env = dict(os.fsdecode(pair).partition("=")[::2] for pair in variables)
         env["PWD"] = self._script.cwd
@@ -187,7 +194,7 @@ class RankEnsemble(Ensemble):
         if affinity != os.sched_getaffinity(0):
             os.sched_setaffinity(run.pid, affinity)
 
-    def _service_ended(self, run: Running, command: Command) -> None:
+    def _service_ended(self, run: Process, command: Command) -> None:
         if run.status:
             super()._service_ended(run, command)
         elif command is self._launcher:
@@ -195,14 +202,14 @@ class RankEnsemble(Ensemble):
         else:
             self._wired = True
 
-    def _launched(self, run: Running) -> None:
+    def _launched(self, run: Process) -> None:
         """Believe a launcher that its part has ended well, or not."""
         self._wired = True
         done = self._stopping or self._held or self._finished or self._closing_at is not None
-        if not done and (found := self.doubt(run)):
+        if not done and (found := self.explain_clean_exit(run)):
             self._fail(found, Priority.SERVICE)
 
-    def doubt(self, run: Running) -> Failure | None:
+    def explain_clean_exit(self, run: Process) -> Failure | None:
         """Return what a launcher that ended well has done to ranks, if it has."""
         if not self._cut:
             return None
@@ -215,11 +222,11 @@ class RankEnsemble(Ensemble):
             host=self.terms.host,
         )
 
-    def _let_go(self, caller: Caller, status: int) -> None:
+    def _let_go(self, caller: StubConnection, status: int) -> None:
         caller.answer(status)
         self._leaving.append(caller)
 
-    def _dismiss(self, run: Running, status: int) -> None:
+    def _dismiss(self, run: Process, status: int) -> None:
         rank, holder = self._ranks[run]
         if holder is not None:
             self._let_go(holder, status)

@@ -91,16 +91,16 @@ class Roles:
         return OpenMpi(files=files, names=names, host=host)
 
     def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpi) -> Command:
-        """Return the command that brings the ranks together; ``door`` tells where they knock."""
+        """Return the command that brings the ranks together; ``door`` says where they connect."""
         from sm_runtime.launch import mpirun
 
-        knocking, files = _knocking(), known.files
+        stub, files = _launcher_stub(), known.files
         launch = mpirun.command(
             self.job,
             self.plan,
-            agent=(*knocking, "agent"),
+            agent=(*stub, "agent"),
             interface=self._common_interface({**files, **rank.env}),
-            program=(*knocking, "rank"),
+            program=(*stub, "rank"),
             environ=rank.env,
             files=files,
             names=known.names,
@@ -114,7 +114,7 @@ class Roles:
 
         argv = torchrun.command(
             self.plan,
-            (*_knocking(), "rank"),
+            (*_launcher_stub(), "rank"),
             sys.executable,
             port=commands.meeting(self.plan, self._ports()),
             installed=shutil.which("torchrun", path=rank.env.get("PATH")) is not None,
@@ -158,6 +158,6 @@ class Roles:
         }
 
 
-def _knocking() -> tuple[str, ...]:
+def _launcher_stub() -> tuple[str, ...]:
     """Return the argument vector, but for its words, of what a launcher starts in our place."""
-    return (sys.executable, "-S", "-E", programs.KNOCK)
+    return (sys.executable, "-S", "-E", programs.LAUNCHER_STUB)

@@ -12,7 +12,7 @@ from dataclasses import replace
 from sm_runtime.cluster import network
 from sm_runtime.cluster.agreement import Priority
 from sm_runtime.cluster.config import ClusterConfig
-from sm_runtime.cluster.host import Ensemble, Terms
+from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
 from sm_runtime.cluster.network import Interface
 from sm_runtime.cluster.notice import Notice
@@ -24,7 +24,7 @@ from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Job
 from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
-from sm_runtime.processes.process import Limits
+from sm_runtime.processes.process import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
 
 log = logging.getLogger(__name__)
@@ -126,12 +126,12 @@ class Session:
     def run(
         self,
         script: Command,
-        limits: Limits,
+        limits: StopPolicy,
         keep_stacks: Callable[[bytes], None],
     ) -> Failure | None:
         """Run this host's part to the end of the whole; return why the job failed, if it did."""
         host = self.job.cluster.current_host
-        terms = Terms(
+        terms = HostPolicy(
             host=host,
             limits=limits,
             mask=self._mask,
@@ -143,7 +143,7 @@ class Session:
         scripts = self.roles.commands(script, distribution.SCRIPT)
         self._announce(scripts)
         services = self.roles.commands(script, distribution.SERVER)
-        return self._conduct(Ensemble(self.link, terms, scripts, services))
+        return self._conduct(HostProcesses(self.link, terms, scripts, services))
 
     def fail(self, reason: str) -> None:
         """Have every host end: this one's data is not all that its script takes it for."""
@@ -193,36 +193,36 @@ class Session:
         else:
             self._supervisor.wake()
 
-    def _conduct(self, ensemble: Ensemble) -> Failure | None:
+    def _conduct(self, ensemble: HostProcesses) -> Failure | None:
         try:
-            self._supervisor.conduct(ensemble)
+            self._supervisor.run_workload(ensemble)
         finally:
             self.started = ensemble.started
             ensemble.finish()
         return ensemble.outcome
 
-    def _run_ranks(self, script: Command, terms: Terms) -> Failure | None:
+    def _run_ranks(self, script: Command, terms: HostPolicy) -> Failure | None:
         """Run a script whose processes a launcher brings together."""
-        from sm_runtime.cluster.launcher_socket import Door
-        from sm_runtime.cluster.ranks import RankEnsemble
+        from sm_runtime.cluster.launcher_socket import LauncherSocket
+        from sm_runtime.cluster.ranks import RankProcesses
 
         script, plan = self.roles.rank(script), self.plan
-        door = Door(script.env.get("TMPDIR"))
+        door = LauncherSocket(script.env.get("TMPDIR"))
         try:
             if plan.kind == distribution.TORCHRUN:
                 launcher = self.roles.torchrun(script, door.variables)
                 self._show(launcher)
                 return self._conduct(
-                    RankEnsemble(self.link, terms, door=door, script=script, launcher=launcher)
+                    RankProcesses(self.link, terms, door=door, script=script, launcher=launcher)
                 )
-            from sm_runtime.cluster.mpi import MpiEnsemble
+            from sm_runtime.cluster.mpi import MpiRanks
 
             known = self.roles.open_mpi(script)
             mpirun = self.roles.mpirun(script, door.variables, known) if plan.is_leader else None
             if mpirun and (others := known.other_names):
                 log.info("Open MPI cannot use the hosts' names and gets others: %s", others)
             self._show(mpirun)
-            ensemble = MpiEnsemble(
+            ensemble = MpiRanks(
                 self.link,
                 terms,
                 door=door,
@@ -238,7 +238,7 @@ class Session:
     def _announce(self, scripts: Iterable[Command]) -> None:
         """Log the lines by which tools know TensorFlow's ways of training, as its toolkit does."""
         if setup := _SETUPS.get(self.plan.kind):
-            log.info("Running distributed training job with %s", setup)
+            log.info("Process distributed training job with %s", setup)
             for script in scripts:
                 log.info("%s=%s", tf_config.VARIABLE, script.env[tf_config.VARIABLE])
 
@@ -253,7 +253,7 @@ class Session:
         command = Command(
             argv=(path, "--version"), cwd="/", env=environment.public(variables), name="mpirun"
         )
-        ended = self._supervisor.capture(command, Limits(grace_seconds=1.0, max_seconds=30.0))
+        ended = self._supervisor.capture(command, StopPolicy(grace_seconds=1.0, max_seconds=30.0))
         found = _VERSION.search(ended.tail)
         if not found:
             raise LaunchError(f"sagemaker_mpi_enabled: {path} is not Open MPI's mpirun")

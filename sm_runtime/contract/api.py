@@ -43,7 +43,7 @@ _STORAGE = Unused("the disk is the container's")
 _SERVICE = Unused("for SageMaker's own services")
 _DEBUGGER = Unused("for SageMaker Debugger, which runs on SageMaker only")
 _FILE_SYSTEM = Unused("DirectoryPath is a folder of the container")
-_PLATFORM = Refused("is only to be had on the platform; use S3DataSource")
+_PLATFORM = Refused("is available on SageMaker only; use S3DataSource")
 _INSTANCES: Shape = {"InstanceType": _USED, "InstanceCount": _USED}
 
 REQUEST: Shape = {

@@ -216,7 +216,7 @@ def _distribution_groups(
     for name in named:
         if known and name not in known:
             root.findings.problems.append(
-                f"hyperparameters: {key}: {name!r} is none of the instance groups"
+                f"hyperparameters: {key}: {name!r} is not one of the instance groups"
                 f" {', '.join(map(repr, known))}"
             )
     return tuple(named)

@@ -73,7 +73,7 @@ def _styles(at: Field) -> frozenset[str] | None:
         found = at.texts()
     wrong = [style for style in found if style not in _STYLES]
     if wrong:
-        at.wrong(f"must be a comma list of {one_of(_STYLES)}, {wrong[0]!r} is none of them")
+        at.wrong(f"must be a comma list of {one_of(_STYLES)}, {wrong[0]!r} is not one of them")
     return frozenset(found) - {"sagemaker"}
 
 

@@ -99,7 +99,7 @@ def read_request(root: Field, paths: Paths) -> Request:
 
 
 def _check_members(at: Field, shape: Shape) -> None:
-    """Note each key at and below ``at`` that the API does not have, or that cannot be had here."""
+    """Note each key at and below ``at`` that is not in the API, or not available here."""
     for name, part in at.fields(shape).items():
         fate = shape.get(name)
         if isinstance(fate, Refused) and part.present:
@@ -221,7 +221,7 @@ def _s3_source(at: Field, compression: str, seed: int | None) -> Source | None:
         return None
     if at.get("S3DataType").value == "Converse":
         at.get("S3DataType").wrong(
-            "'Converse' is only to be had on the platform, whose own programs read that format;"
+            "'Converse' is available on SageMaker only, whose own programs read that format;"
             f" use {one_of(_S3_TYPES)}"
         )
         return None

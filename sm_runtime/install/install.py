@@ -18,7 +18,7 @@ from sm_runtime.job.errors import InstallError
 from sm_runtime.job.model import Job, Options
 
 if TYPE_CHECKING:
-    from sm_runtime.install.requirements import Line, Present
+    from sm_runtime.install.requirements import InstalledDistributions, Line
 
 log = logging.getLogger(__name__)
 
@@ -100,7 +100,7 @@ def _install(job: Job, code: Code, file: str, package: bool, pip: Pip) -> Instal
 
     name = job.options.requirements
     lines = requirements.read(file, pip.environ) if file else []
-    present = requirements.Present(pip.place.folders)
+    present = requirements.InstalledDistributions(pip.place.folders)
     if not job.options.allow_framework_change:
         _refuse_framework_change(lines, present)
     held = present.held_back(lines)
@@ -121,7 +121,7 @@ def _install(job: Job, code: Code, file: str, package: bool, pip: Pip) -> Instal
     done: list[str] = []
     with _lock(pip.environ, pip.stopped), kept():
         # Another runtime on this host may have installed it in the meantime.
-        present = requirements.Present(pip.place.folders)
+        present = requirements.InstalledDistributions(pip.place.folders)
         if present.missing(wanted) is not None:
             pip.install_file(file, wanted, present, as_it_is=not held)
             done.append(name)
@@ -133,7 +133,7 @@ def _install(job: Job, code: Code, file: str, package: bool, pip: Pip) -> Instal
     return Installed(summary=f"{what} installed in {seconds:.1f} s", environ=pip.place.exported)
 
 
-def _refuse_framework_change(lines: list[Line], present: Present) -> None:
+def _refuse_framework_change(lines: list[Line], present: InstalledDistributions) -> None:
     found = present.conflict(lines)
     if found is not None:
         line, name, version = found

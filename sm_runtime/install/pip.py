@@ -18,7 +18,7 @@ from sm_runtime.job.model import Job
 
 if TYPE_CHECKING:
     from sm_runtime.code.fetch import Code
-    from sm_runtime.install.requirements import Line, Present
+    from sm_runtime.install.requirements import InstalledDistributions, Line
 
 log = logging.getLogger(__name__)
 
@@ -85,7 +85,12 @@ class Pip:
             )
 
     def install_file(
-        self, file: str, lines: Sequence[Line], present: Present, *, as_it_is: bool = True
+        self,
+        file: str,
+        lines: Sequence[Line],
+        present: InstalledDistributions,
+        *,
+        as_it_is: bool = True,
     ) -> None:
         """Install a requirements file; ``lines`` are what it says, or what of it counts."""
         from sm_runtime.install import index, requirements
@@ -98,7 +103,7 @@ class Pip:
         with self._scratch() as scratch:
             self._pip(requirements.write(lines, scratch), name, present)
 
-    def install_package(self, present: Present) -> None:
+    def install_package(self, present: InstalledDistributions) -> None:
         """Install the code folder, built from a copy as builds write beside the sources."""
         from sm_runtime.code.placing import copy_folder
 
@@ -123,7 +128,7 @@ class Pip:
         ) as folder:
             yield folder
 
-    def _pip(self, what: tuple[str, ...], name: str, present: Present) -> None:
+    def _pip(self, what: tuple[str, ...], name: str, present: InstalledDistributions) -> None:
         env, token = self._environment()
         argv = [*programs.start(self._python, "pip"), "install"]
         argv += ["--disable-pip-version-check", "--no-input", *self.place.options]
@@ -195,7 +200,9 @@ class Pip:
         return {**env, "PIP_INDEX_URL": found[0].url}, found[0].token
 
 
-def _frameworks(present: Present, scratch: str, env: dict[str, str]) -> dict[str, str]:
+def _frameworks(
+    present: InstalledDistributions, scratch: str, env: dict[str, str]
+) -> dict[str, str]:
     """Return the versions at which pip keeps the installed frameworks as they are."""
     from sm_runtime.install.requirements import alias
 

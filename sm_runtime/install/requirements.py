@@ -152,7 +152,7 @@ def _joined(text: str) -> Iterator[tuple[int, str]]:
         yield first, "".join(parts)
 
 
-class Present:
+class InstalledDistributions:
     """The distributions that the script will see, and what they satisfy."""
 
     def __init__(self, extra_folders: Iterable[str] = ()) -> None:

@@ -50,7 +50,7 @@ def problems(words: tuple[str, ...]) -> list[str]:
                 )
             elif name not in PLACEHOLDERS:
                 found.append(
-                    f"options: launcher: {{{name}}} in {word!r} is none of"
+                    f"options: launcher: {{{name}}} in {word!r} is not one of"
                     f" {', '.join(f'{{{known}}}' for known in PLACEHOLDERS)}; a brace that is"
                     " meant as such is doubled"
                 )

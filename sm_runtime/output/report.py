@@ -26,7 +26,7 @@ _NO_FALLOCATE = (errno.EPERM, errno.EACCES, errno.ENOSYS, errno.EOPNOTSUPP, errn
 
 
 def _reserve(path: str) -> OSError | None:
-    """Make a file with its blocks; return why fallocate did not, where that is not to be had."""
+    """Make a file with its blocks; return why fallocate did not, where it is not available."""
     fd = _opener(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     try:
         os.posix_fallocate(fd, 0, RESERVED_BYTES)

@@ -34,7 +34,7 @@ READER_SECONDS = 0.5
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Limits:
+class StopPolicy:
     """How long a process may do what, in seconds."""
 
     grace_seconds: float = 110.0
@@ -51,13 +51,13 @@ class Limits:
     """What the process gets for SIGTERM."""
 
 
-class Running:
+class Process:
     """One process between its start and its end."""
 
     def __init__(
         self,
         process: subprocess.Popen[bytes],
-        limits: Limits,
+        limits: StopPolicy,
         relays: tuple[Relay, Relay],
         offspring: Callable[[], list[int]],
         keep_stacks: Callable[[bytes], None] | None,
@@ -66,7 +66,7 @@ class Running:
         self.name = "the script"
         self.passes_signals = True
         """Whether it is given the signals that we are given."""
-        self.ended_by_us = False
+        self.aborted = False
         """Whether it was ended for the sake of others, so that its status means nothing."""
         self._oom_kills = oom_kills
         self.pid = process.pid
@@ -133,11 +133,11 @@ class Running:
 
     def end(self, seconds: float) -> None:
         """Ask the process group to end, for another's sake, and kill it after ``seconds``."""
-        if not (self.stopped_by or self.ended_by_us):  # a second one would end a handler
+        if not (self.stopped_by or self.aborted):  # a second one would end a handler
             self._request(signal.SIGTERM)
         soon = time.monotonic() + seconds
         self._kill_at = soon if self._kill_at is None else min(soon, self._kill_at)
-        self.ended_by_us = True
+        self.aborted = True
 
     def reaped(self, status: int) -> None:
         """Take the status of the process: that is its end, unless others have time to stop.

@@ -1,7 +1,7 @@
 """Runs processes: starts them, passes on signals, ends what they leave behind, says how they ended.
 
-What is run is a ``Play``: one process and its end, or several that begin and end as the hosts of a
-job agree.
+What is run is a ``Workload``: one process and its end, or several that begin and end as the hosts
+of a job agree.
 
 One loop in the main thread waits for signals and for deadlines; the relays carry the output in
 threads of their own, so that a stalled log never delays a signal. The loop is the only place that
@@ -24,9 +24,16 @@ from types import FrameType
 from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Command, Ended
 from sm_runtime.processes import cgroup, tree
-from sm_runtime.processes.process import OFFERED, PASSED, STOPPING, VANISH_SECONDS, Limits, Running
+from sm_runtime.processes.process import (
+    OFFERED,
+    PASSED,
+    STOPPING,
+    VANISH_SECONDS,
+    Process,
+    StopPolicy,
+)
 from sm_runtime.processes.relay import Relay, Sink
-from sm_runtime.processes.workload import Play, Solo
+from sm_runtime.processes.workload import SingleProcess, Workload
 
 log = logging.getLogger(__name__)
 
@@ -57,7 +64,7 @@ class Supervisor:
         self._wakeup = self._waker = -1
         self._others: frozenset[int] = frozenset()
         self._adopts = True
-        self._runs: dict[int, Running] = {}
+        self._runs: dict[int, Process] = {}
         self._actions: list[Callable[[], None]] = []
         self._pending: set[Relay] = set()
         """Relays that have not carried all when the job went on."""
@@ -124,14 +131,14 @@ class Supervisor:
         """Have ``action`` done when a signal asks for a stop while processes run."""
         self._actions.append(action)
 
-    def adopt(self, pid: int) -> None:
+    def exclude(self, pid: int) -> None:
         """Leave a process of ours, and what descends from it, alone when a script's are ended."""
         self._others |= {pid}
 
     def run(
         self,
         command: Command,
-        limits: Limits,
+        limits: StopPolicy,
         *,
         keep_stacks: Callable[[bytes], None] | None = None,
     ) -> Ended:
@@ -141,43 +148,43 @@ class Supervisor:
         Raises LaunchError when it cannot be started.
         """
         relays = (Relay(self.out, "stdout"), Relay(self.err, "stderr"))
-        return self._solo(Solo(command, limits, relays, keep_stacks))
+        return self._run_single(SingleProcess(command, limits, relays, keep_stacks))
 
-    def capture(self, command: Command, limits: Limits) -> Ended:
+    def capture(self, command: Command, limits: StopPolicy) -> Ended:
         """Run ``command`` as ``run`` does, its output kept out of ours; ``tail`` has its end."""
         relay = Relay(None, command.name)
-        return self._solo(Solo(command, limits, (relay, relay), None))
+        return self._run_single(SingleProcess(command, limits, (relay, relay), None))
 
-    def _solo(self, solo: Solo) -> Ended:
-        self.conduct(solo)
-        assert solo.run is not None
-        if solo.run.stopped_by:
-            self.stopped_by = solo.run.stopped_by
-        self.gather_output([solo.run])
-        return solo.run.so_far()
+    def _run_single(self, single: SingleProcess) -> Ended:
+        self.run_workload(single)
+        assert single.run is not None
+        if single.run.stopped_by:
+            self.stopped_by = single.run.stopped_by
+        self.gather_output([single.run])
+        return single.run.so_far()
 
-    def conduct(self, play: Play) -> None:
-        """Run a play to its end, and leave none of its processes behind."""
+    def run_workload(self, workload: Workload) -> None:
+        """Run a workload to its end, and leave none of its processes behind."""
         try:
-            play.begin(self)
-            while not play.over():
-                for number in self._wait(self._seconds(play), play.files()):
+            workload.begin(self)
+            while not workload.over():
+                for number in self._wait(self._seconds(workload), workload.files()):
                     if number:  # 0: only to wake us
-                        self._take(signal.Signals(number), play)
-                self._meet(play)
+                        self._take(signal.Signals(number), workload)
+                self._reap_and_tick(workload)
         finally:  # also where we fail ourselves: nothing may go on unsupervised
-            self._sweep(play.leftover_seconds)
+            self._sweep(workload.leftover_seconds)
             self._runs.clear()
 
     def start(
         self,
         command: Command,
-        limits: Limits,
+        limits: StopPolicy,
         relays: tuple[Relay, Relay],
         keep_stacks: Callable[[bytes], None] | None = None,
         *,
         owns_all: bool = False,
-    ) -> Running:
+    ) -> Process:
         """Start a process; all that descends from us counts as its own where it ``owns_all``.
 
         Raises LaunchError when it cannot be started.
@@ -185,7 +192,7 @@ class Supervisor:
         oom_kills = cgroup.oom_kills()
         process = _spawn(command, relays, self._before_exec)
         offspring = self._offspring if owns_all else partial(tree.of_session, process.pid)
-        run = Running(process, limits, relays, offspring, keep_stacks, oom_kills)
+        run = Process(process, limits, relays, offspring, keep_stacks, oom_kills)
         self._runs[run.pid] = run
         return run
 
@@ -202,7 +209,7 @@ class Supervisor:
             self._wait(left)
         return True
 
-    def gather_output(self, runs: Iterable[Running]) -> None:
+    def gather_output(self, runs: Iterable[Process]) -> None:
         """Wait for the last output of processes that have ended, as long as it moves.
 
         After a request to stop, also one that comes meanwhile, only for ``GATHER_SECONDS``: the job
@@ -232,31 +239,31 @@ class Supervisor:
             if sink is not None and (lost := sink.lost()):
                 log.warning("%s of the output or the log could not be written", lost)
 
-    def _take(self, number: signal.Signals, play: Play) -> None:
+    def _take(self, number: signal.Signals, workload: Workload) -> None:
         for run in list(self._runs.values()):
             if run.status is None and run.passes_signals:
                 run.take(number)
         for action in self._actions if number in STOPPING else ():
             action()
 
-    def _meet(self, play: Play) -> None:
+    def _reap_and_tick(self, workload: Workload) -> None:
         """Take note of what has ended, and do what is due."""
         self._reap()
         for run in list(self._runs.values()):
             if run.settle():
-                play.ended(run)
+                workload.ended(run)
             elif run.status is None:
                 run.meet_deadlines()
-        play.step()
+        workload.step()
 
     def _reap(self) -> None:
         for pid, status in _ended_children():
             if run := self._runs.get(pid):
                 run.reaped(os.waitstatus_to_exitcode(status))
 
-    def _seconds(self, play: Play) -> float | None:
+    def _seconds(self, workload: Workload) -> float | None:
         times = [r.seconds_to_deadline() for r in self._runs.values() if r.status is None]
-        found = [t for t in (*times, play.seconds()) if t is not None]
+        found = [t for t in (*times, workload.seconds()) if t is not None]
         return min(found) if found else None
 
     def _wait(self, seconds: float | None, files: Iterable[int] = ()) -> bytes:

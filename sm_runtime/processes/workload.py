@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
 from sm_runtime.job.model import Command
-from sm_runtime.processes.process import Limits, Running
+from sm_runtime.processes.process import Process, StopPolicy
 from sm_runtime.processes.relay import Relay
 
 if TYPE_CHECKING:
     from sm_runtime.processes.supervisor import Supervisor
 
 
-class Play:
+class Workload:
     """What is run: it starts processes on its stage, and says when all is over."""
 
     leftover_seconds = 1.0
@@ -35,26 +35,26 @@ class Play:
         """Return the seconds until ``step`` has something to do; None: never."""
         return None
 
-    def ended(self, run: Running) -> None:
+    def ended(self, run: Process) -> None:
         """Take notice of the end of one of the processes."""
 
     def step(self) -> None:
         """Do what is due, on whatever occasion."""
 
 
-class Solo(Play):
+class SingleProcess(Workload):
     """One process, and its end is the end."""
 
     def __init__(
         self,
         command: Command,
-        limits: Limits,
+        limits: StopPolicy,
         relays: tuple[Relay, Relay],
         keep_stacks: Callable[[bytes], None] | None,
     ) -> None:
         self._start = (command, limits, relays, keep_stacks)
         self.leftover_seconds = limits.leftover_seconds
-        self.run: Running | None = None
+        self.run: Process | None = None
 
     def begin(self, stage: Supervisor) -> None:
         """Start the process."""

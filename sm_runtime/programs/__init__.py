@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 
 _HERE = os.path.dirname(os.path.abspath(__file__))
-KNOCK = os.path.join(_HERE, "knock.py")
+LAUNCHER_STUB = os.path.join(_HERE, "launcher_stub.py")
 RANK = os.path.join(_HERE, "rank.py")
 _START = os.path.join(_HERE, "start.py")
 

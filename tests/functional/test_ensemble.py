@@ -6,18 +6,18 @@ import os
 from contextlib import ExitStack
 
 from sm_runtime.cluster.config import ClusterConfig
-from sm_runtime.cluster.host import Ensemble, Terms
+from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
 from sm_runtime.job.model import Cluster, Command
-from sm_runtime.processes.process import Limits, Running
+from sm_runtime.processes.process import Process, StopPolicy
 from sm_runtime.processes.relay import open_sinks
 from sm_runtime.processes.supervisor import Supervisor
 
 
-class OverAtOnce(Ensemble):
+class OverAtOnce(HostProcesses):
     """All hosts agree on the end in the moment in which a script ends."""
 
-    def ended(self, run: Running) -> None:
+    def ended(self, run: Process) -> None:
         super().ended(run)
         self.link.state.training_done = True
 
@@ -34,11 +34,11 @@ def test_a_failure_whose_output_is_held_open_is_told_though_all_was_over() -> No
             env={"PATH": os.environ["PATH"]},
             name="script",
         )
-        own = Terms(
-            host="a", limits=Limits(grace_seconds=1.0), mask=str, keep_stacks=lambda _: None
+        own = HostPolicy(
+            host="a", limits=StopPolicy(grace_seconds=1.0), mask=str, keep_stacks=lambda _: None
         )
         ensemble = OverAtOnce(link, own, [script])
-        stage.conduct(ensemble)
+        stage.run_workload(ensemble)
         ensemble.finish()
     assert link.state.failure is not None
     assert link.state.failure.status == 3

@@ -17,9 +17,9 @@ import pytest
 
 from sm_runtime.cluster import admission
 from sm_runtime.cluster.connection import PROTOCOL
-from sm_runtime.cluster.launcher_socket import Door
+from sm_runtime.cluster.launcher_socket import LauncherSocket
 from sm_runtime.cluster.link import Link
-from sm_runtime.programs.knock import DOOR
+from sm_runtime.programs.launcher_stub import SOCKET
 from tests import hosts, links, netns
 from tests.harness import eventually
 from tests.hosts import HELLO, WAITS, Cluster, logs, statuses
@@ -228,8 +228,8 @@ def test_the_door_of_a_host_is_its_own_users() -> None:
         pytest.fail("needs root, to be somebody else")
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        door = Door(folder)
-        path = door.variables[DOOR]
+        door = LauncherSocket(folder)
+        path = door.variables[SOCKET]
         assert Path(door.folder).stat().st_mode & 0o777 == 0o700
         os.chmod(door.folder, 0o755)  # as if that had not been enough
         os.chmod(path, 0o777)

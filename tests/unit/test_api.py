@@ -154,7 +154,7 @@ def test_what_cannot_be_had_is_refused_by_name(path: str) -> None:
 @pytest.mark.parametrize(("path", "value"), CHOICES)
 def test_each_choice_of_the_api_is_known(path: str, value: str) -> None:
     problems = parse(request_with(path, value)).problems
-    refused = [f"{value!r} is only to be had on the platform" in text for text in problems]
+    refused = [f"{value!r} is available on SageMaker only" in text for text in problems]
     assert all(refused), problems
     assert not refused or value == "Converse"
 

@@ -350,17 +350,17 @@ REFUSED = {
     "FastFile and gzip": (
         {"mode": "FastFile"},
         {"compression": "Gzip"},
-        "CompressionType Gzip cannot be had in FastFile mode",
+        "CompressionType Gzip is not supported in FastFile mode",
     ),
     "an augmented manifest and gzip": (
         {},
         {"data_type": "AugmentedManifestFile", "compression": "Gzip"},
-        "CompressionType Gzip cannot be had with AugmentedManifestFile",
+        "CompressionType Gzip is not supported with AugmentedManifestFile",
     ),
     "a group that is not there": (
         {},
         {"instance_groups": ("cpu", "tpu")},
-        "InstanceGroupNames: 'tpu' is none of the instance groups 'cpu'",
+        "InstanceGroupNames: 'tpu' is not one of the instance groups 'cpu'",
     ),
 }
 

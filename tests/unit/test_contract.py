@@ -253,7 +253,7 @@ def test_a_group_that_does_not_exist_cannot_be_distributed_over() -> None:
         hyperparameters={"sagemaker_distribution_instance_groups": '["h"]'},
         resourceconfig={**RESOURCES, "instance_groups": groups},
     )
-    assert "'h' is none of the instance groups 'g'" in found
+    assert "'h' is not one of the instance groups 'g'" in found
 
 
 @pytest.mark.parametrize(

@@ -147,8 +147,8 @@ def test_a_template_is_filled_in_word_by_word(
 @pytest.mark.parametrize(
     ("word", "why"),
     [
-        ("{nosuch}", "{nosuch} in '{nosuch}' is none of {script}, {module}"),
-        ("{}", "{} in '{}' is none of"),
+        ("{nosuch}", "{nosuch} in '{nosuch}' is not one of {script}, {module}"),
+        ("{}", "{} in '{}' is not one of"),
         ("--x={args}", "{args} in '--x={args}' stands for several words"),
         ("{script", "'{script' has a single '{'"),
         ('{"a": 1}', "a brace that is meant as such is doubled"),

@@ -31,7 +31,7 @@ def test_some_are_run_in_each_place() -> None:
         ("text", "no marker"),
         ("<!-- run: -->", "no marker"),
         ("<!-- not run: -->", "no marker"),
-        ("<!-- run: moon -->", "'moon' is none of"),
+        ("<!-- run: moon -->", "'moon' is not one of"),
         ("<!-- run: image; skip one -->", "cannot be read"),
         ("<!-- run: image; skip three: it is not there -->", "no line begins with 'three'"),
     ],

@@ -217,7 +217,7 @@ def test_an_unknown_key_is_named(request_: Any, reason: str) -> None:
             channel(DataSource={"FileSystemDataSource": {"DirectoryPath": "rel"}}),
             "DirectoryPath: must be an absolute path",
         ),
-        (channel(DataSource={"DatasetSource": {}}), "is only to be had on the platform"),
+        (channel(DataSource={"DatasetSource": {}}), "is available on SageMaker only"),
         (
             {"TrainingJobName": "j", "OutputDataConfig": {"S3OutputPath": "/out"}},
             "S3OutputPath: must be s3://bucket/prefix or file:///path, not '/out'",

@@ -1,4 +1,4 @@
-"""The FIFOs of Pipe channels: which ones there are, and whether somebody has opened one."""
+"""The FIFOs of Pipe channels: which ones there are, and whether one has been opened."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _PIPE_BYTES = 1 << 20  # the most that /proc/sys/fs/pipe-max-size allows by defa
 _NAME = re.compile(r"(\d{1,9})(?:\.rank\d{1,9})?", re.ASCII)
 
 
-class Door:
+class EpochFifo:
     """The FIFO of one epoch, or one for each rank of this host; we hold the writing ends."""
 
     def __init__(self, channel: Channel, epoch: int, ranks: int | None) -> None:
@@ -72,18 +72,18 @@ class Door:
             self.shut(path)
 
 
-class Doors:
+class EpochFifos:
     """All FIFOs that wait for a reader. Used by one thread, but for ``ended``.
 
-    Besides those that are made here, one that somebody else makes is fed, too: ``mkfifo train_500``
-    is how to get an epoch that is far ahead.
+    One that another process makes is fed, too: ``mkfifo train_500`` is how to get an epoch that is
+    far ahead.
     """
 
     def __init__(self, channels: Iterable[Channel], ranks: int | None) -> None:
         self._ranks = ranks
         self._channels = tuple(channels)
-        self._waiting: dict[str, dict[int, Door]] = {c.name: {} for c in self._channels}
-        self._by_fd: dict[int, Door] = {}
+        self._waiting: dict[str, dict[int, EpochFifo]] = {c.name: {} for c in self._channels}
+        self._by_fd: dict[int, EpochFifo] = {}
         self._open: set[tuple[str, int]] = set()
         self._poll = select.poll()
         self._stamps: dict[str, int] = {}
@@ -96,7 +96,7 @@ class Doors:
             self.close()
             raise
 
-    def opened(self) -> list[Door]:
+    def opened(self) -> list[EpochFifo]:
         """Return the doors that were opened since the last call; whoever gets one closes it."""
         self._adopt()
         # Asked for no event, the poll reports those in error only: they have no reader.
@@ -112,7 +112,7 @@ class Doors:
             door.widen()
         return list(doors.values())
 
-    def ended(self, door: Door) -> None:
+    def ended(self, door: EpochFifo) -> None:
         """Close a door that was opened."""
         with self._lock:
             door.close()
@@ -140,7 +140,7 @@ class Doors:
         if epoch in waiting or (channel.name, epoch) in self._open:
             return
         try:
-            door = waiting[epoch] = Door(channel, epoch, self._ranks)
+            door = waiting[epoch] = EpochFifo(channel, epoch, self._ranks)
         except DataError as error:
             if needed:
                 raise
@@ -150,7 +150,7 @@ class Doors:
             self._by_fd[fd] = door
             self._poll.register(fd, 0)
 
-    def _forget(self, door: Door) -> None:
+    def _forget(self, door: EpochFifo) -> None:
         for fd in door.fds:
             del self._by_fd[fd]
             self._poll.unregister(fd)
@@ -164,7 +164,7 @@ class Doors:
                 os.unlink(path)
 
     def _adopt(self) -> None:
-        """Take on the FIFOs that somebody else has made."""
+        """Take on the FIFOs that another process has made."""
         for folder in {os.path.dirname(channel.path) for channel in self._channels}:
             try:
                 stamp = os.stat(folder).st_mtime_ns

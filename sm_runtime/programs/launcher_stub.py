@@ -1,23 +1,23 @@
 """What Open MPI starts in place of a rank or of a remote shell: it asks the runtime to do it.
 
-``knock.py rank`` has the runtime of this host start the script with the environment that Open MPI
-gave to this process; ``knock.py agent HOST WORD...`` has the runtime of HOST start Open MPI's
-daemon. Either ends as the other one did. Run as a file with ``python -S -E``, and with the bare
-socket module: it is started once for each rank.
+``launcher_stub.py rank`` has the runtime of this host start the script with the environment that
+Open MPI gave to this process; ``launcher_stub.py agent HOST WORD...`` has the runtime of HOST start
+Open MPI's daemon. Either ends as the other one did. Run as a file with ``python -S -E``, and with
+the bare socket module: it is started once for each rank.
 """
 
 import _socket
 import os
 import sys
 
-DOOR = "SM_RUNTIME_DOOR"
+SOCKET = "SM_RUNTIME_LAUNCHER_SOCKET"
 """The variable that holds the path of the runtime's socket."""
 
 
 def main() -> int:
     """Say what is wanted, and wait for how it ended."""
     kind, *words = (os.fsencode(word) for word in sys.argv[1:])
-    path = os.environ.pop(DOOR)
+    path = os.environ.pop(SOCKET)
     if kind == b"rank":
         cpus = ",".join(map(str, sorted(os.sched_getaffinity(0))))
         words = [cpus.encode(), *(b"=".join(pair) for pair in os.environb.items())]
