@@ -329,8 +329,11 @@ def storage_uri(at: Field) -> str | None:
         return None
     try:
         location.parse(uri)
-    except ValueError:
-        at.must("s3://bucket/prefix or file:///path")
+    except ValueError as error:
+        if "credentials" in str(error):  # then the value is not shown
+            at.wrong(str(error))
+        else:
+            at.must("s3://bucket/prefix or file:///path")
         return None
     return uri
 
