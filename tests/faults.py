@@ -195,16 +195,13 @@ class _Handler(BaseHTTPRequestHandler):
             stream, length = io.BytesIO(data), len(data)
         if fault == "short":
             length //= 2
-        self.send_response(206 if fault == "partial" else answer.status)
+        self.send_response(answer.status)
         for name, value in answer.headers.items():
             if name.lower() == "etag" and fault == "changed":
                 value = '"0123456789abcdef0123456789abcdef-2"'
             if name.lower() not in ("content-length", "transfer-encoding", "connection"):
                 self.send_header(name, value)
-        if fault == "chunked":
-            self.send_header("Transfer-Encoding", "chunked")
-        else:
-            self.send_header("Content-Length", str(length))
+        self.send_header("Content-Length", str(length))
         self.end_headers()
         if self.command != "HEAD":
             self._body(stream, length, fault)
@@ -216,15 +213,9 @@ class _Handler(BaseHTTPRequestHandler):
             if not piece:
                 break
             left -= len(piece)
-            if fault == "damaged":
-                piece = bytes([piece[0] ^ 1]) + piece[1:]
             with self.proxy.lock:
                 self.proxy.sent_bytes += len(piece)
-            if fault == "chunked":
-                piece = b"%x\r\n%s\r\n" % (len(piece), piece)
             self.wfile.write(piece)
-        if fault == "chunked":
-            self.wfile.write(b"0\r\n\r\n")
         if fault == "stall":
             self.proxy.ended.wait(60)
         if fault in ("cut", "stall"):

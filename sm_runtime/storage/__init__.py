@@ -73,9 +73,9 @@ class Origin(Protocol):
 
         ``wanted`` is consumed as needed. Folders are made. Nothing is under a path before it is
         complete (``<name>.sm-runtime.part`` beside it is removed at a failure); sizes are verified,
-        and checksums where the store gives them. ``progress`` is told each number of bytes as they
-        arrive, from any thread; a negative one takes back what was damaged. Raises DataError at the
-        first object that cannot be had, or within a second when ``stopped`` says so.
+        and an object that changes meanwhile is an error. ``progress`` is told each number of bytes
+        as they arrive, from any thread. Raises DataError at the first object that cannot be had, or
+        within a second when ``stopped`` says so.
         """
 
     def close(self) -> None:
@@ -109,8 +109,11 @@ class Store(Protocol):
     def exists(self, key: str) -> bool:
         """Return whether there is something under ``key``."""
 
-    def stream(self, key: str) -> AbstractContextManager[Sink]:
-        """Write one file: it replaces what was there when the block ends without an error."""
+    def stream(self, key: str, most_bytes: int = 0) -> AbstractContextManager[Sink]:
+        """Write one file: it replaces what was there when the block ends without an error.
+
+        ``most_bytes`` is what it may have at most, where that is known: S3 takes 10,000 parts.
+        """
 
     def tree(self, key: str) -> AbstractContextManager[Tree]:
         """Write a folder of files: as a whole it replaces what was there, when the block ends.
@@ -144,7 +147,7 @@ def open_origin(
     Credentials, region and endpoint follow boto3's rules with ``environ``; ``region`` (the job's)
     may be empty. A connection on which nothing moves for ``stall_seconds`` is given up, and what is
     missing asked for once more. No request is sent here. Raises DataError where ``uri`` names no
-    such place, or boto3 is missing for it.
+    such place, or boto3 or obstore is missing for it.
     """
     scheme = uri.partition(":")[0].lower()
     if scheme == "file":
@@ -182,7 +185,7 @@ def open_store(
 
         return LocalStore.at(uri, parts, outside)
     if scheme == "s3":
-        from sm_runtime.storage.s3store import S3Store
+        from sm_runtime.storage.s3 import S3Store
 
         return S3Store.at(
             uri, parts, environ or {}, region, kms_key, stall_seconds=stall_seconds, stopped=stopped

@@ -13,10 +13,9 @@ from urllib.parse import quote
 from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import UnreadableError, clone, copy
-from sm_runtime.storage.crew import Crew
-from sm_runtime.storage.line import Stopped
 from sm_runtime.storage.local import path_of
 from sm_runtime.storage.parts import new_file, not_written, part_of
+from sm_runtime.storage.threads import Stopped, Workers
 
 log = logging.getLogger(__name__)
 
@@ -105,10 +104,10 @@ class FileOrigin:
     ) -> None:
         """Copy each file to its path, with its time and as executable as it is; see ``Origin``."""
         try:
-            with Crew(_THREADS, stopped) as crew:
-                copies = _Copies(crew, progress)
+            with Workers(_THREADS, stopped) as workers:
+                copies = _Copies(workers, progress)
                 for few in _together(wanted):
-                    crew.submit(partial(copies.make, few))
+                    workers.submit(partial(copies.make, few))
         except Stopped:
             raise DataError("the files cannot be copied: a stop was asked for") from None
 
@@ -145,15 +144,15 @@ class _Body:
 class _Copies:
     """The copies that one call of ``fetch`` makes, on several threads."""
 
-    def __init__(self, crew: Crew, progress: Callable[[int], None]) -> None:
-        self._crew, self._progress = crew, progress
+    def __init__(self, workers: Workers, progress: Callable[[int], None]) -> None:
+        self._workers, self._progress = workers, progress
         self._refusing: set[int] = set()  # devices whose blocks cannot be shared
         self._folders: set[str] = set()
 
     def make(self, few: Sequence[tuple[Blob, str]]) -> None:
         """Copy some files, one after the other."""
         for blob, path in few:
-            self._crew.check()
+            self._workers.check()
             try:
                 source = os.open(blob.key, _OPEN)
             except OSError as error:
@@ -200,7 +199,7 @@ class _Copies:
 
     def _moved(self, size_bytes: int) -> None:
         self._progress(size_bytes)
-        self._crew.check()
+        self._workers.check()
 
 
 def _together(wanted: Iterable[tuple[Blob, str]]) -> Iterator[list[tuple[Blob, str]]]:

@@ -53,7 +53,7 @@ class LocalStore:
         return os.path.lexists(self._path(key))
 
     @contextlib.contextmanager
-    def stream(self, key: str) -> Iterator[_File]:
+    def stream(self, key: str, most_bytes: int = 0) -> Iterator[_File]:
         """Write the file ``key``; see ``Store``."""
         path = self._path(key)
         part = path + ".part"

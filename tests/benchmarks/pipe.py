@@ -22,7 +22,7 @@ from sm_runtime.channels.selection import Origins
 from sm_runtime.job.model import Channel, Cluster, Job, Source
 from sm_runtime.job.paths import Paths
 from tests.benchmarks.report import Report, Row, at_most, measured, parser, take_part, times
-from tests.benchmarks.servers import BUCKET, REGION, environ, rclone
+from tests.benchmarks.servers import BUCKET, REGION, environ, store
 
 SHAPES = {"1 x 1 GiB": (1, 1 << 30), "64 x 8 MiB": (64, 8 << 20), "5,000 x 10 KiB": (5000, 10240)}
 MANY = 20_000
@@ -92,7 +92,7 @@ def compare(root: Path, url: str, report: Report, rounds: int) -> None:
                 shutil.rmtree(folder)
             return (took,)
 
-        title = f"{name} from S3 (rclone) in Pipe mode"
+        title = f"{name} from S3 (store) in Pipe mode"
         costs = take_part(tuple(WAYS), rounds + 1, seconds, report, title)  # the first warms up
         rates = {
             way: count * size_bytes / 1e6 / statistics.median(cost[0] for cost in some[1:])
@@ -128,8 +128,7 @@ def main() -> int:
             root = Path(folder)
             for name, (count, size_bytes) in {**SHAPES, "many": (MANY, 1)}.items():
                 fill(root / "buckets" / BUCKET / _folder(name), count, size_bytes)
-            # With the checksum that rclone makes of each object only that would be measured.
-            with rclone(root / "buckets", "--etag-hash", "") as url:
+            with store(root / "buckets") as url:
                 compare(root, url, report, args.rounds)
 
     return measured("pipe", args, run)

@@ -1,4 +1,4 @@
-"""S3 servers on this machine for the benchmarks: rclone, moto, and one of listings alone."""
+"""S3 servers on this machine for the benchmarks: the tests' own, rclone, moto, and a list."""
 
 from __future__ import annotations
 
@@ -82,6 +82,15 @@ def _served(command: Sequence[str], host: str, port: int) -> Iterator[str]:
 def _answers(host: str, port: int) -> bool:
     with socket.socket() as probe:
         return probe.connect_ex((host, port)) == 0
+
+
+@contextmanager
+def store(folder: Path) -> Iterator[str]:
+    """Serve the folders in ``folder`` as buckets with the tests' own server: ranges get a 206."""
+    host, port = _address()
+    command = (sys.executable, "-m", "tests.store", str(port), str(folder), host)
+    with _served(command, host, port) as url:
+        yield url
 
 
 @contextmanager

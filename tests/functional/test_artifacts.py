@@ -547,7 +547,7 @@ def test_the_archive_is_a_single_member_that_python_reads_too(case: Case) -> Non
 def server(tmp_path: Path) -> Iterator[Server]:
     """A server with the bucket ``bucket``."""
     (tmp_path / "buckets" / "bucket").mkdir(parents=True)
-    with serving(tmp_path / "buckets", is_fixed=True) as server:
+    with serving(tmp_path / "buckets") as server:
         yield server
 
 

@@ -8,14 +8,13 @@ import signal
 import socket
 import subprocess
 import tarfile
-import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.harness import Base, Running, eventually
-from tests.s3 import CREDENTIALS
+from tests.s3 import CREDENTIALS, serving
 
 MIB = 1 << 20
 LARGE = 1024 * MIB
@@ -158,28 +157,18 @@ def test_code_that_there_is_no_room_for_is_refused_before_the_first_byte(
 
 
 def test_an_object_that_there_is_no_room_for_is_refused_by_what_the_server_says(
-    narrow: Base,
+    narrow: Base, tmp_path: Path
 ) -> None:
-    submit(narrow, "s3://a-bucket/a-job/sourcedir.tar.gz")
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(30)
-
-        def serve() -> None:
-            connection, _ = listening.accept()
-            with connection:
-                connection.recv(65536)
-                connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: 100000000\r\n\r\n")
-                connection.recv(1)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
+    uri = "s3://a-bucket/a-job/sourcedir.tar.gz"
+    submit(narrow, uri)
+    with serving(tmp_path / "s3/buckets") as server:
+        server.put(uri, b"")
+        os.truncate(server.folder / uri[5:], 100_000_000)
         result = narrow.run(
             **CREDENTIALS,
             AWS_REGION="eu-west-1",
-            S3_ENDPOINT_URL=f"http://127.0.0.1:{listening.getsockname()[1]}",
+            S3_ENDPOINT_URL=server.url,
             TMPDIR=str(narrow.root),
         )
-        thread.join(10)
     assert result.status == 1
-    uri = "s3://a-bucket/a-job/sourcedir.tar.gz"
     assert f"{uri} needs 95.4 MiB, {narrow.root} has 2" in narrow.failure()

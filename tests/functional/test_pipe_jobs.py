@@ -175,7 +175,6 @@ def test_a_stalled_connection_is_given_up_as_soon_as_the_job_wants(
         assert proxy.seen("stall") == 2
         assert proxy.sent_bytes < 1.2 * len(LARGE)
     assert (result.status, result.out.decode().split()) == (0, digests(LARGE)), result.log
-    assert "nothing moved for 1 s" in result.log
 
 
 @pytest.mark.parametrize(

@@ -7,16 +7,16 @@ import os
 import socket
 import subprocess
 import tarfile
-import threading
 import venv
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import pytest
 
+from tests.faults import first, proxying
 from tests.functional.test_install import wheel
 from tests.harness import RUNTIME, Base, Result, package_alone
-from tests.s3 import CREDENTIALS, Server, free_port, serving
+from tests.s3 import CREDENTIALS, Server, free_port, serving, serving_by_rclone
 
 URI = "s3://a-bucket/a-job/source/sourcedir.tar.gz"
 SCRIPT = "import sys, common.lib\nprint(common.lib.VALUE, sys.argv[1:], __file__)\n"
@@ -128,26 +128,11 @@ def test_code_that_is_in_the_image_costs_no_request(remote: Base) -> None:
     assert ran(result) == "of the image\n"
 
 
-def test_a_connection_that_breaks_is_tried_once_more(remote: Base, tmp_path: Path) -> None:
-    """A server that sends half of the object first, then all of it."""
-    with socket.create_server(("127.0.0.1", 0)) as listening:
-        listening.settimeout(30)
-        answer = b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\nConnection: close\r\n\r\n" % len(SOURCE)
-
-        def serve() -> None:
-            for body in (SOURCE[: len(SOURCE) // 2], SOURCE):
-                connection, _ = listening.accept()
-                with connection:
-                    connection.recv(65536)
-                    connection.sendall(answer + body)
-
-        thread = threading.Thread(target=serve)
-        thread.start()
-        result = remote.run(S3_ENDPOINT_URL=url_of(listening))
-        thread.join(10)
-    assert result.status == 0, result.log
-    assert "once more" in result.log
-    assert result.out.startswith(b"dep ")
+def test_a_connection_that_breaks_is_resumed(remote: Base, server: Server, tmp_path: Path) -> None:
+    with proxying(server.url, first(1, "cut")) as proxy:
+        out = ran(remote.run(S3_ENDPOINT_URL=proxy.url, AWS_MAX_ATTEMPTS="2"))
+        assert proxy.seen("cut")
+    assert out.startswith("dep ")
     assert not leftovers(tmp_path)
 
 
@@ -174,7 +159,9 @@ def test_no_server(remote: Base, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("url", ["localhost", "http://", "http://a b"])
 def test_an_endpoint_that_is_no_url(remote: Base, tmp_path: Path, url: str) -> None:
-    assert f"{URI} cannot be reached: " in refused(remote, tmp_path, S3_ENDPOINT_URL=url)
+    assert f"{URI} cannot be downloaded: Invalid endpoint: " in refused(
+        remote, tmp_path, S3_ENDPOINT_URL=url
+    )
 
 
 def test_no_credentials(remote: Base, tmp_path: Path) -> None:
@@ -185,7 +172,14 @@ def test_no_credentials(remote: Base, tmp_path: Path) -> None:
 
 
 def test_credentials_that_the_server_does_not_know(remote: Base, tmp_path: Path) -> None:
-    why = refused(remote, tmp_path, AWS_SECRET_ACCESS_KEY="wrong-secret-of-mine")
+    with serving_by_rclone(tmp_path / "by-rclone/buckets") as checking:
+        checking.put(URI, SOURCE)
+        why = refused(
+            remote,
+            tmp_path,
+            AWS_SECRET_ACCESS_KEY="wrong-secret-of-mine",
+            S3_ENDPOINT_URL=checking.url,
+        )
     assert f"{URI} cannot be downloaded: " in why
     assert "wrong-secret" not in why
 
@@ -200,14 +194,14 @@ def test_an_object_that_is_larger_than_code_may_be(remote: Base, tmp_path: Path)
     assert f"{URI} has {len(SOURCE)} bytes, more than the 100 bytes" in why
 
 
-def test_no_boto3(remote: Base, tmp_path: Path) -> None:
+def test_no_boto3_and_no_obstore(remote: Base, tmp_path: Path) -> None:
     """In an interpreter that has nothing but the standard library, pip and the runtime."""
     venv.create(tmp_path / "a venv", with_pip=True)
     python = tmp_path / "a venv/bin/python"
     command = (str(python), "-m", "sm_runtime")
     remote.environ["PYTHONPATH"] = str(package_alone(tmp_path))
-    hint = f"'{python}' -m pip install boto3"
-    sentence = f"{URI} needs boto3, which is not installed: {hint}"
+    hint = f"'{python}' -m pip install boto3 obstore"
+    sentence = f"{URI} needs boto3 and obstore, which are not installed: {hint}"
     checked = remote.run("check", command=command)
     assert (checked.status, checked.out.decode()) == (1, f"{sentence}\n")
     result = remote.run("train", command=command)
@@ -215,11 +209,12 @@ def test_no_boto3(remote: Base, tmp_path: Path) -> None:
     assert sentence in remote.failure()
     assert not leftovers(tmp_path)
     # What it says to do works.
-    folder = wheel(tmp_path / "wheels", "boto3", "1.99").parent
+    for name in ("boto3", "obstore"):
+        folder = wheel(tmp_path / "wheels", name, "1.99").parent
     index = {"PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(folder)}
     environ = {"PATH": os.environ["PATH"], **index}
     subprocess.run(("sh", "-c", hint), env=environ, capture_output=True, check=True)
-    subprocess.run((python, "-c", "import boto3"), check=True)
+    subprocess.run((python, "-c", "import boto3, obstore"), check=True)
 
 
 # --- what only looks

@@ -84,14 +84,19 @@ def pump(gate: Gate, client: socket.socket, upstream: socket.socket) -> None:
                 (upstream if source is client else client).sendall(data)
 
 
-@pytest.fixture(scope="module")
-def certificate(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A certificate for 127.0.0.1, which signs itself; its key is beside it."""
+@pytest.fixture(scope="module", params=["server", "CA"])
+def certificate(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A certificate for 127.0.0.1, which signs itself; its key is beside it.
+
+    One that says to be a CA, as `openssl req -x509` makes it, is refused by the TLS of obstore.
+    """
     path = tmp_path_factory.mktemp("tls") / "certificate"
+    is_ca = str(request.param == "CA").upper()
     subprocess.run(
         ("openssl", "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
          "-nodes", "-days", "2", "-subj", "/CN=127.0.0.1", "-addext",
-         "subjectAltName=IP:127.0.0.1", "-out", path, "-keyout", f"{path}.key"),
+         "subjectAltName=IP:127.0.0.1", "-addext", f"basicConstraints=critical,CA:{is_ca}",
+         "-out", path, "-keyout", f"{path}.key"),
         check=True,
         capture_output=True,
     )  # fmt: skip
@@ -179,7 +184,7 @@ def test_a_certificate_for_another_host_is_refused(
 ) -> None:
     where = f"https://localhost:{gate.port}"
     environ = environ_of(gate, certificate, S3_ENDPOINT_URL=where)
-    with pytest.raises(DataError, match=r"s3://b/ cannot be listed: .*not valid for 'localhost'"):
+    with pytest.raises(DataError, match=r"s3://b/ cannot be listed: .*'localhost' doesn't match"):
         fetch(open_origin("s3://b", environ, "eu-west-1"), "", tmp_path)
 
 
@@ -195,7 +200,7 @@ def tunnel(gate: Gate, line: socket.socket) -> None:
     while b"\r\n\r\n" not in head:
         head += line.recv(4096)
     gate.heads.append(head)
-    if b"Proxy-Authorization: Basic dTpw\r\n" not in head:
+    if b"proxy-authorization: basic dtpw\r\n" not in head.lower():
         line.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
         return
     host, _, port = head.split()[1].decode().partition(":")
@@ -210,7 +215,7 @@ def test_a_proxy_is_asked_to_connect(gate: Gate, certificate: Path, tmp_path: Pa
             gate, certificate, HTTPS_PROXY=f"http://u:p@127.0.0.1:{proxy.port}", NO_PROXY="other"
         )
         fetch(open_origin("s3://b", environ, "eu-west-1"), "", tmp_path)
-        target = f"CONNECT 127.0.0.1:{gate.port} HTTP/1.1\r\n".encode()
+        target = f"CONNECT 127.0.0.1:{gate.port} HTTP/1.".encode()
         assert proxy.heads
         assert all(head.startswith(target) for head in proxy.heads)
 
@@ -221,7 +226,7 @@ def test_a_proxy_that_refuses_is_told(gate: Gate, certificate: Path, tmp_path: P
             gate, certificate, HTTPS_PROXY=f"http://u:other@127.0.0.1:{proxy.port}"
         )
         with pytest.raises(
-            DataError, match=r"the proxy answers 407 for https://127\.0\.0\.1"
+            DataError, match=r"s3://b/ cannot be listed: Failed to connect to proxy URL"
         ) as caught:
             fetch(open_origin("s3://b", environ, "eu-west-1"), "", tmp_path)
     assert "other" not in str(caught.value)

@@ -359,7 +359,7 @@ def test_a_log_among_checkpoints_holds_nothing_up(case: Case) -> None:
 
 
 def test_intermediate_output_and_model_dir_are_synced_with_s3(case: Case, tmp_path: Path) -> None:
-    with serving(tmp_path / "buckets", is_fixed=True) as server:
+    with serving(tmp_path / "buckets") as server:
         server.put("s3://bucket/model/checkpoint", b"1")
         job = redirected(
             case.job(

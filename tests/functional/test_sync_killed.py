@@ -107,7 +107,7 @@ def place(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Place]:
         return
     folder = tmp_path / "buckets" / "bucket" / "job"
     folder.mkdir(parents=True)
-    with serving(tmp_path / "buckets", is_fixed=True) as server:
+    with serving(tmp_path / "buckets") as server:
         environ = {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": server.url, "AWS_REGION": "us-east-1"}
         yield Place(folder, "s3://bucket/job", environ)
 
