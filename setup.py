@@ -39,7 +39,7 @@ setup(
     zip_safe=False,
     install_requires=[],
     extras_require={
-        "s3": ["boto3>=1.28", "obstore>=0.12"],
+        "s3": ["boto3>=1.28", "obstore>=0.11"],
         "fast": ["isal>=1.6"],
         "progress": ["tqdm>=4.60"],
         "dev": [
@@ -52,7 +52,7 @@ setup(
             "moto[server]>=5.1",
             "mpi4py>=4.1",
             "mypy~=2.4",
-            "obstore>=0.12",
+            "obstore>=0.11",
             "packaging>=24",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
