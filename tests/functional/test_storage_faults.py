@@ -123,7 +123,8 @@ def test_a_store_that_knows_no_ranges_sends_a_large_object_once(
 ) -> None:
     proxy, told = fetched(server, always("whole"), "large", tmp_path / "out")
     assert told == len(LARGE)
-    assert proxy.sent_bytes < 1.05 * len(LARGE)
+    # Ranges that were asked for at the same time are given up, with what is on its way.
+    assert proxy.sent_bytes < 1.5 * len(LARGE)
 
 
 def test_a_bucket_in_another_region_is_followed(server: Server, tmp_path: Path) -> None:

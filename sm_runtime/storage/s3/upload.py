@@ -174,7 +174,7 @@ class Upload:
             return
         self._is_given_up = True
         # The library aborts it whenever it fails; not while it waits for a server.
-        if not self._done.wait(_GIVE_UP_SECONDS):
+        if not (self._done.wait(_GIVE_UP_SECONDS) and _library_aborts()):
             self._target.abort(self._key, self._begun)
         self._begun = None
 
@@ -319,3 +319,10 @@ def pieces(source: int, size_bytes: int) -> Iterator[bytes]:
             return
         position += len(piece)
         yield piece
+
+
+def _library_aborts() -> bool:
+    """Whether obstore aborts an upload that fails: not 0.11, the last one for Python 3.10."""
+    from obstore import __version__
+
+    return tuple(map(int, __version__.split(".")[:2])) >= (0, 12)
