@@ -238,7 +238,7 @@ class Session:
     def _announce(self, scripts: Iterable[Command]) -> None:
         """Log the lines by which tools know TensorFlow's ways of training, as its toolkit does."""
         if setup := _SETUPS.get(self.plan.kind):
-            log.info("Process distributed training job with %s", setup)
+            log.info("Running distributed training job with %s", setup)
             for script in scripts:
                 log.info("%s=%s", tf_config.VARIABLE, script.env[tf_config.VARIABLE])
 
