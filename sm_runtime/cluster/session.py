@@ -138,7 +138,7 @@ class Session:
             keep_stacks=keep_stacks,
             serves=self.plan.stops_with_leader,
         )
-        if self.plan.kind in (distribution.MPI, distribution.TORCHRUN):
+        if self.plan.launches_ranks:
             return self._run_ranks(script, terms)
         scripts = self.roles.commands(script, distribution.SCRIPT)
         self._announce(scripts)

@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Hardware, Job
-
-if TYPE_CHECKING:
-    from collections.abc import Mapping
 
 MOST_PROCESSES = 1024
 """The most processes that a host may be asked to run, five times the CPUs of the largest training
@@ -26,14 +23,6 @@ SERVER = "server"
 RENDEZVOUS = "rendezvous"
 """What ports are for: a script's own server, a parameter server, and where processes meet."""
 
-_KINDS = {
-    "sagemaker_parameter_server_enabled": PARAMETER_SERVER,
-    "sagemaker_multi_worker_mirrored_strategy_enabled": MULTI_WORKER,
-    "sagemaker_mpi_enabled": MPI,
-    "sagemaker_torch_distributed_enabled": TORCHRUN,
-    # A script for it reads RANK, WORLD_SIZE and MASTER_ADDR: that is what torchrun gives.
-    "sagemaker_pytorch_ddp_enabled": TORCHRUN,
-}
 _REFUSED = {
     "sagemaker_distributed_dataparallel_enabled": (
         "asks for SageMaker's data parallel library, which is proprietary: use"
@@ -44,13 +33,53 @@ _REFUSED = {
         " sagemaker_torch_distributed_enabled"
     ),
 }
-_PORTS: dict[str, Mapping[str, int]] = {
-    PARAMETER_SERVER: {SCRIPT: 2222, SERVER: 2223},
-    MULTI_WORKER: {SCRIPT: 8890},
-    TORCHRUN: {RENDEZVOUS: 7777},
-    TEMPLATE: {RENDEZVOUS: 7777},
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Kind:
+    """A way of distributed training, as one row of ``KINDS``."""
+
+    keys: tuple[str, ...]
+    """The hyperparameters that ask for it, any of them."""
+    ports: Mapping[str, int] = field(default_factory=dict)
+    """Those of SageMaker's toolkits, by what they are for; hosts agree on others where needed."""
+    many_per_host: bool = False
+    """Whether a host runs a process for each of its devices."""
+    launches_ranks: bool = False
+    """Whether a launcher brings the ranks together, each a child of its host's runtime."""
+    waits_for_leader: bool = False
+    """Whether a host stays until the leader has ended, though its own script has."""
+    needs_others: bool = False
+    """Whether a single host runs a plain process instead."""
+
+
+KINDS = {
+    PARAMETER_SERVER: Kind(
+        keys=("sagemaker_parameter_server_enabled",),
+        ports={SCRIPT: 2222, SERVER: 2223},
+        waits_for_leader=True,
+        needs_others=True,  # as in SageMaker's TensorFlow toolkit
+    ),
+    MULTI_WORKER: Kind(
+        keys=("sagemaker_multi_worker_mirrored_strategy_enabled",), ports={SCRIPT: 8890}
+    ),
+    MPI: Kind(
+        keys=("sagemaker_mpi_enabled",),
+        many_per_host=True,
+        launches_ranks=True,
+        waits_for_leader=True,
+    ),
+    TORCHRUN: Kind(
+        # A script for DDP reads RANK, WORLD_SIZE and MASTER_ADDR: that is what torchrun gives.
+        keys=("sagemaker_torch_distributed_enabled", "sagemaker_pytorch_ddp_enabled"),
+        ports={RENDEZVOUS: 7777},
+        many_per_host=True,
+        launches_ranks=True,
+    ),
+    TEMPLATE: Kind(keys=(), ports={RENDEZVOUS: 7777}, many_per_host=True),
+    PLAIN: Kind(keys=()),
 }
-"""Those of SageMaker's toolkits; the hosts agree on others where one is taken."""
+"""All that differs between the ways, but for their command lines."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -111,7 +140,12 @@ class Plan:
     @property
     def waits_for_leader(self) -> bool:
         """Whether a host stays until the leader has ended, though its own script has."""
-        return self.kind in (PARAMETER_SERVER, MPI)
+        return KINDS[self.kind].waits_for_leader
+
+    @property
+    def launches_ranks(self) -> bool:
+        """Whether a launcher brings the ranks together."""
+        return KINDS[self.kind].launches_ranks
 
     @property
     def stops_with_leader(self) -> bool:
@@ -159,7 +193,7 @@ def plan(job: Job, devices: Hardware, host: str | None = None) -> Plan:
         return Plan(kind=PLAIN, host=host, hosts=(host,))
     origin, kind = asked[0]
     options, each = job.options, 1
-    if kind in (MPI, TORCHRUN, TEMPLATE):
+    if KINDS[kind].many_per_host:
         given = job.framework_parameters.get("sagemaker_mpi_num_of_processes_per_host")
         each = given or devices.gpus or devices.neurons or 1
     total = job.framework_parameters.get("sagemaker_mpi_num_processes") if kind == MPI else None
@@ -175,7 +209,7 @@ def plan(job: Job, devices: Hardware, host: str | None = None) -> Plan:
         layout=layout,
         evaluator=evaluator,
         roles=_roles(kind, hosts, host, layout, evaluator),
-        ports=_PORTS.get(kind, {}),
+        ports=KINDS[kind].ports,
     )
 
 
@@ -200,12 +234,12 @@ def _roles(
 
 def _asked(job: Job) -> list[tuple[str, str]]:
     """Return the keys that ask for a way of training, each with the way."""
-    # With one host there are no parameter servers, as in SageMaker's TensorFlow toolkit.
     alone = len(_hosts(job)) < 2
     found = [
-        (key, kind)
-        for key, kind in _KINDS.items()
-        if _is_on(job, key) and not (alone and kind == PARAMETER_SERVER)
+        (key, name)
+        for name, kind in KINDS.items()
+        for key in kind.keys
+        if _is_on(job, key) and not (alone and kind.needs_others)
     ]
     if job.options.launcher:
         found.append(("sagemaker_runtime_launcher", TEMPLATE))
