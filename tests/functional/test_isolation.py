@@ -28,7 +28,7 @@ CUSTOMIZE = ("sitecustomize", "usercustomize")
 NAMES = sorted(
     {
         *(name for name in sys.stdlib_module_names if find_spec(name)),
-        *(*CUSTOMIZE, "isal", "boto3", "packaging", "tomli"),
+        *(*CUSTOMIZE, "isal", "boto3", "obstore", "packaging", "tomli"),
     }
 )
 """What a job's module may be called: each may be one that the runtime imports."""
@@ -263,8 +263,8 @@ def test_a_runtime_among_the_users_own_packages_runs_and_finds_what_is_beside_it
     """As ``pip install --user`` leaves it: -I alone would not look there."""
     own = tmp_path / ".local"
     install = ("-m", "pip", "install", "--quiet", "--no-index", "--no-deps", "--prefix", own)
-    boto3 = wheel(tmp_path / "wheels", "boto3", "1.99")
-    for archive in (built_wheel(), boto3):
+    beside = [wheel(tmp_path / "wheels", name, "1.99") for name in ("boto3", "obstore")]
+    for archive in (built_wheel(), *beside):
         subprocess.run((sys.executable, *install, "--ignore-installed", archive), check=True)
     python = Path(sys.base_prefix, "bin", f"python{sys.version_info[0]}.{sys.version_info[1]}")
     command = own / "bin/sm-runtime-python"
