@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.container import Ml, derived, host_address, run
-from tests.s3 import CREDENTIALS, Server, serving
+from tests.s3 import CREDENTIALS, Server, serving_by_rclone
 
 # As docs/images.md says.
 INSTALL = """
@@ -43,7 +43,7 @@ except OSError as error:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
-    with serving(tmp_path / "buckets", host_address()) as found:
+    with serving_by_rclone(tmp_path / "buckets", host_address()) as found:
         found.put("s3://data/train/a.bin", b"x" * 100_000 + b"end1")
         found.put("s3://data/train/more/b.bin", b"y" * 5_000_000 + b"end2")
         yield found

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from tests.docker.container import ROOT, docker, host_address
-from tests.s3 import CREDENTIALS, Server, serving
+from tests.s3 import CREDENTIALS, Server, serving_by_rclone
 
 PYTHON = ROOT / "build/sdk/bin/python"  # made by scripts/docker test
 SETTINGS = {
@@ -116,7 +116,7 @@ def folder(tmp_path: Path, cpu_image: str) -> Iterator[Path]:
 @pytest.fixture
 def server(tmp_path: Path, cpu_image: str) -> Iterator[Server]:
     """An S3 server that containers reach."""
-    with serving(tmp_path / "s3", host_address()) as found:
+    with serving_by_rclone(tmp_path / "s3", host_address()) as found:
         (found.folder / "a-bucket").mkdir()
         yield found
 
