@@ -150,7 +150,6 @@ def large_bars(seconds: dict[str, float | None]) -> tuple[Bar, ...]:
     """Return what is wanted of a large object."""
     ours = seconds["ours"]
     return (
-        times(ours, seconds[LOOP], 3, "boto3's default", rate=False),
         times(ours, seconds[S5CMD], 1 / 0.9, S5CMD, rate=False),
     )
 

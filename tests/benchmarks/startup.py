@@ -19,9 +19,9 @@ def main() -> int:
         with tempfile.TemporaryDirectory() as folder:
             ways = contenders(folder, args.ours, args.peer, "pass\n")
             costs = compare(ways, args.rounds, report, WORK)
-        bar = beyond(seconds(costs, "ours"), seconds(costs, "bare"), 0.06, "bare")
+        bar = beyond(seconds(costs, "ours"), seconds(costs, "bare"), 0.10, "bare")
         report.add(row(f"{WORK}: time", "s", costs, (bar,)))
-        bar = at_most(mebibytes(costs, "ours"), 30, "MiB")
+        bar = at_most(mebibytes(costs, "ours"), 40, "MiB")
         report.add(row(f"{WORK}: peak memory", "MiB", costs, (bar,)))
 
     return measured("startup", args, run)
