@@ -149,9 +149,7 @@ def small_bars(seconds: dict[str, float | None]) -> tuple[Bar, ...]:
 def large_bars(seconds: dict[str, float | None]) -> tuple[Bar, ...]:
     """Return what is wanted of a large object."""
     ours = seconds["ours"]
-    return (
-        times(ours, seconds[S5CMD], 1 / 0.9, S5CMD, rate=False),
-    )
+    return (times(ours, seconds[S5CMD], 1 / 0.9, S5CMD, rate=False),)
 
 
 def fill(folder: Path, prefix: str, count: int, size_bytes: int) -> None:
