@@ -229,4 +229,9 @@ _ANSWERS: dict[str, tuple[int, str] | tuple[int, str, tuple[str, str]]] = {
     "denied": (403, "AccessDenied"),
     "gone": (404, "NoSuchKey"),
     "elsewhere": (301, "PermanentRedirect", ("x-amz-bucket-region", "eu-central-1")),
+    "constrained": (
+        400,
+        "IllegalLocationConstraintException",
+        ("x-amz-bucket-region", "eu-central-1"),
+    ),
 }

@@ -6,7 +6,6 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Lock
-from urllib.parse import unquote_to_bytes
 
 from sm_runtime.channels import manifest
 from sm_runtime.job import location
@@ -68,8 +67,8 @@ class Shard:
 
 def place_of(uri: str) -> tuple[str, str]:
     """Return the scheme and the bucket of ``uri``: what needs connections of its own."""
-    scheme, _, rest = uri.partition("://")
-    return scheme.lower(), rest.partition("/")[0]
+    found = _parsed(uri)
+    return found.scheme, found.bucket
 
 
 def share(channel: Channel, cluster: Cluster) -> Shard:
@@ -141,12 +140,18 @@ def file_uri(uri: str) -> str:
 
 def key_of(uri: str) -> str:
     """Return the key in its bucket that ``uri`` names, or the absolute path."""
-    scheme, _, rest = uri.partition("://")
-    key = rest[rest.find("/") + 1 :] if "/" in rest else ""
-    if scheme.lower() != "file":
-        return key
-    path = os.fsdecode(unquote_to_bytes("/" + key))
+    found = _parsed(uri)
+    if found.bucket:
+        return found.path
+    path = found.path
     return os.path.normpath(path).rstrip("/") + "/" * path.endswith("/")
+
+
+def _parsed(uri: str) -> location.Location:
+    try:
+        return location.parse(uri)
+    except ValueError as error:
+        raise DataError(str(error)) from None
 
 
 def stats(uris: Iterable[str], origin_of: OriginOf) -> Iterator[Blob]:

@@ -166,17 +166,13 @@ def _local_path(value: str) -> str:
     """Return the path of a plain path or ``file://`` URI; anything else is returned unchanged."""
     if not location.is_file(value):
         return value
-    rest = value.partition("://")[2]
-    path = rest.removeprefix("localhost")
-    if not path.startswith("/"):
-        raise CodeError(
-            f"sagemaker_submit_directory: {value} has a host; file:///path has three slashes"
-        )
-    if "%" in path and not os.path.lexists(path):
-        from urllib.parse import unquote
-
-        return unquote(path)
-    return path
+    plain = value.partition("://")[2]
+    if plain.startswith("/") and os.path.lexists(plain):  # as the toolkit takes it, not decoded
+        return plain
+    try:
+        return location.parse(value).path
+    except ValueError as error:
+        raise CodeError(f"sagemaker_submit_directory: {error}") from None
 
 
 @contextmanager

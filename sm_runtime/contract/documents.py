@@ -90,14 +90,12 @@ def _named(value: str, environ: Mapping[str, str]) -> Document:
         return Document(VARIABLE, value.encode("utf-8", "surrogateescape"))
     if "{" in value:  # not shown: what is meant for JSON may hold secrets
         raise ConfigError(f"environment: {VARIABLE}: is neither a path, a URI nor a JSON object")
-    scheme, separator, rest = value.partition("://")
-    if separator and scheme.lower() != "file":
+    if location.scheme(value) and not location.is_file(value):
         return Document(value, _fetch(value, environ))
-    path = rest if separator else value
-    if separator and path.lower().startswith("localhost/"):
-        path = path[len("localhost") :]
-    if separator and not path.startswith("/"):
-        raise ConfigError(f"environment: {VARIABLE}: {value!r} must name an absolute path")
+    try:
+        path = location.parse(value).path if location.is_file(value) else value
+    except ValueError as error:
+        raise ConfigError(f"environment: {VARIABLE}: {error}") from None
     data = regular.read(path)
     if data is None:
         raise ConfigError(f"environment: {VARIABLE}: the file {path!r} does not exist")

@@ -8,6 +8,7 @@ import logging
 import os
 from collections.abc import Iterator, Sequence
 
+from sm_runtime.job import location
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.copying import copy
@@ -161,20 +162,10 @@ def path_of(uri: str) -> str:
 
     Raises ConfigError for a URI with a host, and for one without an absolute path.
     """
-    from urllib.parse import unquote_to_bytes
-
-    rest = uri.partition(":")[2]
-    if rest.startswith("//"):
-        host, slash, rest = rest[2:].partition("/")
-        if host.lower() not in ("", "localhost"):
-            raise ConfigError(
-                f"OutputDataConfig.S3OutputPath: {uri!r} has the host {host!r};"
-                " file:///path has three slashes"
-            )
-        rest = slash + rest
-    path = os.fsdecode(unquote_to_bytes(os.fsencode(rest)))
-    if not path.startswith("/") or "\0" in path:
-        raise ConfigError(f"OutputDataConfig.S3OutputPath: {uri!r} names no absolute path")
+    try:
+        path = location.parse(uri).path
+    except ValueError as error:
+        raise ConfigError(f"OutputDataConfig.S3OutputPath: {error}") from None
     return os.path.normpath("/" + path.lstrip("/"))
 
 

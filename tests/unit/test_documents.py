@@ -57,7 +57,10 @@ def test_the_request_may_be_the_variable_itself(paths: Paths) -> None:
     [
         ("/nowhere/job.json", "SM_RUNTIME_JOB: the file '/nowhere/job.json' does not exist"),
         ("file:///nowhere", "the file '/nowhere' does not exist"),
-        ("file://relative", "'file://relative' must name an absolute path"),
+        (
+            "file://relative",
+            "'file://relative' has the host 'relative'; file:///path has three slashes",
+        ),
         ("/", "/: is a directory, it must be a file"),
         ("s3://bucket", "SM_RUNTIME_JOB: 's3://bucket' names no object: write s3://bucket/key"),
         ("https://x/y", "'https://x/y' must be a path, a file:// or s3:// URI, or a JSON object"),

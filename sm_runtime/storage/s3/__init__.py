@@ -13,6 +13,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 
+from sm_runtime.job import location
 from sm_runtime.job.errors import CodeError, ConfigError, DataError
 from sm_runtime.storage import Blob
 from sm_runtime.storage.room import Room
@@ -267,17 +268,14 @@ def _errors() -> Iterator[None]:
 
 
 def split(uri: str) -> tuple[str, str]:
-    """Return the bucket and the key or prefix, which may be empty. Raises DataError.
-
-    A key is taken literally: in S3, '%' and '?' are characters like any other.
-    """
-    bucket, _, key = uri[5:].partition("/")
-    if "@" in bucket:
-        # Not shown: before the '@' there may be a secret.
-        raise DataError("an s3:// URI holds no credentials: write s3://bucket/key")
-    if not bucket or not uri[:5].lower() == "s3://" or "\0" in key:
+    """Return the bucket and the key or prefix, which may be empty. Raises DataError."""
+    try:
+        found = location.parse(uri)
+    except ValueError as error:
+        raise DataError(str(error)) from None
+    if not found.bucket:
         raise DataError(f"{uri!r} names no bucket: write s3://bucket/key")
-    return bucket, key
+    return found.bucket, found.path
 
 
 def _split_object(uri: str) -> tuple[str, str]:
@@ -307,9 +305,8 @@ def download(
 
     ``environ`` may name an endpoint: ``S3_ENDPOINT_URL``, as for the SageMaker training toolkit, or
     one of boto3's own variables; without a ``region`` boto3's own rules find one. The credentials
-    are those that boto3 finds. Raises
-    CodeError, also for an object of more than ``max_bytes`` or than there is room for, and when
-    ``stopped`` says so.
+    are those that boto3 finds. Raises CodeError, also for an object of more than ``max_bytes`` or
+    than there is room for, and when ``stopped`` says so.
     """
     part = path + ".part"
     option = "SM_RUNTIME_CODE_MAX_BYTES"
@@ -361,7 +358,7 @@ def _copy(
 
 
 def problems(uri: str) -> list[str]:
-    """Return what can be said against ``uri`` without a request."""
+    """Return the problems of ``uri`` that are found without a request."""
     try:
         parse(uri)
     except CodeError as error:
