@@ -319,8 +319,17 @@ def test_what_is_no_listing_is_not_an_empty_one(text: bytes) -> None:
         list(server.origin.list("s3://b/"))
 
 
+DRIPPED_BYTES = 100_000
+
+
 def drip(asked: Asked) -> None:
-    asked.line.sendall(b"HTTP/1.1 200 X\r\ncontent-length: 100000\r\n\r\n")
+    """Begin the right answer, and send its body a byte at a time."""
+    head = f"200 X\r\ncontent-length: {DRIPPED_BYTES}"
+    if wanted := asked.headers.get("range"):
+        first, last = (int(number) for number in wanted.removeprefix("bytes=").split("-"))
+        size = last - first + 1
+        head = f"206 X\r\ncontent-length: {size}\r\ncontent-range: bytes {first}-{last}/{1 << 40}"
+    asked.line.sendall(f"HTTP/1.1 {head}\r\n\r\n".encode())
     while True:
         asked.line.sendall(b" ")
         time.sleep(0.1)
@@ -348,7 +357,7 @@ def test_a_stop_is_seen_whatever_comes(way: str, answer: Handler, tmp_path: Path
         if way == "list":
             list(server.origin.list("s3://b/", stopped=begun.is_set))
         elif way == "fetch":
-            wanted = [(blob, str(tmp_path / blob.key)) for blob in blobs(9, 1 << 24)]
+            wanted = [(blob, str(tmp_path / blob.key)) for blob in blobs(9, DRIPPED_BYTES)]
             server.origin.fetch(wanted, stopped=begun.is_set)
         else:
             [blob] = blobs(1, 1 << 40)
