@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 from sm_runtime import channels, programs, sync
+from sm_runtime.cluster.single_host import SingleHost
 from sm_runtime.code import fetch
 from sm_runtime.configure import configure, paths_of
 from sm_runtime.contract import documents, environment
@@ -21,13 +22,13 @@ from sm_runtime.inputs import Inputs
 from sm_runtime.install import install
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
 from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Command, Ended, Hardware, Job
+from sm_runtime.job.model import Command, Hardware, Job
 from sm_runtime.launch import distribution
 from sm_runtime.output import artifacts, ownership
 from sm_runtime.output.report import Report
 from sm_runtime.output.saved import summary_lines
 from sm_runtime.processes import hardware
-from sm_runtime.processes.process import StopPolicy
+from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
 from sm_runtime.timeline import Timeline
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from sm_runtime.cluster.session import Session
     from sm_runtime.install.pip import Run
     from sm_runtime.job.failure import Failure
+    from sm_runtime.launch.distribution import Plan
 
 log = logging.getLogger(__name__)
 
@@ -66,25 +68,21 @@ class _Attempt:
         self.report = Report(paths_of(variables))
         self.job: Job | None = None
         self.devices = Hardware(cpus=1)
-        self.session: Session | None = None
+        self.session: Session | SingleHost = SingleHost(supervisor, mask)
         self.inputs: Inputs | None = None
         self.config_files = ConfigFiles()
-        self.started = False
-        """Whether the script has begun, so that there may be something to save."""
 
     def run(self) -> int:
         """Do all of it; return the exit status."""
         failed = self._guarded(self._until_the_end)
         # The status is decided here: from now on it can only turn from success to failure.
-        if failed and self.session:
-            failed = self.session.report_failure(failed)
         if failed:
+            failed = self.session.report_failure(failed)
             self._tell(failed)
-        if self.started:
+        if self.session.started:
             failed = self._also(failed, self._guarded(self._save))
-        if self.session:
-            failed = self._also(failed, self.session.leave(failed))
-            self.session.close()
+        failed = self._also(failed, self.session.leave(failed))
+        self.session.close()
         if not failed and self.job:
             failed = self._also(None, self._guarded(self.report.succeeded))
         if self.job:
@@ -101,8 +99,7 @@ class _Attempt:
             self.report.prepare()
             job = self.job = configure(self.variables, self.mask)
             plan = distribution.plan(job, self.devices)
-        if plan.kind != distribution.PLAIN:
-            job = self.job = self._join(job)
+        job = self.job = self._join(job, plan)
         with self.timeline.phase("config"):
             artifacts.check(job, self.variables)
             channels.check(job)
@@ -111,7 +108,7 @@ class _Attempt:
             if not documents.is_inside(job.paths, self.variables):
                 self.config_files.write(job, documents.request_file(job.paths, self.variables))
         self._check_stop()
-        inputs = Inputs(job, self.variables, self.supervisor, self.timeline, self._fail)
+        inputs = Inputs(job, self.variables, self.supervisor, self.timeline, self.session.fail)
         with inputs:
             self.inputs = inputs
             inputs.fetch()
@@ -130,24 +127,27 @@ class _Attempt:
             log.info("%s", installed.summary)
             inputs.wait()
             self._check_stop()
-            if self.session:
+            if plan.kind != distribution.PLAIN:
                 with self.timeline.phase("wait"):
                     self.session.wait_for_peers()
             with self.timeline.phase("launch"):
                 command = self._command(job, code, installed.environ)
-                inputs.open(self.session.plan.processes_per_host if self.session else 1)
+                inputs.open(self.session.processes_per_host)
             with self.timeline.phase("train"):
                 return self._train(job, command)
 
-    def _join(self, job: Job) -> Job:
-        """Begin to look for the other hosts; return the job with what is found out on the way."""
+    def _join(self, job: Job, plan: Plan) -> Job:
+        """Begin to look for other hosts; return the job with what is found out on the way."""
+        if plan.kind == distribution.PLAIN:
+            self.session = SingleHost(self.supervisor, self.mask, job.cluster.current_host)
+            return job
         from sm_runtime.cluster.session import Session
 
         self.devices = hardware.count({**self.variables, **job.environment})
         plan = distribution.plan(job, self.devices)
-        self.session = Session(job, plan, self.variables, self.supervisor, self.mask)
-        self.session.check()
-        return self.session.job
+        session = self.session = Session(job, plan, self.variables, self.supervisor, self.mask)
+        session.check()
+        return session.job
 
     def _command(self, job: Job, code: fetch.Code, installed: Mapping[str, str]) -> Command:
         """Return how the script is started."""
@@ -174,9 +174,7 @@ class _Attempt:
             return argv, {documents.INSIDE: job.paths.base}
         if job.hook is None:
             argv = fetch.entry_command(job, code, arguments, sys.executable, self.variables)
-            if self.session:
-                argv = self.session.roles.launcher(argv, arguments, self.devices)
-            return argv, {}
+            return self.session.launcher(argv, arguments, self.devices), {}
         hook = programs.start(sys.executable, job.hook)
         if job.program is None:
             return hook, {}
@@ -190,17 +188,7 @@ class _Attempt:
             self.report.keep_stacks(stacks, self.mask)
 
         self._check_stop()
-        if self.session:
-            failed = self.session.run(command, _limits(job), keep_stacks)
-            self.started = self.session.started
-            return failed
-        self.started = True
-        ended = self.supervisor.run(command, _limits(job), keep_stacks=keep_stacks)
-        if not ended.ok:
-            return _why(ended, command.cwd, job.cluster.current_host, self.mask)
-        if ended.stopped_by:
-            log.info("the script ended well after it was stopped by %s", ended.stopped_by)
-        return None
+        return self.session.run(command, _policy(job), keep_stacks)
 
     def _save(self) -> Failure | None:
         """Save what the script has left, and say what is where."""
@@ -224,7 +212,7 @@ class _Attempt:
         try:
             return action()
         except Exception as error:
-            if not self.started and (stopped := _stopped(self.supervisor)):
+            if not self.session.started and (stopped := _stopped(self.supervisor)):
                 log.info("%s", error)
                 error = stopped
             return _failure(error, self.job, self.mask)
@@ -248,13 +236,6 @@ class _Attempt:
             self.report.failed(failed, self.mask)
         except Exception as error:  # nothing may turn a failure into anything else
             log.error("the failure cannot be reported: %s", error)
-
-    def _fail(self, reason: str) -> None:
-        """Have the script stop, from any thread: its data is not all that it takes it for."""
-        if self.session:
-            self.session.fail(reason)
-        else:
-            self.supervisor.ask(reason)
 
     def _is_stopped(self) -> bool:
         return self.supervisor.stopped_by is not None
@@ -282,7 +263,7 @@ def _own_folder() -> str:
         return "/"
 
 
-def _limits(job: Job) -> StopPolicy:
+def _policy(job: Job) -> StopPolicy:
     """Return what the script is allowed, in the supervisor's terms."""
     options = job.options
     return StopPolicy(
@@ -293,21 +274,6 @@ def _limits(job: Job) -> StopPolicy:
         silence_fails=options.silence_fails,
         stop_signal=signal.Signals[f"SIG{options.stop_signal}"],
     )
-
-
-def _why(ended: Ended, code: str, host: str, mask: Mask) -> Failure:
-    """Return the failure that a script's end is."""
-    from sm_runtime.job import failure  # only a job that fails pays for it
-
-    try:
-        return failure.of_script(ended, code, host, mask)
-    except Exception as error:  # whatever the script wrote, its status stands
-        log.error("the reason of the failure cannot be determined", exc_info=error)
-        message = f"the script ended with exit code {ended.status}"
-        name = "ExecuteUserScriptError"
-        return failure.Failure(
-            name=name, message=message, phase="train", status=ended.status, host=host
-        )
 
 
 def _failure(error: Exception, job: Job | None, mask: Mask) -> Failure:
@@ -327,7 +293,7 @@ def _captured(supervisor: Supervisor) -> Run:
     """Return how the installer is run: as a child of the supervisor, its output kept."""
 
     def run(argv: tuple[str, ...], env: Mapping[str, str], cwd: str) -> tuple[int, bytes]:
-        command = Command(argv=argv, cwd=cwd, env=env, name="installer")
+        command = Command(argv=argv, cwd=cwd, env=env, name="the installer")
         ended = supervisor.capture(command, StopPolicy(grace_seconds=5.0))
         return ended.status, ended.tail
 

@@ -35,7 +35,7 @@ class Leader:
     async def run(self) -> None:
         """Serve the connections until the link is closed."""
         await self._admission.start()
-        beat_at, notice = 0.0, Notice(self._config.notice_seconds)
+        beat_at, notice = 0.0, Notice(time.monotonic(), self._config.notice_seconds)
         while True:
             now = time.monotonic()
             if now >= beat_at:
@@ -115,7 +115,8 @@ class Leader:
     def _beat(self, notice: Notice) -> None:
         """Say that this host is there, and who is waited for."""
         missing, unready = tuple(self._admission.missing), self._agreement.unready()
-        state, seconds = self._link.state, notice.seconds
+        now = time.monotonic()
+        state, seconds = self._link.state, notice.seconds(now)
         state.waiting_for = ", ".join(missing or unready)
         for host in list(self._connections):
             self._send(host, {"type": "wait", "hosts": state.waiting_for})
@@ -123,9 +124,9 @@ class Leader:
             return
         if missing:
             is_over = seconds >= self._config.wait_seconds
-            if notice.is_due() or is_over:
+            if notice.is_due(now) or is_over:
                 self._link.spawn(self._report_missing(missing, seconds, is_over=is_over))
-        elif self._config.current not in unready and notice.is_due():
+        elif self._config.current not in unready and notice.is_due(now):
             log.info("waiting for %s to be ready (%.0f s)", state.waiting_for, seconds)
 
     async def _report_missing(

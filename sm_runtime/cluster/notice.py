@@ -2,27 +2,23 @@
 
 from __future__ import annotations
 
-import time
-
 NOTICE_SECONDS = 10.0
 
 
 class Notice:
-    """Says when a line in the log is due, and how long the wait has been."""
+    """Says when a line in the log is due, and how long the wait has been; times are monotonic."""
 
-    def __init__(self, every_seconds: float = NOTICE_SECONDS) -> None:
-        self._started = time.monotonic()
-        self._every, self._next = every_seconds, self._started + every_seconds
+    def __init__(self, now: float, every_seconds: float = NOTICE_SECONDS) -> None:
+        self._started = now
+        self._every, self._next = every_seconds, now + every_seconds
 
-    def is_due(self) -> bool:
+    def is_due(self, now: float) -> bool:
         """Return whether a line is due, once for each."""
-        now = time.monotonic()
         if now < self._next:
             return False
         self._next = now + self._every
         return True
 
-    @property
-    def seconds(self) -> float:
-        """How long it has been."""
-        return time.monotonic() - self._started
+    def seconds(self, now: float) -> float:
+        """Return how long it has been."""
+        return now - self._started

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenMpi:
+class OpenMpiSettings:
     """What a host knows of its Open MPI before the launch."""
 
     files: Mapping[str, str]
@@ -72,7 +72,7 @@ class Roles:
         argv = (sys.executable, programs.RANK, *script.argv[1:])
         return replace(script, argv=argv)
 
-    def open_mpi(self, rank: Command) -> OpenMpi:
+    def open_mpi(self, rank: Command) -> OpenMpiSettings:
         """Return what this host's Open MPI is configured with, and what the hosts are called."""
         from sm_runtime.cluster import openmpi
         from sm_runtime.launch import host_names, mpirun
@@ -88,9 +88,9 @@ class Roles:
             names=names,
             hostname=os.uname().nodename,
         )
-        return OpenMpi(files=files, names=names, host=host)
+        return OpenMpiSettings(files=files, names=names, host=host)
 
-    def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpi) -> Command:
+    def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpiSettings) -> Command:
         """Return the command that brings the ranks together; ``door`` says where they connect."""
         from sm_runtime.launch import mpirun
 

@@ -6,6 +6,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -101,16 +102,17 @@ class Worker:
 
     async def _join(self) -> Connection:
         """Return the connection to the leader; raises PeerError where there will be none."""
-        config, notice, offset = self._config, Notice(self._config.notice_seconds), 0
+        config, offset = self._config, 0
+        notice = Notice(time.monotonic(), config.notice_seconds)
         while True:
             if connection := await self._try(config.port + offset):
                 return connection
-            leader, wait = config.leader, config.wait_seconds
-            if notice.seconds >= wait:
+            leader, wait, now = config.leader, config.wait_seconds, time.monotonic()
+            seconds = notice.seconds(now)
+            if seconds >= wait:
                 raise PeerError(f"{leader}: {self._cause} for {wait:g} s")
             self._link.state.waiting_for = leader
-            if notice.is_due():
-                seconds = notice.seconds
+            if notice.is_due(now):
                 log.info("waiting for %s (%.0f s / %g s): %s", leader, seconds, wait, self._cause)
             # An address that does not answer at all has no other port that would.
             offset = (offset + 1) % PORTS if self._has_answer else 0
