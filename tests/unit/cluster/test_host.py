@@ -87,7 +87,7 @@ def test_a_failure_is_reported_when_its_output_is_here(
     assert host.link.reports == []
     signal = -status if status < 0 else None
     host.at(2, Drained(0, ended(abs(status), signal=signal, stopped_by=stopped_by, tail=b"E: m\n")))
-    [(message, rank, reported)] = host.link.reports
+    [(_, rank, reported)] = host.link.reports
     assert (rank, reported) == (None, priority)
 
 
