@@ -23,9 +23,10 @@ from sm_runtime.contract import environment, regular
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Command, Hardware, Job
+from sm_runtime.job.model import Command, Job
 from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
+from sm_runtime.processes import hardware
 from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
 
@@ -64,9 +65,13 @@ class AgreedError(JobError):
 class Session:
     """This host's part in a distributed job, from its configuration to its last word."""
 
+    is_distributed = True
+
     def __init__(
-        self, job: Job, plan: Plan, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
+        self, job: Job, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
     ) -> None:
+        self._devices = hardware.count({**variables, **job.environment})
+        plan = distribution.plan(job, self._devices)
         self.plan, self._supervisor, self._mask = plan, supervisor, mask
         self.started = False
         """Whether a script has begun."""
@@ -108,11 +113,9 @@ class Session:
         """How many processes of the script run on each host."""
         return self.plan.processes_per_host
 
-    def launcher(
-        self, program: tuple[str, ...], arguments: tuple[str, ...], devices: Hardware
-    ) -> tuple[str, ...]:
+    def launcher(self, program: tuple[str, ...], arguments: tuple[str, ...]) -> tuple[str, ...]:
         """Return the argument vector of what starts ``program``, where that is not done here."""
-        return self.roles.launcher(program, arguments, devices)
+        return self.roles.launcher(program, arguments, self._devices)
 
     def check(self) -> None:
         """Raise LaunchError where this host can do nothing for the job: the others can be told."""

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Command, Ended, Hardware
+from sm_runtime.job.model import Command, Ended
 from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
 from sm_runtime.processes.workload import SingleProcess
@@ -21,6 +21,7 @@ log = logging.getLogger(__name__)
 class SingleHost:
     """The host of a job that is not distributed; ``host`` is its name, once that is known."""
 
+    is_distributed = False
     processes_per_host = 1
 
     def __init__(self, supervisor: Supervisor, mask: Mask, host: str = "") -> None:
@@ -28,9 +29,7 @@ class SingleHost:
         self.started = False
         """Whether the script has begun, so that there may be something to save."""
 
-    def launcher(
-        self, program: tuple[str, ...], arguments: tuple[str, ...], devices: Hardware
-    ) -> tuple[str, ...]:
+    def launcher(self, program: tuple[str, ...], arguments: tuple[str, ...]) -> tuple[str, ...]:
         """Return ``program``: nothing else starts it."""
         return program
 

@@ -9,6 +9,8 @@ import math
 import signal
 from dataclasses import dataclass
 
+from sm_runtime.job.model import Job
+
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)
 """Signals that ask for a stop: passed on to the script's process group, and the grace begins."""
 PASSED = (signal.SIGCONT, signal.SIGWINCH)
@@ -38,6 +40,19 @@ class StopPolicy:
     """Whether such a silence is a request to stop, too."""
     stop_signal: signal.Signals = signal.SIGTERM
     """What the process gets for SIGTERM."""
+
+    @classmethod
+    def of_script(cls, job: Job) -> StopPolicy:
+        """Return what a job's script is allowed."""
+        options = job.options
+        return cls(
+            grace_seconds=job.stop_grace_seconds,
+            max_seconds=job.max_runtime_seconds,
+            leftover_seconds=options.leftover_grace_seconds,
+            silence_seconds=options.silence_seconds,
+            silence_fails=options.silence_fails,
+            stop_signal=signal.Signals[f"SIG{options.stop_signal}"],
+        )
 
 
 class Stop:
