@@ -17,9 +17,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from sm_runtime.cluster.agreement import Priority
+from sm_runtime.cluster.config import Notice
 from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
-from sm_runtime.cluster.notice import Notice
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Ended, Json
 from sm_runtime.processes.workload import (

@@ -12,11 +12,10 @@ from typing import TYPE_CHECKING
 
 from sm_runtime.cluster import network
 from sm_runtime.cluster.agreement import Priority
-from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.config import ClusterConfig, Notice
 from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
 from sm_runtime.cluster.network import Interface
-from sm_runtime.cluster.notice import Notice
 from sm_runtime.cluster.ranks import Launcher, RankProcesses
 from sm_runtime.cluster.roles import Roles
 from sm_runtime.contract import environment, regular

@@ -10,9 +10,8 @@ import pytest
 
 from sm_runtime.cluster.agreement import Priority
 from sm_runtime.cluster.host import HostPolicy
-from sm_runtime.cluster.mpi import OpenMpi
+from sm_runtime.cluster.mpi import OpenMpi, OpenMpiSettings
 from sm_runtime.cluster.ranks import Launcher, RankProcesses
-from sm_runtime.cluster.roles import OpenMpiSettings
 from sm_runtime.job.failure import Failure
 from sm_runtime.launch.mca import HostParameters
 from sm_runtime.processes.stop import StopPolicy
