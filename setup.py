@@ -42,6 +42,8 @@ setup(
         "s3": ["boto3>=1.28", "obstore>=0.11"],
         "fast": ["isal>=1.6"],
         "progress": ["tqdm>=4.60"],
+        "metrics": ["nvidia-ml-py>=12", "psutil>=5.9"],
+        "report": ["pygal>=3.0"],
         "dev": [
             "boto3>=1.28",
             "coverage>=7.10",
@@ -54,6 +56,8 @@ setup(
             "mypy~=2.4",
             "obstore>=0.11",
             "packaging>=24",
+            "psutil>=5.9",
+            "pygal>=3.0",
             "pytest>=8.3",
             "pytest-timeout>=2.3",
             "pytest-xdist>=3.6",

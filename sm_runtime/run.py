@@ -11,7 +11,7 @@ from sm_runtime import channels, script, sync
 from sm_runtime.cluster.single_host import SingleHost
 from sm_runtime.code import fetch
 from sm_runtime.configure import configure, paths_of
-from sm_runtime.contract import documents
+from sm_runtime.contract import documents, environment
 from sm_runtime.contract.config_files import ConfigFiles
 from sm_runtime.inputs import Inputs
 from sm_runtime.install import install
@@ -19,6 +19,7 @@ from sm_runtime.job.errors import JobError
 from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Hardware, Job
 from sm_runtime.launch import distribution
+from sm_runtime.metrics import Measurement
 from sm_runtime.output import artifacts, ownership
 from sm_runtime.output.outcome import Outcome
 from sm_runtime.output.report import Report
@@ -33,6 +34,9 @@ if TYPE_CHECKING:
     from sm_runtime.job.failure import Failure
 
 log = logging.getLogger(__name__)
+
+METRICS_SECONDS = 10.0
+"""How long the last lines of a script may be searched for metrics when it has ended."""
 
 
 class StoppedError(JobError):
@@ -60,6 +64,7 @@ class _Attempt:
         self.outcome = Outcome(self.report, mask)
         self.session: Session | SingleHost = SingleHost(supervisor, mask)
         self.config_files = ConfigFiles()
+        self.measurement = Measurement()
         self.job: Job | None = None
         self.inputs: Inputs | None = None
 
@@ -69,6 +74,7 @@ class _Attempt:
         # The status is decided here: from now on it can only turn from success to failure.
         if failure := outcome.guard(self._until_the_end, self._stopped):
             outcome.add(self.session.report_failure(failure))
+        self.measurement.finish(1.0 if self._is_stopped() else METRICS_SECONDS)
         if self.session.started:
             outcome.add(outcome.guard(self._save))
         outcome.add(self.session.leave(outcome.failure))
@@ -119,6 +125,8 @@ class _Attempt:
                     job, code, variables, installed.environ, self.session.launcher, self.mask
                 )
                 inputs.open(self.session.processes_per_host)
+                secrets = environment.secrets(job, variables)
+                self.measurement.start(job, secrets, self.supervisor)
             self._check_stop()
             with timeline.phase("train"):
                 return self.session.run(command, StopPolicy.of_script(job), self._keep_stacks)

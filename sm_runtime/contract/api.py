@@ -53,7 +53,7 @@ REQUEST: Shape = {
         "TrainingImage": _LAUNCH,
         "AlgorithmName": _LAUNCH,
         "TrainingInputMode": _USED,
-        "MetricDefinitions": Unused("checked, but no metrics are read off the output yet"),
+        "MetricDefinitions": _USED,
         "EnableSageMakerMetricsTimeSeries": _SERVICE,
         "ContainerEntrypoint": _USED,
         "ContainerArguments": _USED,

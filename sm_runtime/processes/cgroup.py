@@ -39,14 +39,36 @@ def memory_limit(root: str = "/") -> int | None:
     return min(limits, default=None)
 
 
+def memory_used(root: str = "/") -> int | None:
+    """Return how many bytes this group uses, caches that can be dropped left out; None: unknown."""
+    for version, folder in _folders(root, "memory"):
+        used = _number(_read(folder, "memory.current" if version == 2 else "memory.usage_in_bytes"))
+        if used is not None:
+            name = "inactive_file" if version == 2 else "total_inactive_file"
+            return max(0, used - (_entry(folder, "memory.stat", name) or 0))
+    return None
+
+
+def cpu_microseconds(root: str = "/") -> int | None:
+    """Return how much CPU time this group has used so far; None: unknown."""
+    for version, folder in _folders(root, "cpuacct"):
+        if version == 2:
+            used = _entry(folder, "cpu.stat", "usage_usec")
+        else:
+            nanoseconds = _number(_read(folder, "cpuacct.usage"))
+            used = None if nanoseconds is None else nanoseconds // 1000
+        if used is not None:
+            return used
+    return None
+
+
 def oom_kills(root: str = "/") -> int:
     """Return how many processes of this group the kernel has ended for want of memory so far."""
     for version, folder in _folders(root, "memory"):
         name = "memory.events" if version == 2 else "memory.oom_control"
-        for line in _read(folder, name).splitlines():
-            key, _, count = line.partition(" ")
-            if key == "oom_kill":
-                return _number(count) or 0
+        count = _entry(folder, name, "oom_kill")
+        if count is not None:
+            return count
     return 0
 
 
@@ -102,6 +124,15 @@ def _read(folder: str, name: str) -> str:
             return file.read().strip()
     except (OSError, ValueError):
         return ""
+
+
+def _entry(folder: str, name: str, key: str) -> int | None:
+    """Return the number that stands behind ``key`` in a file with an entry on each line."""
+    for line in _read(folder, name).splitlines():
+        found, _, value = line.partition(" ")
+        if found == key:
+            return _number(value)
+    return None
 
 
 def _number(text: str) -> int | None:

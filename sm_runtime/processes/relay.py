@@ -205,14 +205,22 @@ def open_sinks(stdout: int = 1, stderr: int = 2) -> tuple[Sink, Sink]:
     return out, out if same else Sink(stderr)
 
 
+Tap = Callable[[memoryview], None]
+"""Takes what arrives on a stream."""
+
+
 class Relay:
     """A thread that carries one stream until its end, keeping the last ``TAIL_BYTES``."""
 
-    def __init__(self, sink: Sink | None, name: str, prefix: bytes | None = None) -> None:
+    def __init__(
+        self, sink: Sink | None, name: str, prefix: bytes | None = None, tap: Tap | None = None
+    ) -> None:
         """With a ``prefix``, be it empty, each line begins with it and is passed on whole.
 
-        But for one that is longer than ``PIPE_BYTES``, or takes more than ``PART_SECONDS``.
+        But for one that is longer than ``PIPE_BYTES``, or takes more than ``PART_SECONDS``. ``tap``
+        is given what arrives, as it is, and must not wait.
         """
+        self._tap = tap
         self._prefix = prefix
         self._last = b"\n"
         """The last byte that was passed on."""
@@ -351,6 +359,8 @@ class Relay:
 
     def _keep(self, data: memoryview) -> None:
         self._tail.add(data)
+        if self._tap:
+            self._tap(data)
         self.total_bytes += len(data)
 
 

@@ -26,7 +26,7 @@ from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Command, Ended
 from sm_runtime.processes import cgroup, tree
 from sm_runtime.processes.process import Process
-from sm_runtime.processes.relay import Relay, Sink
+from sm_runtime.processes.relay import Relay, Sink, Tap
 from sm_runtime.processes.stop import OFFERED, PASSED, STOPPING, StopPolicy
 from sm_runtime.processes.workload import (
     VANISH_SECONDS,
@@ -86,6 +86,8 @@ class Supervisor:
         self.signalled_at: float | None = None
         """When a signal first asked for a stop, monotonic: whoever sent it may kill us later."""
         self.out, self.err = out, err
+        self.tap: Callable[[], Tap] | None = None
+        """Returns what is given the output of one more stream of the scripts."""
         self._undo = ExitStack()
         self._before_exec: Callable[[], None] | None = None
         self._wakeup = self._waker = -1
@@ -292,10 +294,11 @@ class Supervisor:
             sink = self.err if start.streams is Streams.STDERR else None
             relay = Relay(sink, start.command.name)
             return relay, relay
+        taps = (self.tap(), self.tap()) if self.tap else (None, None)
         prefixes = start.prefixes or (None, None)
         return (
-            Relay(self.out, "stdout", prefixes[0]),
-            Relay(self.err, "stderr", prefixes[1]),
+            Relay(self.out, "stdout", prefixes[0], taps[0]),
+            Relay(self.err, "stderr", prefixes[1], taps[1]),
         )
 
     def wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:

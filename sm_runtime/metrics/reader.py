@@ -1,0 +1,134 @@
+"""Has metrics read off the script's output as it arrives, in another process.
+
+Relays hand over what they carry and never wait: what the other process cannot take is held, up to
+``HELD_BYTES``, and then left out, which the log says.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Sequence
+from typing import Any
+
+from sm_runtime import programs
+from sm_runtime.job.model import Job
+from sm_runtime.metrics.process import BLOCK
+from sm_runtime.processes.relay import Tap
+
+log = logging.getLogger(__name__)
+
+HELD_BYTES = 64 * 2**20
+"""The most of the output that is held for the other process."""
+
+
+class MetricsReader:
+    """The metrics of one job, on this host; ``secrets`` are masked in the lines it writes."""
+
+    def __init__(self, job: Job, secrets: Sequence[str]) -> None:
+        self.path = job.paths.under("output", "metrics", "script.jsonl")
+        os.makedirs(os.path.dirname(self.path), exist_ok=True)
+        self._metrics = job.metrics
+        self._streams = itertools.count()
+        self._blocks: deque[bytes] = deque()
+        self._held_bytes = self._lost_bytes = 0
+        self._has_ended = False
+        self._changed = threading.Condition()
+        self._process = subprocess.Popen(
+            programs.start(sys.executable, "sm_runtime.metrics.process:main"),
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            cwd="/",
+            env={"PATH": os.defpath},
+            start_new_session=True,
+            bufsize=0,
+        )
+        self.pid = self._process.pid
+        config = {
+            "path": self.path,
+            "host": job.cluster.current_host,
+            "secrets": list(secrets),
+            "definitions": [(metric.name, metric.regex) for metric in job.metrics],
+        }
+        self._put(json.dumps(config).encode() + b"\n")
+        self._summary = b""
+        for name, work in (("metrics", self._write), ("metrics-summary", self._read)):
+            threading.Thread(target=work, name=name, daemon=True).start()
+
+    def tap(self) -> Tap:
+        """Return what takes the bytes of one more stream; it never waits."""
+        stream = next(self._streams)
+
+        def take(data: memoryview) -> None:
+            self._put(BLOCK.pack(stream, time.time(), len(data)) + bytes(data))
+
+        return take
+
+    def finish(self, seconds: float) -> list[str]:
+        """Wait for what is left, ``seconds`` at most; return what to log."""
+        deadline = time.monotonic() + seconds
+        with self._changed:
+            self._has_ended = True
+            self._changed.notify_all()
+            while not self._summary and (left := deadline - time.monotonic()) > 0:
+                self._changed.wait(left)
+        self._process.kill()
+        lines = []
+        if self._lost_bytes:
+            lines.append(f"metrics: {self._lost_bytes} bytes of the output were not searched")
+        if not self._summary.strip():
+            return [*lines, "metrics: the last lines could not be searched in time"]
+        return [*lines, *map(_line, json.loads(self._summary))]
+
+    def _put(self, block: bytes) -> None:
+        with self._changed:
+            if self._held_bytes + len(block) > HELD_BYTES:
+                self._lost_bytes += len(block) - BLOCK.size
+                return
+            self._held_bytes += len(block)
+            self._blocks.append(block)
+            self._changed.notify_all()
+
+    def _write(self) -> None:
+        """Hand the blocks to the other process."""
+        assert self._process.stdin
+        with self._process.stdin as file:
+            while True:
+                with self._changed:
+                    while not self._blocks and not self._has_ended:
+                        self._changed.wait()
+                    if not self._blocks:
+                        return
+                    block = self._blocks.popleft()
+                    self._held_bytes -= len(block)
+                try:
+                    view = memoryview(block)
+                    while view:
+                        view = view[file.write(view) or 0 :]
+                except OSError:  # the other process has ended; its summary will be missing
+                    return
+
+    def _read(self) -> None:
+        assert self._process.stdout
+        with self._process.stdout as file:
+            said = file.read()
+        with self._changed:
+            self._summary = said or b"\n"
+            self._changed.notify_all()
+
+
+def _line(found: dict[str, Any]) -> str:
+    """Return what the log says of a metric at the end."""
+    name = found["name"]
+    given_up = "; its regular expression is too slow and was given up" * found["given_up"]
+    if not found["count"]:
+        return f"metric {name}: no line matched{given_up}"
+    values = ", ".join(f"{key} {found[key]:g}" for key in ("last", "least", "greatest"))
+    return f"metric {name}: {found['count']} values, {values}{given_up}"
