@@ -71,6 +71,10 @@ CHECK = """\
 Validates the configuration, the code and the channels, and prints every problem, a line each.
 Runs and changes nothing. Exit status: 0 no problem, 1 some.
 """
+REPORT = """\
+Writes one HTML file, without outside parts, about the job that has ended below BASE: its phases,
+metrics, host, failure and configuration. Needs pygal. Exit status: 0 written, 1 not.
+"""
 
 
 class _Handler(logging.Handler):
@@ -123,6 +127,9 @@ def main() -> int:
     )
     env.add_argument("--show-secrets", action="store_true", help="print secrets instead of ***")
     _parser(add, "check", CHECK, help="list every problem of the job; run nothing")
+    report = _parser(add, "report", REPORT, help="write a job that has ended as one HTML file")
+    report.add_argument("base", nargs="?", metavar="BASE", help="the job's folder (/opt/ml)")
+    report.add_argument("-o", "--output", metavar="FILE", help="where to write it")
     parsed = parser.parse_args(words)
     if parsed.command == "train":
         _train()
@@ -137,6 +144,8 @@ def main() -> int:
     _log_to(Sink(2), mask)
     if parsed.command == "check":
         return check.check(os.environ, mask)
+    if parsed.command == "report":
+        return check.report(os.environ, parsed.base, parsed.output)
     if parsed.launch:
         return check.launch(os.environ, mask, secrets=parsed.show_secrets)
     return check.show(os.environ, mask, as_json=parsed.json, secrets=parsed.show_secrets)

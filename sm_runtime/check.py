@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping
 
 from sm_runtime import channels, sync
 from sm_runtime.code import fetch
-from sm_runtime.configure import Examined, configure, examine
+from sm_runtime.configure import Examined, configure, examine, paths_of
 from sm_runtime.contract import environment as environ
 from sm_runtime.install import own_files
 from sm_runtime.job.errors import ConfigError, JobError
@@ -72,6 +72,22 @@ def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
     for line in lines:
         print(hide(line).encode("utf-8", "backslashreplace").decode())
     return 0
+
+
+def report(variables: Mapping[str, str], base: str | None, output: str | None) -> int:
+    """Write the report of the job that has ended below ``base``; return the exit status."""
+    from sm_runtime.metrics import report
+
+    paths = paths_of({"SAGEMAKER_BASE_DIR": base} if base else variables)
+    try:
+        print(report.write(paths, output))
+    except ImportError:
+        print("a report needs pygal: pip install sm-runtime[report]")
+    except (ConfigError, OSError) as error:
+        print(error)
+    else:
+        return 0
+    return 1
 
 
 def check(variables: Mapping[str, str], mask: Mask) -> int:

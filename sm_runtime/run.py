@@ -66,6 +66,7 @@ class _Attempt:
         self.config_files = ConfigFiles()
         self.measurement = Measurement()
         self.job: Job | None = None
+        self.saved: list[str] = []
         self.inputs: Inputs | None = None
 
     def run(self) -> int:
@@ -82,6 +83,7 @@ class _Attempt:
         if self.job:
             if not outcome.failure:
                 outcome.add(outcome.guard(self.report.succeeded))
+            self._describe(self.job)
             ownership.hand_over(self.job)
         self.config_files.close()
         log.info("timeline: %s", self.timeline)
@@ -165,8 +167,33 @@ class _Attempt:
                 rest=self.inputs.finish,
                 is_over=self.inputs.is_over,
             )
-        for line in summary_lines(self.job, saved):
+        self.saved = summary_lines(self.job, saved)
+        for line in self.saved:
             log.info("%s", line)
+
+    def _describe(self, job: Job) -> None:
+        """Leave what is known of the job for `sm-runtime report`, and save that report, too."""
+        from sm_runtime.metrics import record, report
+
+        session = self.session
+        try:
+            record.write(
+                job,
+                kind=session.kind,
+                hosts=session.hosts,
+                processes_per_host=session.processes_per_host,
+                timeline=self.timeline,
+                failure=self.outcome.failure,
+                saved=self.saved,
+                mask=self.mask,
+            )
+            if job.output and self.inputs and not self.inputs.is_over():
+                path = report.write(job.paths)
+                artifacts.save_report(job, path, self.variables, self.inputs.is_over)
+        except ImportError:
+            log.debug("without pygal no report is made")
+        except Exception as error:  # the job's end is decided
+            log.warning("the job's report is not saved: %s", error)
 
     def _run_pip(
         self, argv: tuple[str, ...], env: Mapping[str, str], cwd: str

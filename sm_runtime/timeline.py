@@ -11,22 +11,31 @@ class Timeline:
     """The phases of a job, in the order of their first ends; some overlap."""
 
     def __init__(self) -> None:
-        self._phases: dict[str, float] = {}
+        self.spans: list[tuple[str, float, float]] = []
+        """Each phase, or part of one: its name, and from when to when, in seconds."""
+        self.started_at = time.time()
+        """When the job began, in seconds since 1970."""
         self._started = time.monotonic()
 
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Time what is done inside as the phase ``name``, or as more of it."""
-        begun = time.monotonic()
+        begun = self.seconds()
         try:
             yield
         finally:
-            self._phases[name] = self._phases.get(name, 0.0) + time.monotonic() - begun
+            self.spans.append((name, begun, self.seconds()))
+
+    def seconds(self) -> float:
+        """Return how long it is since the start."""
+        return time.monotonic() - self._started
 
     def __str__(self) -> str:
-        total = time.monotonic() - self._started
-        phases = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in self._phases.items())
-        return f"{phases}; total {_duration(total)}"
+        phases: dict[str, float] = {}
+        for name, begun, ended in list(self.spans):
+            phases[name] = phases.get(name, 0.0) + ended - begun
+        shown = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in phases.items())
+        return f"{shown}; total {_duration(self.seconds())}"
 
 
 def _duration(seconds: float) -> str:

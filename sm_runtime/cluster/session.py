@@ -72,6 +72,7 @@ class Session:
         self._devices = hardware.count({**variables, **job.environment})
         plan = distribution.plan(job, self._devices)
         self.plan, self._supervisor, self._mask = plan, supervisor, mask
+        self.kind, self.hosts = plan.kind, plan.hosts
         self.started = False
         """Whether a script has begun."""
         is_single = len(plan.hosts) == 1

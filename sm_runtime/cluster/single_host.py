@@ -21,11 +21,12 @@ log = logging.getLogger(__name__)
 class SingleHost:
     """The host of a job that is not distributed; ``host`` is its name, once that is known."""
 
-    is_distributed = False
+    is_distributed, kind = False, "plain"
     processes_per_host = 1
 
     def __init__(self, supervisor: Supervisor, mask: Mask, host: str = "") -> None:
         self._supervisor, self._mask, self._host = supervisor, mask, host
+        self.hosts = (host,)
         self.started = False
         """Whether the script has begun, so that there may be something to save."""
 

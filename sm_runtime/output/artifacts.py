@@ -13,7 +13,7 @@ import logging
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
+from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
@@ -95,6 +95,17 @@ def save(
             log.info("%s", line)
         raise ArtifactError("; ".join(failures))
     return tuple(saved)
+
+
+def save_report(
+    job: Job, path: str, environ: Mapping[str, str], is_over: Callable[[], bool]
+) -> None:
+    """Save the job's report beside its model; raises OSError and JobError where that fails."""
+    store = _store(job, environ, is_over)
+    assert store is not None
+    host = "" if job.cluster.is_first else f"-{job.cluster.current_host}"
+    with closing(store), open(path, "rb") as file:
+        store.put(f"report{host}.html", file.fileno(), os.fstat(file.fileno()).st_size)
 
 
 def _parts(job: Job) -> tuple[_Part, ...]:

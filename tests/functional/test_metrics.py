@@ -118,4 +118,4 @@ def test_the_host_is_sampled_and_the_log_has_means_and_peaks(base: Base, on: str
 
 def test_a_short_job_has_no_samples_and_loads_nothing_for_them(base: Base) -> None:
     assert base.script("pass").run().status == 0
-    assert not base.path("output/metrics").exists()
+    assert not base.path("output/metrics/host.jsonl").exists()
