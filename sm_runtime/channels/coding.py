@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import IO, TYPE_CHECKING, TypeAlias
 
-from sm_runtime.channels.ahead import Part
+from sm_runtime.channels.read_ahead import Part
 from sm_runtime.channels.recordio import Framer
 from sm_runtime.channels.scratch import scratch
 from sm_runtime.job.errors import DataError

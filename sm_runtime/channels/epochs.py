@@ -17,7 +17,7 @@ from collections.abc import Iterator, MutableSequence
 from itertools import chain, islice
 from typing import TYPE_CHECKING, TypeAlias
 
-from sm_runtime.channels import manifest, selection
+from sm_runtime.channels import objects
 from sm_runtime.channels.scratch import scratch
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Cluster
@@ -36,11 +36,11 @@ else:
 class Epochs:
     """The epochs of one channel that has a source, as this host sees them; for any thread."""
 
-    def __init__(self, channel: Channel, cluster: Cluster, origin_of: selection.OriginOf) -> None:
+    def __init__(self, channel: Channel, cluster: Cluster, origin_of: objects.OriginOf) -> None:
         assert channel.source is not None
         self._channel, self._source = channel, channel.source
-        self._uri = selection.file_uri(channel.source.uri)
-        self._share = selection.share(channel, cluster)
+        self._uri = objects.file_uri(channel.source.uri)
+        self._share = objects.share(channel, cluster)
         self._origin_of = origin_of
         self._lock = threading.Lock()
         self._spool: Spool | None = None
@@ -104,15 +104,15 @@ class Epochs:
     def _units(self) -> Iterator[Unit]:
         kind, uri = self._source.data_type, self._uri
         if kind not in ("ManifestFile", "AugmentedManifestFile"):
-            yield from selection.objects(self._channel, self._origin_of)
+            yield from objects.objects(self._channel, self._origin_of)
             return
         where = f"channel {self._channel.name}: {uri}"
         origin = self._origin_of(uri)
         if kind == "ManifestFile":
-            yield from manifest.entries(manifest.content(origin, uri), where)
+            yield from objects.manifest_entries(objects.content(origin, uri), where)
             return
-        lines = manifest.lines(origin, uri)
-        for attributes in manifest.augmented(lines, self._source.attribute_names, where):
+        lines = objects.lines(origin, uri)
+        for attributes in objects.augmented(lines, self._source.attribute_names, where):
             yield [(attribute.is_reference, attribute.value) for attribute in attributes]
 
 

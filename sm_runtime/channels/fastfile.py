@@ -19,9 +19,9 @@ from contextlib import ExitStack, suppress
 from shutil import which
 from threading import Event, Thread
 
-from sm_runtime.channels import selection
-from sm_runtime.channels.mountpoint import HELPERS, detach, is_mounted
-from sm_runtime.channels.selection import Origins, key_of, place_of
+from sm_runtime.channels import objects
+from sm_runtime.channels.mounts import HELPERS, detach, is_mounted
+from sm_runtime.channels.objects import Origins, key_of, place_of
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 from sm_runtime.storage import Blob
@@ -106,7 +106,7 @@ def _objects(channel: Channel, job: Job, origins: Origins) -> list[str] | None:
         raise DataError(f"channel {channel.name}: {channel.source.uri} matched 0 objects")
     if channel.distribution != "ShardedByS3Key":
         return None
-    part = selection.share(channel, job.cluster)
+    part = objects.share(channel, job.cluster)
     keys = [first.key, *(blob.key for blob in listed)]
     return [key[len(key_of(prefix)) :] for i, key in enumerate(keys) if part.holds(i)]
 

@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
-from sm_runtime.channels.ahead import ClosedError, ReadAhead
 from sm_runtime.channels.coding import Buffer, coding
 from sm_runtime.channels.epoch_fifos import EpochFifo
-from sm_runtime.channels.selection import OriginOf
+from sm_runtime.channels.objects import OriginOf
+from sm_runtime.channels.read_ahead import ClosedError, ReadAhead
 
 if TYPE_CHECKING:
     from sm_runtime.channels.epochs import Piece

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from contextlib import suppress
 
-from sm_runtime.channels.selection import OriginOf
+from sm_runtime.channels.objects import OriginOf
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob, Body
 from sm_runtime.storage.parts import part_of

@@ -16,11 +16,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from sm_runtime.channels import selection
-from sm_runtime.channels.ahead import ClosedError
+from sm_runtime.channels import objects
 from sm_runtime.channels.epoch_fifos import EpochFifo, EpochFifos
 from sm_runtime.channels.epochs import Epochs
 from sm_runtime.channels.feed import Feed
+from sm_runtime.channels.read_ahead import ClosedError
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 
@@ -53,7 +53,7 @@ class Feeds:
     ) -> None:
         self._fail, self._memory_bytes = fail, memory_bytes
         self._may_be_empty = job.options.allow_empty_channels
-        self._origins = selection.Origins.of(job, environ)
+        self._origins = objects.Origins.of(job, environ)
         self._channels = [
             channel for channel in job.channels if channel.mode == "Pipe" and channel.source
         ]

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING
 
-from sm_runtime.channels.ahead import ClosedError
+from sm_runtime.channels.read_ahead import ClosedError
 from sm_runtime.channels.recordio import FIRST, MAGIC, MIDDLE
 from sm_runtime.job.errors import DataError
 from sm_runtime.records import masked_checksum

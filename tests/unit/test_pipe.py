@@ -14,8 +14,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sm_runtime.channels.epochs import Epochs
+from sm_runtime.channels.objects import Origins
 from sm_runtime.channels.recordio import Framer
-from sm_runtime.channels.selection import Origins
 from sm_runtime.job.model import Channel, Cluster, Source
 from sm_runtime.records import (
     CorruptedError,

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
-from sm_runtime.channels.selection import OriginOf
+from sm_runtime.channels.objects import OriginOf
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
 
