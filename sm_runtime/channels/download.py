@@ -8,26 +8,38 @@ starts afresh, so that a partial folder is never taken for a filled one.
 
 from __future__ import annotations
 
+import errno
 import logging
+import os
 import sys
 import time
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from contextlib import suppress
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
 from threading import Event, Lock, Thread
 from typing import Any, TextIO
 
+from sm_runtime.channels.coding import gunzipped
 from sm_runtime.channels.folder import Folder, shortage
-from sm_runtime.channels.objects import Origins
+from sm_runtime.channels.objects import OriginOf, Origins
 from sm_runtime.channels.survey import Survey, survey
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 from sm_runtime.job.text import human_duration, human_size
+from sm_runtime.storage import Blob, Body
+from sm_runtime.storage.parts import part_of
 
 log = logging.getLogger(__name__)
 
 _LISTED_AT_ONCE = 8
+_UNPACKED_AT_ONCE = 16
+_BUFFER_BYTES = 1 << 18
+LINE_SECONDS = 10.0
+_RATE_SECONDS = 30.0
+"""The rate is that of the last so many seconds: a stall shows."""
 
 
 def run(
@@ -66,8 +78,6 @@ def _survey_all(
     job: Job, channels: Sequence[Channel], origins: Origins, stopped: Callable[[], bool]
 ) -> list[Survey]:
     """Return what each channel holds; all of them are listed at once."""
-    from concurrent.futures import ThreadPoolExecutor
-
     errors: list[BaseException] = []  # the first is the reason: it ends the others
 
     def one(channel: Channel) -> Survey:
@@ -132,10 +142,8 @@ def _fetch(
                 wanted = chain.from_iterable(folder.wanted(place) for folder in plain)
                 origin.fetch(wanted, progress=telling.add, stopped=stopped)
         if packed := [folder for folder in chosen if folder.survey.unpacks]:
-            from sm_runtime.channels import gunzip
-
             wanted = chain.from_iterable(f.wanted(p) for f in packed for p in f.survey.places)
-            gunzip.fetch(wanted, origins, telling.add, stopped)
+            _fetch_unpacked(wanted, origins, telling.add, stopped)
         seconds = telling.seconds
     what = (_files(folder.survey.channel.name, *coming[folder][:2]) for folder in chosen)
     rate = human_size(int(total / max(seconds, 1e-9)))
@@ -146,9 +154,81 @@ def _files(name: str, count: int, size_bytes: int) -> str:
     return f"{name} {count} file{'s'[: count != 1]} of {human_size(size_bytes)}"
 
 
-LINE_SECONDS = 10.0
-_RATE_SECONDS = 30.0
-"""The rate is that of the last so many seconds: a stall shows."""
+def _fetch_unpacked(
+    wanted: Iterable[tuple[Blob, str]],
+    origin_of: OriginOf,
+    progress: Callable[[int], None],
+    stopped: Callable[[], bool],
+) -> None:
+    """Unpack each object to its path, many at once; nothing that is packed is on the disk.
+
+    No path is there before it is complete. ``progress`` is told of the compressed bytes. Raises
+    DataError naming the object.
+    """
+
+    def one(blob: Blob, path: str) -> None:
+        if not failed:
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            _unpack(blob, path, origin_of, progress, lambda: failed or stopped())
+
+    running: set[Future[None]] = set()
+    failed = False
+    with ThreadPoolExecutor(_UNPACKED_AT_ONCE, "gunzip") as pool:
+        try:
+            for blob, path in wanted:
+                if len(running) >= 2 * _UNPACKED_AT_ONCE:
+                    done, running = wait(running, return_when=FIRST_COMPLETED)
+                    _raise_first(done)
+                running.add(pool.submit(one, blob, path))
+            _raise_first(running)
+        except BaseException:
+            failed = True
+            raise
+
+
+def _raise_first(done: Iterable[Future[None]]) -> None:
+    for future in done:
+        future.result()
+
+
+def _unpack(
+    blob: Blob,
+    path: str,
+    origin_of: OriginOf,
+    progress: Callable[[int], None],
+    stopped: Callable[[], bool],
+) -> None:
+    part = part_of(path)
+    try:
+        with origin_of(blob.uri).open(blob) as body, open(part, "wb", buffering=0) as file:
+            for piece in gunzipped(_arriving(body, blob, progress, stopped), blob.uri):
+                rest = memoryview(piece)
+                while rest:
+                    rest = rest[file.write(rest) :]
+                if stopped():  # little that arrives may be much that is written
+                    raise DataError(f"{blob.uri}: the download was stopped")
+        os.rename(part, path)
+    except OSError as error:
+        with suppress(OSError):
+            os.unlink(part)
+        more = " (how much a compressed object unpacks to is not known before)"
+        reason = f"{error.strerror}{more if error.errno == errno.ENOSPC else ''}"
+        raise DataError(f"{blob.uri} cannot be unpacked to {path}: {reason}") from None
+    except BaseException:
+        with suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def _arriving(
+    body: Body, blob: Blob, progress: Callable[[int], None], stopped: Callable[[], bool]
+) -> Iterator[memoryview]:
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    while count := body.readinto(buffer):
+        if stopped():
+            raise DataError(f"{blob.uri}: the download was stopped")
+        yield buffer[:count]
+        progress(count)
 
 
 class Progress:

@@ -1,7 +1,7 @@
 """Reads objects in order, many at once and large ones in ranges, into a bounded amount of memory.
 
-The threads fetch what comes next while whoever takes the parts is busy with something else, so
-that the store is never idle; what they fetch is held until it is taken.
+The threads fetch what comes next while the parts before it are being sent, so that the store is
+never idle; what they fetch is held until it is taken.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
 from sm_runtime.channels.objects import OriginOf
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
 
-if TYPE_CHECKING:
-    from sm_runtime.channels.epochs import Piece
+Piece: TypeAlias = Blob | str | bytes
+"""An object, the URI of one that is still to be looked up, or bytes to send as they are."""
 
 THREADS = 16
 FIRST_PART_BYTES = 1 << 18
@@ -31,7 +31,7 @@ _LOOKUPS = 64
 
 
 class ClosedError(Exception):
-    """Whoever waits was told to stop."""
+    """The caller was told to stop."""
 
 
 class Part:
@@ -91,7 +91,7 @@ class ReadAhead:
     def ready(self, most_bytes: int) -> list[Part]:
         """Wait for the next part; return it and those after it that are there, too.
 
-        An empty list is the end. Raises DataError where the next part cannot be had, ClosedError.
+        An empty list is the end. Raises DataError where the next part cannot be read, ClosedError.
         """
         self._fill()
         if not self._parts:
@@ -124,7 +124,7 @@ class ReadAhead:
                 self._held_bytes -= len(buffer)
 
     def close(self) -> None:
-        """Stop: whoever waits gets a ClosedError; a thread that still reads ends by itself."""
+        """Stop: who waits gets a ClosedError; a thread that still reads ends by itself."""
         with self._done:
             self._is_closed = True
             self._work.clear()

@@ -58,7 +58,7 @@ def url() -> Iterator[str]:
 
 PRELUDE = """
 import sys
-from sm_runtime.channels.epochs import Epochs
+from sm_runtime.channels.pipe import Epochs
 from sm_runtime.channels.objects import Origins
 from sm_runtime.channels.survey import survey
 from sm_runtime.job.model import Channel, Cluster, Source

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from sm_runtime import channels
-from sm_runtime.channels import download, folder, gunzip, objects
+from sm_runtime.channels import coding, download, folder, objects
 from sm_runtime.channels.survey import Spool, Survey, below_prefix, survey
 from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.job.model import Channel, Cluster, InstanceGroup, Job, Source
@@ -288,7 +288,7 @@ def test_gzip_data_is_unpacked_member_by_member(step: int) -> None:
     parts = [b"one " * 300, b"", b"\0" * 5_000_000 if step > 1 else b"two"]
     packed = b"".join(map(gzip.compress, parts)) + b"\0" * 10
     pieces = [packed[at : at + step] for at in range(0, len(packed), step)]
-    found = list(gunzip.pieces(pieces, "x"))
+    found = list(coding.gunzipped(pieces, "x"))
     assert b"".join(found) == b"".join(parts)
     assert max(map(len, found)) <= 1 << 20
 
@@ -304,7 +304,7 @@ def test_gzip_data_is_unpacked_member_by_member(step: int) -> None:
 )
 def test_what_is_no_whole_gzip_data_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=f"^s3://b/x.*{reason}"):
-        list(gunzip.pieces([data] if data else [], "s3://b/x"))
+        list(coding.gunzipped([data] if data else [], "s3://b/x"))
 
 
 @pytest.mark.parametrize(
