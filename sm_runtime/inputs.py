@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from sm_runtime.output.saved import Saved
-    from sm_runtime.sync.syncs import Syncs
+    from sm_runtime.sync.folders import Syncs
 
 log = logging.getLogger(__name__)
 

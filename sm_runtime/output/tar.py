@@ -85,7 +85,7 @@ def walk(folder: str, warn: Warn) -> Iterator[Entry]:
         if entry is None:
             continue
         if entry.is_folder and identity in above:
-            warn(f"{_shown(entry.path)} is left out: the link leads to a folder that holds it")
+            warn(f"{shown(entry.path)} is left out: the link leads to a folder that holds it")
             continue
         yield entry
         if entry.is_folder:
@@ -145,20 +145,20 @@ def open_file(path: str) -> tuple[int, int]:
     found = os.fstat(source)
     if not stat.S_ISREG(found.st_mode):
         os.close(source)
-        raise ArtifactError(f"{_shown(path)} is no regular file any more")
+        raise ArtifactError(f"{shown(path)} is no regular file any more")
     return source, found.st_size
 
 
 def shrank(path: str, size_bytes: int, read_bytes: int) -> ArtifactError:
     """Return the error of a file that ended before its size."""
     return ArtifactError(
-        f"{_shown(path)} shrank while it was read: {read_bytes} of {size_bytes} bytes are left"
+        f"{shown(path)} shrank while it was read: {read_bytes} of {size_bytes} bytes are left"
     )
 
 
 def unreadable(path: str, error: OSError) -> ArtifactError:
     """Return the error of a file or folder that cannot be read."""
-    return ArtifactError(f"{_shown(path)} cannot be read: {error.strerror}")
+    return ArtifactError(f"{shown(path)} cannot be read: {error.strerror}")
 
 
 def _copy(path: str, source: int, size_bytes: int, sink: Sink, buffer: memoryview) -> None:
@@ -218,12 +218,12 @@ def _entry(
         if listed.is_symlink() and error.errno in _NO_TARGET:
             looping = error.errno == errno.ELOOP
             why = "leads in a circle" if looping else "leads nowhere"
-            warn(f"{_shown(path)} is left out: the link to {_target(path)} {why}")
+            warn(f"{shown(path)} is left out: the link to {_target(path)} {why}")
             return None, (0, 0)
         raise unreadable(path, error) from error
     kind = stat.S_IFMT(found.st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
-        warn(f"{_shown(path)} is left out: it is {_ODD_KINDS.get(kind, 'no file or folder')}")
+        warn(f"{shown(path)} is left out: it is {_ODD_KINDS.get(kind, 'no file or folder')}")
         return None, (0, 0)
     entry = Entry(
         path=path,
@@ -238,11 +238,11 @@ def _entry(
 
 def _target(link: str) -> str:
     try:
-        return _shown(os.readlink(link))
+        return shown(os.readlink(link))
     except OSError:
         return "its target"
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """Return ``path`` as one line of text can hold it."""
     return path if path.isprintable() else ascii(path)
