@@ -22,7 +22,7 @@ from sm_runtime.timeline import Timeline
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sm_runtime.output.saved import Saved
+    from sm_runtime.output.artifacts import Saved
     from sm_runtime.sync.folders import Syncs
 
 log = logging.getLogger(__name__)

@@ -23,9 +23,9 @@ from sm_runtime.job.errors import ConfigError, JobError, LaunchError
 from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Ended, Hardware, Job
 from sm_runtime.launch import distribution
-from sm_runtime.output import artifacts, ownership
+from sm_runtime.output import artifacts
+from sm_runtime.output.artifacts import summary_lines
 from sm_runtime.output.report import Report
-from sm_runtime.output.saved import summary_lines
 from sm_runtime.processes import hardware
 from sm_runtime.processes.process import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
@@ -88,7 +88,7 @@ class _Attempt:
         if not failed and self.job:
             failed = self._also(None, self._guarded(self.report.succeeded))
         if self.job:
-            ownership.hand_over(self.job)
+            artifacts.hand_over(self.job)
         self.config_files.close()
         log.info("timeline: %s", self.timeline)
         log.info("Reporting training %s", "FAILURE" if failed else "SUCCESS")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from sm_runtime.job import location
 from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.job.model import Job
-from sm_runtime.output.saved import Saved, amount
+from sm_runtime.output.artifacts import Saved, amount
 from sm_runtime.storage import Blob, Origin, Store, open_origin, open_store
 from sm_runtime.storage.parts import is_part
 from sm_runtime.sync.mirror import Folder, Mirror

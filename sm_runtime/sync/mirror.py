@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from sm_runtime.job import location
 from sm_runtime.job.errors import ArtifactError
 from sm_runtime.output import tar
-from sm_runtime.output.saved import Saved, Warnings
+from sm_runtime.output.artifacts import Saved, Warnings
 from sm_runtime.storage import Store
 from sm_runtime.sync.snapshot import (
     Ledger,
