@@ -30,7 +30,7 @@ from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 from sm_runtime.job.text import human_duration, human_size
 from sm_runtime.storage import Blob, Body
-from sm_runtime.storage.parts import part_of
+from sm_runtime.storage.writing import part_of
 
 log = logging.getLogger(__name__)
 

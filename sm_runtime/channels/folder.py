@@ -26,8 +26,7 @@ from sm_runtime.channels.survey import Survey, stoppable
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.text import human_size
 from sm_runtime.storage import Blob
-from sm_runtime.storage.copying import can_clone, data_bytes
-from sm_runtime.storage.parts import new_file, part_of
+from sm_runtime.storage.writing import can_clone, data_bytes, new_file, part_of
 
 log = logging.getLogger(__name__)
 

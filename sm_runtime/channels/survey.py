@@ -19,6 +19,7 @@ from sm_runtime.channels.objects import OriginOf, key_of, place_of
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Cluster, Source
 from sm_runtime.storage import Blob
+from sm_runtime.storage.writing import is_part
 
 log = logging.getLogger(__name__)
 
@@ -262,8 +263,6 @@ class _PrefixSiblings:
 
 
 _MAX_NAME_BYTES = 255
-_PART = ".sm-runtime.part"
-"""How names end while their files are being written (storage.parts)."""
 
 
 def below_prefix(key: str, prefix: str) -> str:
@@ -305,7 +304,7 @@ def unfit(path: str) -> str | None:
         return "has an empty part or '.' between slashes, which no file can have"
     if "\0" in path:
         return "has a NUL in it"
-    if path == UNFINISHED or path.endswith(_PART):
+    if path == UNFINISHED or is_part(path):
         return "has a name that marks an unfinished download"
     if len(path) > _MAX_NAME_BYTES // 4 and max(len(_encoded(p)) for p in parts) > _MAX_NAME_BYTES:
         return f"has a part of more than {_MAX_NAME_BYTES} bytes, which no file can have"

@@ -347,7 +347,7 @@ def hand_over(job: Job) -> None:
         return
     tops = [job.paths.model, job.paths.output, _checkpoint_folder(job)]
     if job.output and location.is_file(job.output.uri):
-        from sm_runtime.storage.local import path_of
+        from sm_runtime.storage.files import path_of
 
         destination = path_of(job.output.uri)
         # Below the base folder the destination is ours to give as well; elsewhere only the job's.

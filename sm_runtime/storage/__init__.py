@@ -181,7 +181,7 @@ def open_store(
     """
     scheme = uri.partition(":")[0].lower()
     if scheme == "file":
-        from sm_runtime.storage.local import LocalStore
+        from sm_runtime.storage.files import LocalStore
 
         return LocalStore.at(uri, parts, outside)
     if scheme == "s3":

@@ -13,7 +13,7 @@ from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.job.model import Job
 from sm_runtime.output.artifacts import Saved, amount
 from sm_runtime.storage import Blob, Origin, Store, open_origin, open_store
-from sm_runtime.storage.parts import is_part
+from sm_runtime.storage.writing import is_part
 from sm_runtime.sync.mirror import Folder, Mirror
 
 log = logging.getLogger(__name__)
@@ -257,12 +257,9 @@ def _fetch(
 def _nothing_there(folder: Folder) -> bool:
     if not location.is_file(folder.place):
         return False
-    from sm_runtime.storage.local import path_of
+    from sm_runtime.storage.files import path_of
 
-    try:
-        return not os.path.isdir(path_of(folder.place))
-    except ConfigError as error:
-        raise DataError(str(error)) from error
+    return not os.path.isdir(path_of(folder.place))
 
 
 def _named(folder: Folder, origin: Origin, stopped: Callable[[], bool]) -> dict[str, Blob]:
@@ -282,7 +279,7 @@ def _named(folder: Folder, origin: Origin, stopped: Callable[[], bool]) -> dict[
 def _prefix(folder: Folder) -> str:
     if (prefix := folder.prefix) is not None:
         return prefix
-    from sm_runtime.storage.local import path_of
+    from sm_runtime.storage.files import path_of
 
     return path_of(folder.place).rstrip("/") + "/"
 

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from functools import lru_cache
 
-from sm_runtime.storage.parts import is_part
+from sm_runtime.storage.writing import is_part
 
 Listing = dict[str, os.stat_result]
 """The regular files below a folder by their relative names, links followed."""

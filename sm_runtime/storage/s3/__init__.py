@@ -16,7 +16,6 @@ from functools import partial
 from sm_runtime.job import location
 from sm_runtime.job.errors import CodeError, ConfigError, DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.room import Room
 from sm_runtime.storage.s3.connection import Connection, missing
 from sm_runtime.storage.s3.failures import (
     DAMAGED,
@@ -29,6 +28,7 @@ from sm_runtime.storage.s3.listing import pages
 from sm_runtime.storage.s3.transfer import Body, Fetch, Source
 from sm_runtime.storage.s3.upload import PART_BYTES, Target, Upload, again_if, pieces
 from sm_runtime.storage.threads import Stopped, Workers
+from sm_runtime.storage.writing import Room
 
 __all__ = [
     "S3Origin", "S3Store", "download", "missing", "parse", "problems", "read", "split",
