@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from sagemaker_tensorflow import sealing
-from sm_runtime.pipe_mode.errors import CorruptedError
+from sm_runtime.pipe_mode import CorruptedError
 from sm_runtime.pipe_mode.stream import LEAD_BYTES, Buffer, Stream
 
 __all__ = ["Epochs"]

@@ -8,8 +8,8 @@ import tensorflow as tf
 
 from sagemaker_tensorflow import graph
 from sagemaker_tensorflow.epoch import Epochs
-from sm_runtime.pipe_mode.errors import PipeModeDatasetException
-from sm_runtime.pipe_mode.settings import FORMATS, find
+from sm_runtime.pipe_mode import PipeModeDatasetException
+from sm_runtime.pipe_mode.records import FORMATS, find
 from sm_runtime.pipe_mode.stream import LEAD_BYTES
 
 __all__ = ["PipeModeDataset", "PipeModeDatasetException"]

@@ -167,7 +167,7 @@ def _forget_epochs(job: Job) -> None:
     pipes = [channel.name for channel in job.channels if channel.mode == "Pipe"]
     if not pipes:
         return
-    from sm_runtime.pipe_mode.epochs import forget_epochs
+    from sm_runtime.pipe_mode.fifo import forget_epochs
 
     for name in pipes:
         try:

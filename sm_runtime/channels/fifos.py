@@ -24,9 +24,8 @@ from sm_runtime.channels.coding import Buffer
 from sm_runtime.channels.read_ahead import ClosedError
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel
-from sm_runtime.pipe_mode.crc import masked_crc32c
-from sm_runtime.pipe_mode.errors import CorruptedError
-from sm_runtime.pipe_mode.framing import MAGIC, Framing, Lines, RecordIO, TFRecords
+from sm_runtime.pipe_mode import CorruptedError
+from sm_runtime.pipe_mode.framing import MAGIC, Framing, Lines, RecordIO, TFRecords, masked_crc32c
 
 log = logging.getLogger(__name__)
 
