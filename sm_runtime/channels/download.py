@@ -14,8 +14,9 @@ import os
 import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
 from itertools import chain
@@ -30,6 +31,7 @@ from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 from sm_runtime.job.text import human_duration, human_size
 from sm_runtime.storage import Blob, Body
+from sm_runtime.storage.threads import Stopped, Workers
 from sm_runtime.storage.writing import part_of
 
 log = logging.getLogger(__name__)
@@ -165,30 +167,14 @@ def _fetch_unpacked(
     No path is there before it is complete. ``progress`` is told of the compressed bytes. Raises
     DataError naming the object.
     """
-
-    def one(blob: Blob, path: str) -> None:
-        if not failed:
-            os.makedirs(os.path.dirname(path), exist_ok=True)
-            _unpack(blob, path, origin_of, progress, lambda: failed or stopped())
-
-    running: set[Future[None]] = set()
-    failed = False
-    with ThreadPoolExecutor(_UNPACKED_AT_ONCE, "gunzip") as pool:
-        try:
+    try:
+        with Workers(_UNPACKED_AT_ONCE, stopped) as workers:
             for blob, path in wanted:
-                if len(running) >= 2 * _UNPACKED_AT_ONCE:
-                    done, running = wait(running, return_when=FIRST_COMPLETED)
-                    _raise_first(done)
-                running.add(pool.submit(one, blob, path))
-            _raise_first(running)
-        except BaseException:
-            failed = True
-            raise
-
-
-def _raise_first(done: Iterable[Future[None]]) -> None:
-    for future in done:
-        future.result()
+                os.makedirs(os.path.dirname(path), exist_ok=True)
+                work = partial(_unpack, blob, path, origin_of, progress, workers.is_stopped)
+                workers.submit(work)
+    except Stopped:
+        raise DataError("the download was stopped") from None
 
 
 def _unpack(
@@ -200,13 +186,11 @@ def _unpack(
 ) -> None:
     part = part_of(path)
     try:
-        with origin_of(blob.uri).open(blob) as body, open(part, "wb", buffering=0) as file:
-            for piece in gunzipped(_arriving(body, blob, progress, stopped), blob.uri):
-                rest = memoryview(piece)
-                while rest:
-                    rest = rest[file.write(rest) :]
+        with origin_of(blob.uri).open(blob, stopped=stopped) as body, open(part, "wb") as file:
+            for piece in gunzipped(_arriving(body, progress), blob.uri):
+                file.write(piece)
                 if stopped():  # little that arrives may be much that is written
-                    raise DataError(f"{blob.uri}: the download was stopped")
+                    raise Stopped
         os.rename(part, path)
     except OSError as error:
         with suppress(OSError):
@@ -220,13 +204,9 @@ def _unpack(
         raise
 
 
-def _arriving(
-    body: Body, blob: Blob, progress: Callable[[int], None], stopped: Callable[[], bool]
-) -> Iterator[memoryview]:
+def _arriving(body: Body, progress: Callable[[int], None]) -> Iterator[memoryview]:
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     while count := body.readinto(buffer):
-        if stopped():
-            raise DataError(f"{blob.uri}: the download was stopped")
         yield buffer[:count]
         progress(count)
 

@@ -71,9 +71,8 @@ class ReadAhead:
         pieces: Iterable[Piece],
         origin_of: OriginOf,
         allowed_bytes: Callable[[], int],
-        threads: int = THREADS,
     ) -> None:
-        self._origin_of, self._allowed_bytes, self._limit = origin_of, allowed_bytes, threads
+        self._origin_of, self._allowed_bytes = origin_of, allowed_bytes
         self._parts: deque[Part] = deque()
         self._coming = self._split(self._found(iter(pieces)))
         self._next: tuple[Part, int, int] | None = None  # what there was no room for
@@ -273,7 +272,7 @@ class ReadAhead:
     def _submit(self, work: Callable[[], None]) -> None:
         with self._submitted:
             self._work.append(work)
-            if len(self._work) > self._idle and len(self._threads) < self._limit:
+            if len(self._work) > self._idle and len(self._threads) < THREADS:
                 thread = threading.Thread(target=self._run, name="pipe-ahead", daemon=True)
                 self._threads.append(thread)
                 thread.start()

@@ -144,19 +144,20 @@ def survey(
 def _objects(
     channel: Channel, cluster: Cluster, origins: OriginOf, stopped: Callable[[], bool]
 ) -> Survey:
-    """Return the survey of a prefix or of a objects."""
+    """Return the survey of a prefix or of a manifest."""
     source = channel.source
     assert source is not None
-    prefix = objects.prefix_of(source)
-    listed: Iterable[Blob] = objects.objects(channel, origins, stopped)
+    listed: Iterable[Blob]
     if source.data_type == "ManifestFile":
         text = objects.content(origins(source.uri), source.uri)
         uris = objects.manifest_entries(text, f"channel {channel.name}: {source.uri}")
         prefix = objects.manifest_prefix(text)
         # Listed twice it is read twice in Pipe mode, and is one file here.
-        listed = objects.stats(dict.fromkeys(uris), origins)
+        listed, below = objects.stats(dict.fromkeys(uris), origins), _below_manifest
+    else:
+        prefix = objects.prefix_of(source)
+        listed, below = objects.objects(channel, origins, stopped), _below_prefix
     key_prefix = key_of(prefix)
-    below = _below_prefix if source.data_type != "ManifestFile" else _below_manifest
     found = Survey(channel, _unpacked(below(key_prefix), source.compression))
     part = objects.share(channel, cluster)
     beside = _PrefixSiblings(key_prefix)

@@ -82,7 +82,6 @@ def find(
     pipe_dir: str | os.PathLike[str] | None,
     config_dir: str | os.PathLike[str] | None,
     timeout_seconds: float,
-    environ: Mapping[str, str] | None = None,
 ) -> Settings:
     """Return the settings of a channel that exists and is in Pipe mode; nothing is changed.
 
@@ -91,11 +90,10 @@ def find(
     Raises FileNotFoundError where there is no ``inputdataconfig.json``, and
     PipeModeDatasetException.
     """
-    environ = os.environ if environ is None else environ
-    base = os.path.abspath(environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml")
+    base = os.path.abspath(os.environ.get("SAGEMAKER_BASE_DIR") or "/opt/ml")
     folder = os.fspath(config_dir) if config_dir else os.path.join(base, "input", "config")
     path = os.path.join(folder, "inputdataconfig.json")
-    text = None if config_dir else environ.get(CHANNELS)
+    text = None if config_dir else os.environ.get(CHANNELS)
     channels = _described(text, CHANNELS) if text else _read(path)
     found = Settings(
         channel=channel,
