@@ -25,6 +25,7 @@ from sm_runtime.channels.objects import Origins, key_of, place_of
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 from sm_runtime.storage import Blob
+from sm_runtime.storage.s3.connection import endpoint
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ START_SECONDS = 60.0
 END_SECONDS = 10.0
 _TICK_SECONDS = 0.02
 _TOLD_LINES = 20
-_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _ALLOW = "start the container with --device /dev/fuse --cap-add SYS_ADMIN, or use File or Pipe mode"
 
 
@@ -123,16 +123,16 @@ def _folder(channel: Channel) -> str:
 
 def _settings(environ: Mapping[str, str], job: Job) -> dict[str, str]:
     """Return the variables for rclone: the usual AWS ones, and where the store is."""
-    endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
+    named = endpoint(environ)
     settings = {
         "RCLONE_TIMEOUT": f"{job.options.stall_seconds:.3f}s",
         **environ,
         "RCLONE_CONFIG": "/dev/null",
         "RCLONE_S3_ENV_AUTH": "true",
-        "RCLONE_S3_PROVIDER": "Other" if endpoint else "AWS",
+        "RCLONE_S3_PROVIDER": "Other" if named else "AWS",
     }
-    if endpoint:
-        settings["RCLONE_S3_ENDPOINT"] = endpoint
+    if named:
+        settings["RCLONE_S3_ENDPOINT"] = named
     found = job.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
     if found:
         settings["RCLONE_S3_REGION"] = found

@@ -74,8 +74,8 @@ class Origin(Protocol):
         ``wanted`` is consumed as needed. Folders are made. Nothing is under a path before it is
         complete (``<name>.sm-runtime.part`` beside it is removed at a failure); sizes are verified,
         and an object that changes meanwhile is an error. ``progress`` is told each number of bytes
-        as they arrive, from any thread. Raises DataError at the first object that cannot be had, or
-        within a second when ``stopped`` says so.
+        as they arrive, from any thread. Raises DataError at the first object that fails, or within
+        a second when ``stopped`` says so.
         """
 
     def close(self) -> None:
