@@ -43,7 +43,6 @@ log = logging.getLogger(__name__)
 
 _OTHER_ANSWERS = 3
 
-_BUFFER_BYTES = 1 << 20
 _THREADS = 6
 _WAITING = 2
 """How many short objects, of a part at most, wait for a thread."""
@@ -57,7 +56,7 @@ class S3Origin:
         self, uri: str, environ: Mapping[str, str], region: str, *, stall_seconds: float = 30
     ) -> None:
         self._connection = Connection(uri, environ, region, stall_seconds=stall_seconds)
-        self._source = Source(self._connection)
+        self.source = Source(self._connection)
 
     def list(self, uri: str, *, stopped: Callable[[], bool] = lambda: False) -> Iterator[Blob]:
         """Yield the objects whose key begins with that of ``uri``; see ``Origin``."""
@@ -90,7 +89,7 @@ class S3Origin:
         if length_bytes is not None:
             end = min(end, offset_bytes + length_bytes)
         with stop_is_an_error(blob.uri):
-            yield Body(self._source.pieces(blob, offset_bytes, end, stopped))
+            yield Body(self.source.pieces(blob, offset_bytes, end, stopped))
 
     def fetch(
         self,
@@ -101,7 +100,7 @@ class S3Origin:
     ) -> None:
         """Download each object to its path; see ``Origin``."""
         with stop_is_an_error("the objects"):
-            Fetch(self._source, progress, stopped).run(wanted)
+            Fetch(self.source, progress, stopped).run(wanted)
 
     def close(self) -> None:
         """End the threads."""
@@ -366,9 +365,14 @@ def _split_object(uri: str) -> tuple[str, str]:
 
 def read(uri: str, environ: Mapping[str, str], region: str, max_bytes: int) -> bytes:
     """Return a small object, such as a request. Raises DataError, also where it is larger."""
-    data = bytearray()
     with contextlib.closing(S3Origin(uri, environ, region)) as origin:
-        _copy(origin, uri, max_bytes, "", data.extend)
+        blob = origin.stat(uri)
+        _check_size(blob, max_bytes, "that it may have")
+        data = bytearray(blob.size_bytes)
+        with origin.open(blob) as body, memoryview(data) as view:
+            filled = 0
+            while count := body.readinto(view[filled:]):
+                filled += count
     return bytes(data)
 
 
@@ -387,53 +391,25 @@ def download(
     are those that boto3 finds. Raises CodeError, also for an object of more than ``max_bytes`` or
     than there is room for, and when ``stopped`` says so.
     """
-    part = path + ".part"
-    option = "SM_RUNTIME_CODE_MAX_BYTES"
     try:
         parse(uri)
-        with (
-            contextlib.closing(S3Origin(uri, environ, region)) as origin,
-            open(part, "wb") as file,
-            stop_is_an_error(uri),
-        ):
-            folder = os.path.dirname(path)
-            size = _copy(origin, uri, max_bytes, option, file.write, folder, stopped)
-        os.rename(part, path)
+        with contextlib.closing(S3Origin(uri, environ, region)) as origin, stop_is_an_error(uri):
+            blob = origin.stat(uri, stopped=stopped)
+            _check_size(blob, max_bytes, "that SM_RUNTIME_CODE_MAX_BYTES allows")
+            room = Room(os.path.dirname(path))
+            room.take(blob.size_bytes)
+            room.check(uri)
+            Fetch(origin.source, lambda _: None, stopped).run([(blob, path)])
     except DataError as error:
         raise CodeError(str(error)) from error
-    except OSError as error:
-        raise CodeError(f"{uri} cannot be downloaded: {' '.join(str(error).split())}") from error
-    log.info("downloaded %s (%d bytes)", uri, size)
+    log.info("downloaded %s (%d bytes)", uri, blob.size_bytes)
 
 
-def _copy(
-    origin: S3Origin,
-    uri: str,
-    max_bytes: int,
-    option: str,
-    write: Callable[[memoryview], object],
-    folder: str | None = None,
-    stopped: Callable[[], bool] = lambda: False,
-) -> int:
-    """Hand an object of unknown size on; return how many bytes it has.
-
-    ``folder``: where it is written to, if there has to be room for it.
-    """
-    blob = origin.stat(uri, stopped=stopped)
+def _check_size(blob: Blob, max_bytes: int, allowed: str) -> None:
     if blob.size_bytes > max_bytes:
-        allowed = f"that {option} allows" if option else "that it may have"
         raise DataError(
-            f"{uri} has {blob.size_bytes} bytes, more than the {max_bytes} bytes {allowed}"
+            f"{blob.uri} has {blob.size_bytes} bytes, more than the {max_bytes} bytes {allowed}"
         )
-    if folder is not None:
-        room = Room(folder)
-        room.take(blob.size_bytes)
-        room.check(uri)
-    view = memoryview(bytearray(_BUFFER_BYTES))
-    with origin.open(blob, stopped=stopped) as body:
-        while count := body.readinto(view):
-            write(view[:count])
-    return blob.size_bytes
 
 
 def problems(uri: str) -> list[str]:
