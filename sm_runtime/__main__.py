@@ -129,7 +129,7 @@ def main() -> int:
     import signal
 
     from sm_runtime import check
-    from sm_runtime.processes.process import STOPPING
+    from sm_runtime.processes.stop import STOPPING
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see isolation.enter
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error

@@ -133,10 +133,10 @@ def _parameter_files(job: Job, devices: Hardware, environ: Mapping[str, str]) ->
     """
     if distribution.plan(job, devices).kind != distribution.MPI:
         return {}
-    from sm_runtime.cluster import openmpi
+    from sm_runtime.cluster import mpi
     from sm_runtime.launch import mpirun
 
-    return openmpi.file_parameters({**environ, **mpirun.file_parameters(job)}, job.paths.code)
+    return mpi.file_parameters({**environ, **mpirun.file_parameters(job)}, job.paths.code)
 
 
 def _command(job: Job, variables: Mapping[str, str]) -> tuple[str, ...] | None:

@@ -8,7 +8,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from sm_runtime import __version__
-from sm_runtime.cluster.notice import NOTICE_SECONDS
 from sm_runtime.job.model import Cluster, Json
 
 PORTS = 10
@@ -17,6 +16,8 @@ NAME_LENGTH = 128
 """How much of a job's name a host says of itself."""
 LIST_BYTES = 2048
 """The most bytes of a list of hosts that a host sends before it is admitted."""
+NOTICE_SECONDS = 10.0
+"""How often the log says who is waited for."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -112,3 +113,22 @@ class ClusterConfig:
             more = ["their order"]
         shown = f" ({', '.join(more[:5])}{', ...' if more[5:] else ''})" if more else ""
         return f"the lists of hosts of {self.current} and {host} differ{shown}"
+
+
+class Notice:
+    """Says when a line in the log is due, and how long the wait has been; times are monotonic."""
+
+    def __init__(self, now: float, every_seconds: float = NOTICE_SECONDS) -> None:
+        self._started = now
+        self._every, self._next = every_seconds, now + every_seconds
+
+    def is_due(self, now: float) -> bool:
+        """Return whether a line is due, once for each."""
+        if now < self._next:
+            return False
+        self._next = now + self._every
+        return True
+
+    def seconds(self, now: float) -> float:
+        """Return how long it has been."""
+        return now - self._started

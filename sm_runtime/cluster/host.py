@@ -1,15 +1,15 @@
-"""The processes that a host runs for a distributed job, from the leader's word to the last's end.
+"""What a host does with its processes in a distributed job, from the start to the agreed end.
 
-Each process is a child of this host's supervisor: it is told of every end as it happens. Whatever
-follows from one is decided by the leader, for all hosts alike, over the link.
+Decisions only, as those of any workload: what happens to the processes goes in as events, what
+follows from it goes to the leader, which decides for all hosts alike, as reports over the link.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import signal
-import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sm_runtime.cluster.agreement import Priority
@@ -17,10 +17,17 @@ from sm_runtime.cluster.link import Link
 from sm_runtime.job import failure
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Ended, Json
-from sm_runtime.processes.process import Process, StopPolicy
-from sm_runtime.processes.relay import Relay
-from sm_runtime.processes.supervisor import Supervisor
-from sm_runtime.processes.workload import Workload
+from sm_runtime.processes.stop import StopPolicy
+from sm_runtime.processes.workload import (
+    Action,
+    Drain,
+    Drained,
+    Event,
+    Processes,
+    ProcessState,
+    Send,
+    Start,
+)
 
 log = logging.getLogger(__name__)
 
@@ -28,251 +35,248 @@ ABORT_SECONDS = 3.0
 """What a script has from SIGTERM to SIGKILL when another part of the job has failed."""
 SERVICE_SECONDS = 2.0
 """What a service has to end when all scripts have."""
-OUTPUT_SECONDS = 2.0
-"""How long the last output of a process may take before its failure is told."""
-QUIET_SECONDS = 0.3
-"""A process that has ended, and whose output is held open by another, has no more to say then."""
-LOOK_SECONDS = 0.01
-"""How often that is looked at."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HostPolicy:
-    """How the scripts of an ensemble are treated."""
+    """How the scripts of a host are treated."""
 
     host: str
-    limits: StopPolicy
+    stop: StopPolicy
     mask: Callable[[str], str]
-    keep_stacks: Callable[[bytes], None]
-    serves: bool = False
-    """Whether the script only serves the leader's, so that its end is no loss."""
+    ends_with_leader: bool = False
+    """Whether the scripts only serve the leader's, so that their end is no loss."""
 
 
-class HostProcesses(Workload):
-    """The services and scripts of one host, which begin together and end as the hosts agree."""
+class HostProcesses:
+    """The services and scripts of one host, which start together and end as the hosts agree."""
 
     def __init__(
         self,
         link: Link,
-        terms: HostPolicy,
+        policy: HostPolicy,
         scripts: Iterable[Command] = (),
         services: Iterable[Command] = (),
     ) -> None:
-        self.link, self.terms = link, terms
+        self.link, self.policy = link, policy
         self.outcome: Failure | None = None
         self.started = False
         """Whether a script has begun."""
-        self.leftover_seconds = terms.limits.leftover_seconds
-        self._commands, self._serving = tuple(scripts), tuple(services)
-        self._scripts: dict[Process, Command] = {}
-        self._services: dict[Process, Command] = {}
-        self._finished = self._stopping = self._told = False
-        self._ended: dict[Process, tuple[Callable[[], None], float]] = {}
-        """What has ended, and what follows from it when its last output is here, or at a time."""
+        self.processes = Processes(policy.stop)
+        self.commands: dict[int, Command] = {}
+        self._first = tuple(scripts), tuple(services)
+        self._actions: list[Action] = []
+        self.is_finished = self._is_stop_reported = False
+        self._concluding: set[int] = set()
+        """What has ended, and something follows from it when its last output is here."""
         self._held: list[tuple[Priority, int, Failure]] = []
-        """Failures after a request to stop, which are told when all scripts have ended."""
-        self._closing_at: float | None = None
+        """Failures after a request to stop, which are reported when all scripts have ended."""
+        self.closing_at = math.inf
+        """When services are killed, once the end is agreed on."""
 
     # -- what the supervisor asks ------------------------------------------------------------
 
-    def begin(self, stage: Supervisor) -> None:
+    @property
+    def leftover_seconds(self) -> float:
+        """From the end to SIGKILL for what the processes left behind."""
+        return self.policy.stop.leftover_seconds
+
+    def begin(self, now: float) -> Sequence[Action]:
         """Start the services, then the scripts."""
-        self._stage = stage
-        for command in self._serving:
-            self._serve(command)
-        for command in self._commands:
-            relays = (Relay(stage.out, "stdout"), Relay(stage.err, "stderr"))
-            self._perform(command, relays)
-        self.step()
+        scripts, services = self._first
+        for command in services:
+            self.serve(command)
+        for command in scripts:
+            self.start(self.processes.start(command, now))
+        return self._taken()
 
-    def over(self) -> bool:
+    def on(self, event: Event, now: float) -> Sequence[Action]:
+        """Return what an event leads to."""
+        live = self.processes.live()
+        self.do(self.processes.on(event, now))
+        self.take(event, now)
+        for state in live:
+            if not state.is_live:
+                self.ended(state)
+        self._step(now)
+        return self._taken()
+
+    def next_time(self) -> float:
+        """Return when something is due; infinity: never."""
+        closing = math.inf if self.processes.live_scripts() else self.closing_at
+        return min(self.processes.next_time(), closing)
+
+    def is_done(self, now: float) -> bool:
         """Whether all hosts have agreed on the end and no process of this host is left."""
-        if self._closing_at is None or self._live(self._scripts, self._services):
+        if self.closing_at == math.inf or self.processes.live():
             return False
-        return self.outcome is not None or not self._ended  # one of them may be a failure
+        return self.outcome is not None or not self._concluding  # one of them may be a failure
 
-    def seconds(self) -> float | None:
-        """Return the seconds until the services are killed."""
-        if self._ended:
-            return LOOK_SECONDS
-        if self._closing_at is None or self._live(self._scripts):
-            return None
-        return max(0.0, self._closing_at - time.monotonic())
+    def deadline(self) -> float:
+        """Return until when what is left of processes that were asked to stop has time; else 0."""
+        return self.processes.deadline()
 
-    def ended(self, run: Process) -> None:
-        """Draw the conclusion from the end of one process."""
-        if run in self._services:
-            self._service_ended(run, self._services[run])
-        elif run in self._scripts:
-            self._script_ended(run, self._scripts[run])
+    # -- what happens ------------------------------------------------------------------------
 
-    def step(self) -> None:
-        """Do what the hosts have agreed on."""
-        link = self.link
-        now = time.monotonic()
-        for run, (conclude, until) in list(self._ended.items()):
-            if now >= until or not run.has_output(QUIET_SECONDS):
-                del self._ended[run]
-                conclude()
-        while link.state.inbox:
-            self.receive(link.state.inbox.popleft())
-        reason = self._stage.stopped_by or next(
-            (run.stopped_by for run in self._scripts if run.stopped_by), None
-        )
-        if reason and not self._told and link.state.stop_reason is None:
-            self._told = True
-            link.stopped(reason)
-        if (reason or link.state.stop_reason) and not self._stopping:
-            self._stopping = True
-            self._stop(link.state.stop_reason or reason or "")
-        if self._closing_at is None and (link.state.failure or link.state.training_done):
-            self._close(link.state.failure)
-        if self._closing_at is not None:
-            self._end_services()
-        self.check_finished()
-
-    # -- what a subclass may do otherwise ----------------------------------------------------
+    def take(self, event: Event, now: float) -> None:
+        """Take an event, the states of the processes being up to date."""
+        if isinstance(event, Drained) and event.key in self._concluding:
+            self._concluding.remove(event.key)
+            self.conclude(self.processes[event.key], event.ended)
 
     def receive(self, message: Mapping[str, Json]) -> None:
         """Take a message of another host."""
-        log.debug("a message that nobody waits for: %s", message.get("do"))
+        log.debug("unexpected message of another host: %s", message.get("do"))
 
-    def check_finished(self) -> None:
-        """Say that this host's part is done, once it is."""
-        if not self._finished and self._scripts and not self._live(self._scripts):
-            self.finish_part()
+    def ended(self, state: ProcessState) -> None:
+        """Take the end of a process: a failure is told when its last output is here."""
+        if state.stop and state.kill_at == math.inf:  # else all of it is gone, or had its time
+            self.do([Send(state.key, signal.SIGTERM)])  # what it started has no purpose any more
+        is_failure = not (state.stop and state.is_success)
+        if is_failure and not state.aborted and not self.is_closing:
+            self.await_output(state)
 
-    def rank_of(self, run: Process) -> int | None:
-        """Return the rank of a script's process; None where there is none."""
-        return None
+    def await_output(self, state: ProcessState) -> None:
+        """Have ``conclude`` called when the last output of a process is here, or had its time."""
+        self._concluding.add(state.key)
+        self.do([Drain(state.key)])
 
-    def finish(self) -> None:
-        """Wait for the last output of all, when nothing is left that could write any."""
-        self._stage.gather_output(run for run in self._scripts if run.status is not None)
-
-    def release(self) -> None:
-        """Let go of whatever holds the services back, the end being agreed on."""
-
-    # -- how it is done ----------------------------------------------------------------------
-
-    def _perform(self, command: Command, relays: tuple[Relay, Relay]) -> Process:
-        """Start a script."""
-        run = self._stage.start(command, self.terms.limits, relays, self.terms.keep_stacks)
-        run.name = command.name
-        self._scripts[run] = command
-        self.started = True
-        return run
-
-    def _serve(self, command: Command) -> Process:
-        """Start a service, whose output is of interest only when it fails."""
-        relay = Relay(self._stage.err, command.name)
-        run = self._stage.start(command, StopPolicy(grace_seconds=SERVICE_SECONDS), (relay, relay))
-        run.name = command.name
-        run.passes_signals = False
-        self._services[run] = command
-        return run
-
-    def _script_ended(self, run: Process, command: Command) -> None:
-        if run.deadline is None:  # else all of it is gone, or has had its time
-            run.send_group(signal.SIGTERM)  # what it started has no purpose any more
-        if run.shell_status() == 0 or run.aborted or self._closing_at is not None:
-            return  # its last output has time: what it has left behind may hold the pipe
-
-        def conclude() -> None:
-            ended = run.so_far()
-            found = failure.of_script(ended, command.cwd, self.terms.host, self.terms.mask)
-            self._fail(replace(found, rank=self.rank_of(run)), _priority(ended))
-
-        self._conclude(run, conclude)
-
-    def _service_ended(self, run: Process, command: Command) -> None:
-        if self._closing_at is not None or run.aborted:
+    def conclude(self, state: ProcessState, ended: Ended) -> None:
+        """Draw the conclusion from the end of a process."""
+        if state.stop is None:
+            self.fail(self.service_failure(state, ended), self.service_priority(state))
             return
+        found = self.failure_of(state, ended)
+        is_killed = ended.signal and not ended.stopped_by
+        priority = Priority.KILLED if is_killed else Priority.FAILED
+        self.fail(replace(found, rank=self.rank_of(state.key)), priority)
 
-        def conclude() -> None:
-            self._fail(self.reason(run, command), self.service_priority(command))
+    def failure_of(self, state: ProcessState, ended: Ended) -> Failure:
+        """Return the failure that the end of a process is."""
+        folder = self.commands[state.key].cwd
+        return failure.of_script(ended, folder, self.policy.host, self.policy.mask)
 
-        self._conclude(run, conclude)
-
-    def _conclude(self, run: Process, conclude: Callable[[], None]) -> None:
-        """Draw a conclusion from an end when all of the output is here; wait for nothing now."""
-        self._ended[run] = (conclude, time.monotonic() + OUTPUT_SECONDS)
-
-    def reason(self, run: Process, command: Command) -> Failure:
+    def service_failure(self, state: ProcessState, ended: Ended) -> Failure:
         """Return why a service that has ended is the end of the job."""
-        ended = run.so_far()
-        found = failure.of_script(ended, command.cwd, self.terms.host, self.terms.mask)
-        whole = f"the {command.name}: {found.message}"
+        found = self.failure_of(state, ended)
+        whole = f"the {state.name}: {found.message}"
         if "the script" in found.message:
-            whole = found.message.replace("the script", f"the {command.name}", 1)
+            whole = found.message.replace("the script", f"the {state.name}", 1)
         return replace(found, name="LaunchError", message=whole, status=ended.status or 1)
 
-    def service_priority(self, command: Command) -> Priority:
+    def service_priority(self, state: ProcessState) -> Priority:
         """Return how likely the failure of a service is to be the cause of others."""
         return Priority.SERVICE
 
-    def _fail(self, found: Failure, priority: Priority) -> None:
+    def rank_of(self, key: int) -> int | None:
+        """Return the rank of a script's process; None where there is none."""
+        return None
+
+    # -- what follows ------------------------------------------------------------------------
+
+    def do(self, actions: Iterable[Action]) -> None:
+        """Have the supervisor do something."""
+        self._actions += actions
+
+    def start(self, start: Start) -> ProcessState:
+        """Start a script."""
+        self.commands[start.key] = start.command
+        self.started = True
+        self.do([start])
+        return self.processes[start.key]
+
+    def serve(self, command: Command) -> ProcessState:
+        """Start a service."""
+        start = self.processes.serve(command)
+        self.commands[start.key] = command
+        self.do([start])
+        return self.processes[start.key]
+
+    @property
+    def is_closing(self) -> bool:
+        """Whether the hosts have agreed on the end."""
+        return self.closing_at < math.inf
+
+    @property
+    def is_stopping(self) -> bool:
+        """Whether a stop was asked for, here or on another host."""
+        return bool(self.processes.stop.reason or self.link.state.stop_reason)
+
+    def fail(self, found: Failure, priority: Priority) -> None:
+        """Report a failure: at once, or after a request to stop when all scripts have ended."""
         log.error("%s", found.headline())
-        if self._stopping or self._stage.stopped_by or self.link.state.stop_reason:
+        if self.is_stopping:
             # Each of the others has its grace: nobody's end is hastened by another's.
             self._held.append((priority, len(self._held), found))
         else:
-            self._finished = True
+            self.is_finished = True
             self.link.failed(found, priority)
 
+    def check_finished(self) -> None:
+        """Report that this host's part is done, once it is."""
+        if self.started and not self.processes.live_scripts():
+            self.finish_part()
+
     def finish_part(self) -> None:
-        """Say that this host's part is done, unless it is still to be told why it failed."""
-        if self._ended:
+        """Report that this host's part is done, unless it is still to be told why it failed."""
+        if self._concluding:
             return
-        self._finished = True
+        self.is_finished = True
         if self._held:
             priority, _, found = min(self._held, key=lambda held: held[:2])
             self.link.failed(found, priority)
         else:
             self.link.finished(began=self.started)
 
-    def _stop(self, reason: str) -> None:
-        """Ask this host's scripts to stop: what reached another host reaches them, too."""
-        for run in self._live(self._scripts):
-            if run.stopped_by is None:
-                run.stop(reason, signal.SIGTERM)
+    def _step(self, now: float) -> None:
+        """Do what the hosts have agreed on."""
+        state, stop = self.link.state, self.processes.stop
+        while state.inbox:
+            self.receive(state.inbox.popleft())
+        if stop.reason and not self._is_stop_reported and state.stop_reason is None:
+            self._is_stop_reported = True
+            self.link.stopped(stop.reason)
+        if state.stop_reason and stop.reason is None:
+            self.do(self.processes.request(state.stop_reason, signal.SIGTERM, now))
+        if not self.is_closing and (state.failure or state.training_done):
+            self._close(state.failure, now)
+        if self.is_closing:
+            self._end_services(now)
+        if not self.is_finished:
+            self.check_finished()
 
-    def _close(self, found: Failure | None) -> None:
+    def _close(self, found: Failure | None, now: float) -> None:
         """Begin to end: at once where the job has failed, else what still serves."""
         self.outcome = found
-        self._closing_at = time.monotonic() + SERVICE_SECONDS
-        live = self._live(self._scripts)
+        self.closing_at = now + SERVICE_SECONDS
+        live = self.processes.live_scripts()
+        names = ", ".join(state.name for state in live)
         if found and live:
-            names = ", ".join(run.name for run in live)
             log.error("ending %s: the job has failed on %s", names, found.host)
-        elif live and not self.terms.serves:
-            names = ", ".join(run.name for run in live)
+        elif live and not self.policy.ends_with_leader:
             log.warning("ending %s: the script of %s is done", names, self.link.config.leader)
-        for run in live:
-            run.end(ABORT_SECONDS)
+        for state in live:
+            self.do(state.end(ABORT_SECONDS, now))
 
-    def _end_services(self) -> None:
+    def _end_services(self, now: float) -> None:
         """End the services when no script needs them."""
-        if self._live(self._scripts):
-            assert self._closing_at is not None
-            self._closing_at = max(self._closing_at, time.monotonic() + SERVICE_SECONDS)
+        if self.processes.live_scripts():
+            self.closing_at = max(self.closing_at, now + SERVICE_SECONDS)
             return
-        late = time.monotonic() >= (self._closing_at or 0.0)
-        for run in self._live(self._services):
-            if late or self.outcome is not None:
-                run.send_group(signal.SIGKILL)
-            elif not run.aborted:
-                self.dismiss(run)
+        for state in self.processes.live():
+            if now >= self.closing_at or self.outcome is not None:
+                self.do([Send(state.key, signal.SIGKILL)])
+            elif not state.aborted:
+                self.dismiss(state, now)
         self.release()
 
-    def dismiss(self, run: Process) -> None:
+    def dismiss(self, state: ProcessState, now: float) -> None:
         """Ask a service to end."""
-        run.end(SERVICE_SECONDS)
+        self.do(state.end(SERVICE_SECONDS, now))
 
-    @staticmethod
-    def _live(*groups: dict[Process, Command]) -> list[Process]:
-        return [run for group in groups for run in group if run.status is None]
+    def release(self) -> None:
+        """Let go of whatever holds the services back, the end being agreed on."""
 
-
-def _priority(ended: Ended) -> Priority:
-    return Priority.KILLED if ended.signal and not ended.stopped_by else Priority.FAILED
+    def _taken(self) -> list[Action]:
+        taken, self._actions = self._actions, []
+        return taken

@@ -1,5 +1,7 @@
 """The link between the hosts of a job: what this host reports, and what all hosts have agreed on.
 
+``Link`` is a host's side of it, with a ``Leader`` or a ``Worker`` inside.
+
 Each host keeps one connection to the leader for the whole job. Sockets belong to an event loop in a
 thread of its own; the main thread reports, and reads the state. A single host has neither a thread
 nor a socket.
@@ -8,15 +10,33 @@ nor a socket.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import os
 import threading
+import time
 from collections.abc import Callable, Coroutine, Mapping
 
-from sm_runtime.cluster.agreement import Message, Priority, State, peer_failure
-from sm_runtime.cluster.config import ClusterConfig
-from sm_runtime.cluster.leader import Leader
-from sm_runtime.cluster.worker import Worker
+from sm_runtime.cluster.admission import Admission
+from sm_runtime.cluster.agreement import (
+    MALFORMED,
+    Agreement,
+    Message,
+    Priority,
+    State,
+    peer_failure,
+)
+from sm_runtime.cluster.config import PORTS, ClusterConfig, Notice
+from sm_runtime.cluster.connection import (
+    MESSAGE_BYTES,
+    Connection,
+    FinalError,
+    PeerError,
+    resolve,
+    within,
+)
 from sm_runtime.job.failure import Failure
+from sm_runtime.job.model import Json
 
 log = logging.getLogger(__name__)
 
@@ -155,3 +175,272 @@ class Link:
         """Take it that the link itself is at fault: the job has failed."""
         log.error("the link between the hosts failed", exc_info=error)
         self.fail(self.config.current, f"{type(error).__name__}: {error}")
+
+
+class Leader:
+    """Serves every host that is admitted; without other hosts it opens no socket."""
+
+    def __init__(self, link: Link, address: str) -> None:
+        self._link, self._config = link, link.config
+        config = self._config
+        self._agreement = Agreement(
+            config.hosts, patience_seconds=config.patience_seconds, awaited=config.awaited
+        )
+        self._agreement.joined(config.current, address)
+        self._admission = Admission(link, address, self._serve, self._blame)
+        self._connections: dict[str, Connection] = {}
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Serve the connections until the link is closed."""
+        await self._admission.start()
+        beat_at, notice = 0.0, Notice(time.monotonic(), self._config.notice_seconds)
+        while True:
+            now = time.monotonic()
+            if now >= beat_at:
+                beat_at = now + self._config.beat
+                self._admission.expire(now)
+                self._beat(notice)
+            self._agreement.decide(now)
+            self._flush()
+            wake_at = min(beat_at, self._agreement.next_time(now))
+            timer = asyncio.get_running_loop().call_later(wake_at - now, self._changed.set)
+            await self._changed.wait()
+            timer.cancel()
+            self._changed.clear()
+
+    def report(self, message: Message) -> None:
+        """Take a report of this host."""
+        self._agreement.report(self._config.current, message, time.monotonic())
+        self._flush()
+        self._changed.set()
+
+    def close(self) -> None:
+        """Close every socket."""
+        self._admission.close()
+        for connection in self._connections.values():
+            connection.close()
+
+    async def _serve(self, host: str, connection: Connection, hello: Message) -> None:
+        """Take in a host that is admitted, and its reports until its connection ends."""
+        self._connections[host] = connection
+        try:
+            connection.send({"type": "welcome"})
+            self._agreement.joined(host, connection.address)
+            for text in self._config.differences(connection.greeting, hello):
+                self._blame(host, f"{text}: all hosts of a job need the same")
+            while True:
+                self._flush()
+                self._changed.set()
+                message = await connection.receive_within(self._config.silence_seconds)
+                self._agreement.report(host, message, time.monotonic())
+        except PeerError as error:
+            self._lost(host, connection, str(error))
+        except MALFORMED:
+            self._lost(host, connection, "malformed message")
+
+    def _flush(self) -> None:
+        """Send what the agreement has to say."""
+        while outgoing := self._agreement.take():
+            for receiver, message in outgoing:
+                for host in self._config.hosts if receiver is None else (receiver,):
+                    self._send(host, message)
+
+    def _send(self, host: str, message: Message) -> None:
+        if host == self._config.current:
+            self._link.apply(message)
+        elif connection := self._connections.get(host):
+            try:
+                connection.send(message)
+            except PeerError as error:
+                self._lost(host, connection, str(error))
+
+    def _lost(self, host: str, connection: Connection, why: str) -> None:
+        if self._connections.get(host) is not connection:
+            return
+        del self._connections[host]
+        connection.abort()
+        self._agreement.lost(host, why, time.monotonic())
+        self._link.workers_gone = not self._connections
+        self._changed.set()
+        self._link.notify()
+
+    def _blame(self, host: str, message: str) -> None:
+        self._agreement.blame(host, message, time.monotonic())
+        self._changed.set()
+
+    # -- who is waited for -------------------------------------------------------------------
+
+    def _beat(self, notice: Notice) -> None:
+        """Say that this host is there, and who is waited for."""
+        missing, unready = tuple(self._admission.missing), self._agreement.unready()
+        now = time.monotonic()
+        state, seconds = self._link.state, notice.seconds(now)
+        state.waiting_for = ", ".join(missing or unready)
+        for host in list(self._connections):
+            self._send(host, {"type": "wait", "hosts": state.waiting_for})
+        if state.failure or not state.waiting_for:
+            return
+        if missing:
+            is_over = seconds >= self._config.wait_seconds
+            if notice.is_due(now) or is_over:
+                self._link.spawn(self._report_missing(missing, seconds, is_over=is_over))
+        elif self._config.current not in unready and notice.is_due(now):
+            log.info("waiting for %s to be ready (%.0f s)", state.waiting_for, seconds)
+
+    async def _report_missing(
+        self, missing: tuple[str, ...], seconds: float, *, is_over: bool
+    ) -> None:
+        """Log why hosts are missing, or give them up where it ``is_over``."""
+        wait, admission = self._config.wait_seconds, self._admission
+        causes = "; ".join([f"{host}: {await admission.cause(host)}" for host in missing])
+        if not is_over:
+            names = ", ".join(missing)
+            log.info("waiting for %s (%.0f s / %g s): %s", names, seconds, wait, causes)
+        elif admission.missing and self._link.state.failure is None:  # one may have come by now
+            hosts, now = tuple(admission.missing), time.monotonic()
+            self._agreement.absent(hosts, f"{causes} for {wait:g} s", now)
+            self._changed.set()
+
+
+CONNECT_SECONDS = 3.0
+RETRY_SECONDS = 0.2
+WELCOME_SECONDS = 5.0
+"""How much longer than the leader this host waits for its admission: it may be told why not."""
+
+
+class Worker:
+    """Looks for the leader, brings it this host's reports, and takes what the hosts agree on."""
+
+    def __init__(self, link: Link) -> None:
+        self._link, self._config = link, link.config
+        self._connection: Connection | None = None
+        self._early: list[Message] = []
+        """Reports from before this host was admitted."""
+        self._cause = ""
+        """Why the leader has not been found."""
+        self._has_answer = False
+        """Whether something answers at the leader's address, on whatever port."""
+        self._is_logged = False
+
+    async def run(self) -> None:
+        """Join the leader and take its messages until the job is over."""
+        leader = self._config.leader
+        try:
+            connection = await self._join()
+        except PeerError as error:
+            self._link.fail(leader, str(error))
+            return
+        self._connection, self._link.is_admitted = connection, True
+        for message in self._early:
+            self.report(message)
+        tasks = {self._link.spawn(self._read(connection)), self._link.spawn(self._beat(connection))}
+        await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+
+    def report(self, message: Message) -> None:
+        """Send a report to the leader, or keep it until it is there."""
+        if self._connection is None:
+            self._early.append(message)
+        else:
+            with contextlib.suppress(PeerError):  # the next beat finds the same
+                self._connection.send(message)
+
+    def close(self) -> None:
+        """Close the connection."""
+        if self._connection is not None:
+            self._connection.close()
+
+    async def _read(self, connection: Connection) -> None:
+        """Take the leader's messages."""
+        try:
+            while not self._link.state.finished:
+                self._link.apply(await connection.receive_within(self._config.silence_seconds))
+        except PeerError as error:
+            self._lost(connection, str(error))
+        except MALFORMED:
+            self._lost(connection, "malformed message")
+
+    async def _beat(self, connection: Connection) -> None:
+        """Say again and again that this host is there."""
+        try:
+            while True:
+                connection.send({"type": "beat"})
+                await asyncio.sleep(self._config.beat)
+        except PeerError as error:
+            self._lost(connection, str(error))
+
+    def _lost(self, connection: Connection, why: str) -> None:
+        leader = self._config.leader
+        self._link.fail(leader, f"{leader} ({connection.address}) is lost: {why}")
+
+    # -- looking for the leader --------------------------------------------------------------
+
+    async def _join(self) -> Connection:
+        """Return the connection to the leader; raises PeerError where there will be none."""
+        config, offset = self._config, 0
+        notice = Notice(time.monotonic(), config.notice_seconds)
+        while True:
+            if connection := await self._try(config.port + offset):
+                return connection
+            leader, wait, now = config.leader, config.wait_seconds, time.monotonic()
+            seconds = notice.seconds(now)
+            if seconds >= wait:
+                raise PeerError(f"{leader}: {self._cause} for {wait:g} s")
+            self._link.state.waiting_for = leader
+            if notice.is_due(now):
+                log.info("waiting for %s (%.0f s / %g s): %s", leader, seconds, wait, self._cause)
+            # An address that does not answer at all has no other port that would.
+            offset = (offset + 1) % PORTS if self._has_answer else 0
+            await asyncio.sleep(0.0 if offset else RETRY_SECONDS)
+
+    async def _try(self, port: int) -> Connection | None:
+        """Return the connection to the leader at a port, or note why there is none."""
+        leader = self._config.leader
+        addresses, self._cause = await resolve(leader)
+        self._has_answer = False
+        for address in addresses:
+            try:
+                return await self._greet(address, port)
+            except FinalError as error:
+                raise PeerError(f"{leader} ({address}): {error}") from None
+            except PeerError as error:
+                self._has_answer, reason = True, str(error)
+                if not self._is_logged:  # once: it may be no more than a neighbour
+                    self._is_logged = True
+                    log.warning("%s port %d: %s", address, port, reason)
+            except OSError as error:
+                self._has_answer |= isinstance(error, ConnectionRefusedError)
+                reason = os.strerror(error.errno) if error.errno else str(error)
+            self._cause = f"{address} port {port}: {reason}"
+        return None
+
+    async def _greet(self, address: str, port: int) -> Connection:
+        """Connect, and be admitted; raises OSError and PeerError."""
+        config = self._config
+        connection = await Connection.open(address, port, config.secret, CONNECT_SECONDS)
+        try:
+            greetings = connection.exchange_greetings(config.greeting(), self._examine, leads=False)
+            await within(greetings, config.greeting_seconds / 2)  # it begins at once
+            connection.send(config.hello())
+            connection.limit_bytes = MESSAGE_BYTES
+            seconds = config.greeting_seconds + WELCOME_SECONDS
+            answer = await within(connection.receive(), seconds)
+            if answer.get("type") == "refused":
+                kind = FinalError if answer.get("final") else PeerError
+                raise kind(f"this host was turned away: {answer.get('reason')}")
+            if answer.get("type") != "welcome":
+                raise PeerError("unexpected message before admission")
+            return connection
+        except TimeoutError:
+            connection.abort()
+            raise PeerError("it does not answer") from None
+        except BaseException:
+            connection.close()
+            raise
+
+    def _examine(self, greeting: Mapping[str, Json]) -> None:
+        host = str(greeting.get("host"))
+        different = self._config.other_job(greeting)
+        if different or host != self._config.leader:
+            more = f": {different}" if different else ""
+            raise PeerError(f"another job's host answers, {host[:80]!r}{more}")

@@ -1,4 +1,9 @@
-"""The ranks of an MPI job on one host: ``mpirun`` on the leader, and its daemons, launch them."""
+"""Open MPI as a launcher of ranks: how its daemons are started, and what it says of its end.
+
+Also what it is configured with here: where its parameter files are depends on how it was built, on
+variables (``OPAL_PREFIX``, ``OMPI_MCA_...``) and on options. ``ompi_info``, which comes with it,
+tells; without its plug-ins it takes 10 ms.
+"""
 
 from __future__ import annotations
 
@@ -6,170 +11,120 @@ import logging
 import os
 import re
 import shlex
-from collections.abc import Iterable, Mapping
-from dataclasses import replace
+import shutil
+import subprocess
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
-from sm_runtime.cluster.agreement import Priority
-from sm_runtime.cluster.host import HostPolicy
-from sm_runtime.cluster.launcher_socket import LauncherSocket, StubConnection
-from sm_runtime.cluster.link import Link
-from sm_runtime.cluster.ranks import RankProcesses
+from sm_runtime.cluster.ranks import Launcher
 from sm_runtime.job.failure import Failure
-from sm_runtime.job.model import Command, Json
+from sm_runtime.job.model import Command, Ended
 from sm_runtime.launch.host_names import restored
-from sm_runtime.processes.process import Process
+from sm_runtime.launch.mca import PREFIX, file_variables
 
 if TYPE_CHECKING:
-    from sm_runtime.cluster.roles import OpenMpi
+    from sm_runtime.launch.mca import HostParameters
 
 log = logging.getLogger(__name__)
 
-DAEMON = "orted"
-"""Open MPI's daemon, the only program that the leader may have another host start."""
+ASK_SECONDS = 10.0
+FILE_BYTES = 2**20
+"""What is read of a file: the one that comes with Open MPI has 3 KiB."""
 
+_QUESTION = ("--parsable", "--level", "9", "--param", "mca", "base")
+_NO_PLUGINS = f"{PREFIX}mca_base_component_disable_dlopen"
+_FILES = (
+    "mca_base_override_param_file", "mca_base_envar_file_prefix", "mca_base_param_files",
+)  # fmt: skip
+"""The parameters that name files, the ones that count most first."""
+_ANSWER = re.compile(r'^mca:mca:base:param:(\w+):value:"?(.*?)"?$', re.MULTILINE)
+_NAME = "openmpi-mca-params.conf"
 _ABORTED = re.compile(rb"MPI_ABORT was invoked on rank (\d+) .*?errorcode (-?\d+)", re.DOTALL)
 _IMPROPER = re.compile(rb"process rank (\d+) with PID \d+ on\s+node \S+ exiting improperly")
 _PARAGRAPH = re.compile(rb"^-{20,}\n(.+?)(?:\n\s*\n|\n-{20,}$)", re.DOTALL | re.MULTILINE)
 
 
-class MpiRanks(RankProcesses):
-    """The ranks of one host, and the part of Open MPI that runs there.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class OpenMpiSettings:
+    """What a host knows of its Open MPI before the launch."""
 
-    ``script`` is what each rank runs, ``mpirun`` the leader's command, ``daemon`` says where and
-    how another host's daemon runs. ``expected`` ranks are to run here. ``known`` is what Open MPI
-    is configured with here, and what it calls the hosts.
+    files: Mapping[str, str]
+    """The variables that say the same as its parameter files."""
+    names: Mapping[str, str]
+    """What Open MPI calls each host."""
+    host: HostParameters
+    """What is decided for the processes of this host."""
+
+    @property
+    def other_names(self) -> str:
+        """The hosts that are called otherwise than they are, and how."""
+        pairs = self.names.items()
+        return ", ".join(f"{name} for {host}" for host, name in pairs if name != host)
+
+
+class OpenMpi(Launcher):
+    """Open MPI: ``mpirun`` on the leader, and a daemon on each other host.
+
+    ``rank_variables`` are what a rank needs of this host, where Open MPI brings the leader's, and
+    ``variables`` what Open MPI's processes need in their environment.
     """
 
     rank_variable = "OMPI_COMM_WORLD_RANK"
+    daemon = "orted"
 
     def __init__(
         self,
-        link: Link,
-        terms: HostPolicy,
+        settings: OpenMpiSettings,
         *,
-        door: LauncherSocket,
-        script: Command,
+        host: str,
+        hosts: tuple[str, ...],
         expected: int,
-        launcher: Command | None,
-        known: OpenMpi,
+        rank_variables: Mapping[str, str],
+        variables: Mapping[str, str],
     ) -> None:
-        super().__init__(link, terms, door=door, script=script, launcher=launcher)
-        self._known = known
-        self._expected = expected
-        self._count = 0
-        self._began = False
-        """Whether a rank of any host has begun, as far as this host knows."""
-        self._agents: dict[int, StubConnection] = {}
-        self._asked: list[str] = []
-        """The hosts on which the leader has had daemons started."""
-        self._daemons: dict[Process, int] = {}
-
-    def files(self) -> Iterable[int]:
-        """Return the door, and whoever stands there."""
-        return (*super().files(), *(caller.fileno() for caller in self._agents.values()))
-
-    def has_launched(self) -> bool:
-        """Whether no rank of this host is still to come."""
-        return self._wired or (self._launcher is None and len(self._ranks) >= self._expected)
+        self.expected = expected
+        self._settings, self._host, self._hosts = settings, host, hosts
+        self._rank_variables, self._variables = rank_variables, variables
 
     def environment(self, found: dict[str, str]) -> dict[str, str]:
         """Return a rank's environment: this host's own where Open MPI brings the leader's."""
-        return self._known.host.applied(found) | self._door.rank_variables
+        return {**self._settings.host.applied(found), **self._rank_variables}
 
     def prefix(self, rank: int, stream: str) -> bytes:
         """Return what a rank's lines begin with, as Open MPI and SageMaker's toolkit write it."""
-        return f"[1,mpirank:{rank},{self.terms.host}]<{stream}>:".encode()
+        return f"[1,mpirank:{rank},{self._host}]<{stream}>:".encode()
 
-    def receive(self, message: Mapping[str, Json]) -> None:
-        """Start Open MPI's daemon for the leader, or tell its agent how that ended."""
-        if message.get("do") == "launch":
-            self._launch(message["id"], message["words"])
-        elif message.get("do") == "exited":
-            self._answer(message["id"], message["status"])
-        elif message.get("do") == "began":
-            self._began = True
+    def daemon_command(self, words: Sequence[str], script: Command) -> Command:
+        """Return how ``orted`` is started; the words are meant for a shell, and get none."""
+        argv = self._settings.host.without(tuple(shlex.split(" ".join(words))))
+        env = {**script.env, **self._variables, **self._settings.host.variables}
+        return Command(argv=argv, cwd=script.cwd, env=env, name="orted")
 
-    def has_started_ranks(self) -> bool:
-        """Whether ranks have begun: those of all hosts do so together."""
-        return self._began or super().has_started_ranks()
+    def host_of(self, name: str) -> str:
+        """Return the host that Open MPI calls so."""
+        return next((h for h, called in self._settings.names.items() if called == name), name)
 
-    def missing(self) -> str:
+    def missing(self, hosts: Sequence[str], asked: Sequence[str]) -> str:
         """Return, in words, what is waited for while no rank has begun."""
-        return f"Open MPI's daemons on {', '.join(self._asked)}" if self._asked else "mpirun"
+        return f"Open MPI's daemons on {', '.join(asked)}" if asked else "mpirun"
 
-    def _begin_rank(self, caller: StubConnection, cpus: bytes, variables: list[bytes]) -> None:
-        if not self._ranks and self._launcher is None:
-            self.link.send(self.link.config.leader, {"do": "began"})
-        super()._begin_rank(caller, cpus, variables)
-
-    def release(self) -> None:
-        """Let the ranks' stand-ins and the agents end."""
-        super().release()
-        for identity in list(self._agents):
-            self._answer(identity, 0)
-
-    def asked(self, caller: StubConnection, words: list[bytes]) -> None:
-        """Have the host that ``mpirun`` wants start Open MPI's daemon."""
-        if words[0] != b"agent" or self._launcher is None:
-            self._let_go(caller, 1)
-            return
-        self._count += 1
-        identity = self._count
-        self._agents[identity] = caller
-        named, *rest = (os.fsdecode(word) for word in words[1:])
-        host = next((h for h, name in self._known.names.items() if name == named), named)
-        self._asked.append(host)
-        if host == self.terms.host:  # its own name does not resolve to it
-            self._launch(identity, rest)
-        elif host not in self.link.config.hosts:
-            log.error("mpirun asks for a daemon on %r, which is no host of the job", host)
-            self._answer(identity, 1)
-        else:
-            self.link.send(host, {"do": "launch", "id": identity, "words": rest})
-
-    def _launch(self, identity: int, words: list[str]) -> None:
-        """Start Open MPI's daemon on this host; the words are meant for a shell, and get none."""
-        argv = self._known.host.without(tuple(shlex.split(" ".join(words))))
-        if os.path.basename(argv[0]) != DAEMON:
-            log.error("the leader asks for %r, which is not Open MPI's daemon", argv[0])
-            self._exited(identity, 126)
-            return
-        env = {**self._script.env, **self._door.variables, **self._known.host.variables}
-        run = self._serve(Command(argv=argv, cwd=self._script.cwd, env=env, name=DAEMON))
-        self._daemons[run] = identity
-
-    def _service_ended(self, run: Process, command: Command) -> None:
-        if run in self._daemons:
-            self._exited(self._daemons[run], run.shell_status())
-        super()._service_ended(run, command)
-
-    def explain_clean_exit(self, run: Process) -> Failure | None:
+    def explain_success(self, ended: Ended) -> Failure | None:
         """Return what mpirun has done to ranks: MPI_Abort with an error code of 0 ends it well."""
-        aborted = _ABORTED.search(run.so_far().tail)
-        return self._abort(aborted) if aborted else super().explain_clean_exit(run)
+        said = _ABORTED.search(ended.tail)
+        return self._abort(said) if said else None
 
-    def service_priority(self, command: Command) -> Priority:
-        """Return how likely a failure is the cause of others: mpirun knows more than a daemon."""
-        return Priority.SERVICE if command is self._launcher else Priority.HELPER
-
-    def reason(self, run: Process, command: Command) -> Failure:
+    def explain_failure(self, found: Failure, ended: Ended) -> Failure:
         """Return why Open MPI has ended: it says so itself, in a paragraph of its own."""
-        found = super().reason(run, command)
-        if command is not self._launcher:
-            more = "" if self._ranks else ": it needs any TCP port of the leader"
-            return replace(found, message=found.message + more)
-        tail = run.so_far().tail
-        if aborted := _ABORTED.search(tail):
-            return self._abort(aborted)
-        if improper := _IMPROPER.search(tail):
+        if aborted := self.explain_success(ended):
+            return aborted
+        if improper := _IMPROPER.search(ended.tail):
             rank = int(improper[1])
             message = "ended without MPI_Finalize, though the others are not done"
-            return replace(found, message=message, rank=rank, host=self._host_of(rank))
-        if said := _PARAGRAPH.search(tail):
+            return replace(found, message=message, rank=rank, host=self._host_of_rank(rank))
+        if said := _PARAGRAPH.search(ended.tail):
             text = " ".join(said[1].decode("utf-8", "replace").split())
-            text = restored(text, self._known.names)
-            return replace(found, message=self.terms.mask(f"mpirun: {text}"))
+            return replace(found, message=f"mpirun: {restored(text, self._settings.names)}")
         return found
 
     def _abort(self, said: re.Match[bytes]) -> Failure:
@@ -180,23 +135,68 @@ class MpiRanks(RankProcesses):
             phase="train",
             status=code & 0xFF or 1,
             rank=rank,
-            host=self._host_of(rank),
+            host=self._host_of_rank(rank),
         )
 
-    def _host_of(self, rank: int) -> str:
+    def _host_of_rank(self, rank: int) -> str:
         """Return the host of a rank: ranks fill the hosts one by one, unless options say else."""
-        hosts = self.link.config.hosts
-        return hosts[min(rank // max(1, self._expected), len(hosts) - 1)]
+        return self._hosts[min(rank // max(1, self.expected or 1), len(self._hosts) - 1)]
 
-    def _exited(self, identity: int, status: int) -> None:
-        """Have the agent that asked for a daemon end as the daemon did."""
-        if self._launcher is not None:
-            self._answer(identity, status)
-        else:
-            message = {"do": "exited", "id": identity, "status": status}
-            self.link.send(self.link.config.leader, message)
 
-    def _answer(self, identity: int, status: int) -> None:
-        agent = self._agents.pop(identity, None)
-        if agent is not None:
-            self._let_go(agent, status)
+def file_parameters(environ: Mapping[str, str], folder: str) -> dict[str, str]:
+    """Return the variables that say the same as the parameter files that ``mpirun`` would read.
+
+    ``environ`` and ``folder``, its working folder, are those of ``mpirun``. Nothing where there is
+    no Open MPI; what cannot be read is left out, as Open MPI does it.
+    """
+    mpirun = shutil.which("mpirun", path=environ.get("PATH"))
+    if mpirun is None:
+        return {}
+    found: dict[str, str] = {}
+    for path in _paths(mpirun, environ, folder):
+        try:
+            with open(os.path.join(folder, path), encoding="utf-8", errors="replace") as file:
+                found = file_variables(file.read(FILE_BYTES)) | found
+        except OSError:
+            continue
+    return found
+
+
+def _paths(mpirun: str, environ: Mapping[str, str], folder: str) -> Iterator[str]:
+    """Yield the parameter files, those that count most first."""
+    said = _asked(mpirun, environ, folder)
+    if not said:
+        yield from _usual(mpirun, environ)
+    for parameter in _FILES:
+        yield from re.split("[,:]", said.get(parameter, ""))
+
+
+def _asked(mpirun: str, environ: Mapping[str, str], folder: str) -> dict[str, str]:
+    """Return what the ``ompi_info`` beside ``mpirun`` says of MCA's own parameters."""
+    program = os.path.join(os.path.dirname(mpirun), "ompi_info")
+    if not os.access(program, os.X_OK):
+        return {}
+    try:
+        done = subprocess.run(
+            (program, *_QUESTION),
+            env={**environ, _NO_PLUGINS: "1"},
+            cwd=folder if os.path.isdir(folder) else "/",
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            timeout=ASK_SECONDS,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        log.warning("%s does not tell where Open MPI's parameter files are: %s", program, error)
+        return {}
+    return dict(_ANSWER.findall(done.stdout.decode("utf-8", "replace")))
+
+
+def _usual(mpirun: str, environ: Mapping[str, str]) -> Iterator[str]:
+    """Yield the files of an Open MPI that cannot be asked."""
+    yield os.path.join(environ.get("HOME", "/"), ".openmpi", "mca-params.conf")
+    prefix = os.path.dirname(os.path.dirname(os.path.realpath(mpirun)))
+    yield os.path.join(prefix, "etc", _NAME)
+    if prefix == "/usr":
+        yield f"/etc/openmpi/{_NAME}"

@@ -6,7 +6,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sm_runtime import programs
@@ -16,25 +16,7 @@ from sm_runtime.launch import commands, distribution
 from sm_runtime.launch.distribution import Plan, Role
 
 if TYPE_CHECKING:
-    from sm_runtime.launch.mca import HostParameters
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class OpenMpi:
-    """What a host knows of its Open MPI before the launch."""
-
-    files: Mapping[str, str]
-    """The variables that say the same as its parameter files."""
-    names: Mapping[str, str]
-    """What Open MPI calls each host."""
-    host: HostParameters
-    """What is decided for the processes of this host."""
-
-    @property
-    def other_names(self) -> str:
-        """The hosts that are called otherwise than they are, and how."""
-        pairs = self.names.items()
-        return ", ".join(f"{name} for {host}" for host, name in pairs if name != host)
+    from sm_runtime.cluster.mpi import OpenMpiSettings
 
 
 class Roles:
@@ -72,12 +54,12 @@ class Roles:
         argv = (sys.executable, programs.RANK, *script.argv[1:])
         return replace(script, argv=argv)
 
-    def open_mpi(self, rank: Command) -> OpenMpi:
+    def open_mpi(self, rank: Command) -> OpenMpiSettings:
         """Return what this host's Open MPI is configured with, and what the hosts are called."""
-        from sm_runtime.cluster import openmpi
+        from sm_runtime.cluster import mpi
         from sm_runtime.launch import host_names, mpirun
 
-        files = openmpi.file_parameters({**rank.env, **mpirun.file_parameters(self.job)}, rank.cwd)
+        files = mpi.file_parameters({**rank.env, **mpirun.file_parameters(self.job)}, rank.cwd)
         addresses = (self._start() or {}).get("addresses", {})
         names = host_names.names(self.plan.hosts, addresses)
         host = mpirun.of_host(
@@ -88,9 +70,9 @@ class Roles:
             names=names,
             hostname=os.uname().nodename,
         )
-        return OpenMpi(files=files, names=names, host=host)
+        return mpi.OpenMpiSettings(files=files, names=names, host=host)
 
-    def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpi) -> Command:
+    def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpiSettings) -> Command:
         """Return the command that brings the ranks together; ``door`` says where they connect."""
         from sm_runtime.launch import mpirun
 

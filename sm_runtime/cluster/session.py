@@ -8,14 +8,15 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from sm_runtime.cluster import network
 from sm_runtime.cluster.agreement import Priority
-from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.config import ClusterConfig, Notice
 from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
 from sm_runtime.cluster.network import Interface
-from sm_runtime.cluster.notice import Notice
+from sm_runtime.cluster.ranks import Launcher, RankProcesses
 from sm_runtime.cluster.roles import Roles
 from sm_runtime.contract import environment, regular
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
@@ -24,8 +25,12 @@ from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Job
 from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
-from sm_runtime.processes.process import StopPolicy
+from sm_runtime.processes import hardware
+from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
+
+if TYPE_CHECKING:
+    from sm_runtime.cluster.launcher_socket import LauncherSocket
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +43,8 @@ TELL_SECONDS = 5.0
 """How long a host that has failed tries to tell those that have not come yet."""
 LEAVE_SECONDS = 1.0
 """How long the leader stays for the others to leave first."""
+VERSION_SECONDS = 30.0
+"""How long ``mpirun --version`` may take."""
 _VERSION = re.compile(rb"mpirun \(Open MPI\) (\S+)")
 _SETUPS = {
     distribution.MULTI_WORKER: "multi_worker_mirrored_strategy setup",
@@ -57,9 +64,13 @@ class AgreedError(JobError):
 class Session:
     """This host's part in a distributed job, from its configuration to its last word."""
 
+    is_distributed = True
+
     def __init__(
-        self, job: Job, plan: Plan, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
+        self, job: Job, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
     ) -> None:
+        self._devices = hardware.count({**variables, **job.environment})
+        plan = distribution.plan(job, self._devices)
         self.plan, self._supervisor, self._mask = plan, supervisor, mask
         self.started = False
         """Whether a script has begun."""
@@ -96,6 +107,15 @@ class Session:
         self.link = Link(config, self._look, self._interface.address)
         self.link.start()
 
+    @property
+    def processes_per_host(self) -> int:
+        """How many processes of the script run on each host."""
+        return self.plan.processes_per_host
+
+    def launcher(self, program: tuple[str, ...], arguments: tuple[str, ...]) -> tuple[str, ...]:
+        """Return the argument vector of what starts ``program``, where that is not done here."""
+        return self.roles.launcher(program, arguments, self._devices)
+
     def check(self) -> None:
         """Raise LaunchError where this host can do nothing for the job: the others can be told."""
         if self._problem:
@@ -111,10 +131,12 @@ class Session:
 
         def is_over() -> bool:
             nonlocal notice
+            now = time.monotonic()
             if self.link.is_admitted and state.waiting_for:  # until then the link says so
-                notice = notice or Notice()
-                if notice.is_due():
-                    log.info("waiting for %s (%.0f s)", state.waiting_for, notice.seconds)
+                notice = notice or Notice(now)
+                if notice.is_due(now):
+                    seconds = notice.seconds(now)
+                    log.info("waiting for %s (%.0f s)", state.waiting_for, seconds)
             return bool(state.start or state.failure or self._supervisor.stopped_by)
 
         while not self._supervisor.wait_until(is_over, LOOK_SECONDS):
@@ -124,26 +146,22 @@ class Session:
         self._preparing = False
 
     def run(
-        self,
-        script: Command,
-        limits: StopPolicy,
-        keep_stacks: Callable[[bytes], None],
+        self, script: Command, policy: StopPolicy, keep_stacks: Callable[[bytes], None]
     ) -> Failure | None:
         """Run this host's part to the end of the whole; return why the job failed, if it did."""
-        host = self.job.cluster.current_host
-        terms = HostPolicy(
-            host=host,
-            limits=limits,
+        self._keep_stacks = keep_stacks
+        host_policy = HostPolicy(
+            host=self.job.cluster.current_host,
+            stop=policy,
             mask=self._mask,
-            keep_stacks=keep_stacks,
-            serves=self.plan.stops_with_leader,
+            ends_with_leader=self.plan.stops_with_leader,
         )
         if self.plan.launches_ranks:
-            return self._run_ranks(script, terms)
+            return self._run_ranks(script, host_policy)
         scripts = self.roles.commands(script, distribution.SCRIPT)
         self._announce(scripts)
         services = self.roles.commands(script, distribution.SERVER)
-        return self._conduct(HostProcesses(self.link, terms, scripts, services))
+        return self._run(HostProcesses(self.link, host_policy, scripts, services))
 
     def fail(self, reason: str) -> None:
         """Have every host end: this one's data is not all that its script takes it for."""
@@ -193,47 +211,56 @@ class Session:
         else:
             self._supervisor.wake()
 
-    def _conduct(self, ensemble: HostProcesses) -> Failure | None:
+    def _run(
+        self, processes: HostProcesses, requests: LauncherSocket | None = None
+    ) -> Failure | None:
         try:
-            self._supervisor.run_workload(ensemble)
+            self._supervisor.run(processes, keep_stacks=self._keep_stacks, requests=requests)
         finally:
-            self.started = ensemble.started
-            ensemble.finish()
-        return ensemble.outcome
+            self.started = processes.started
+        return processes.outcome
 
-    def _run_ranks(self, script: Command, terms: HostPolicy) -> Failure | None:
+    def _run_ranks(self, script: Command, policy: HostPolicy) -> Failure | None:
         """Run a script whose processes a launcher brings together."""
         from sm_runtime.cluster.launcher_socket import LauncherSocket
-        from sm_runtime.cluster.ranks import RankProcesses
 
-        script, plan = self.roles.rank(script), self.plan
-        door = LauncherSocket(script.env.get("TMPDIR"))
+        script = self.roles.rank(script)
+        socket = LauncherSocket(script.env.get("TMPDIR"))
         try:
-            if plan.kind == distribution.TORCHRUN:
-                launcher = self.roles.torchrun(script, door.variables)
-                self._show(launcher)
-                return self._conduct(
-                    RankProcesses(self.link, terms, door=door, script=script, launcher=launcher)
-                )
-            from sm_runtime.cluster.mpi import MpiRanks
-
-            known = self.roles.open_mpi(script)
-            mpirun = self.roles.mpirun(script, door.variables, known) if plan.is_leader else None
-            if mpirun and (others := known.other_names):
-                log.info("Open MPI cannot use the hosts' names and gets others: %s", others)
-            self._show(mpirun)
-            ensemble = MpiRanks(
-                self.link,
-                terms,
-                door=door,
-                script=script,
-                expected=plan.processes_per_host,
-                launcher=mpirun,
-                known=known,
+            launcher: Launcher
+            command: Command | None
+            if self.plan.kind == distribution.TORCHRUN:
+                launcher, command = Launcher(), self.roles.torchrun(script, socket.variables)
+            else:
+                launcher, command = self._open_mpi(script, socket)
+            if command:
+                log.info("%s: %s", command.name, " ".join(map(self._mask, command.argv)))
+            ranks = RankProcesses(
+                self.link, policy, launcher=launcher, script=script, command=command
             )
-            return self._conduct(ensemble)
+            return self._run(ranks, socket)
         finally:
-            door.close()
+            socket.close()
+
+    def _open_mpi(self, script: Command, socket: LauncherSocket) -> tuple[Launcher, Command | None]:
+        """Return Open MPI as the launcher, and on the leader the command that starts it."""
+        from sm_runtime.cluster.mpi import OpenMpi
+
+        plan, settings = self.plan, self.roles.open_mpi(script)
+        launcher = OpenMpi(
+            settings,
+            host=plan.host,
+            hosts=plan.hosts,
+            expected=plan.processes_per_host,
+            rank_variables=socket.rank_variables,
+            variables=socket.variables,
+        )
+        if not plan.is_leader:
+            return launcher, None
+        command = self.roles.mpirun(script, socket.variables, settings)
+        if others := settings.other_names:
+            log.info("Open MPI cannot use the hosts' names and gets others: %s", others)
+        return launcher, command
 
     def _announce(self, scripts: Iterable[Command]) -> None:
         """Log the lines by which tools know TensorFlow's ways of training, as its toolkit does."""
@@ -242,10 +269,6 @@ class Session:
             for script in scripts:
                 log.info("%s=%s", tf_config.VARIABLE, script.env[tf_config.VARIABLE])
 
-    def _show(self, launcher: Command | None) -> None:
-        if launcher:
-            log.info("%s: %s", launcher.name, " ".join(map(self._mask, launcher.argv)))
-
     def _mpi(self, variables: Mapping[str, str]) -> str:
         path = shutil.which("mpirun", path=variables.get("PATH"))
         if path is None:
@@ -253,21 +276,11 @@ class Session:
         command = Command(
             argv=(path, "--version"), cwd="/", env=environment.public(variables), name="mpirun"
         )
-        ended = self._supervisor.capture(command, StopPolicy(grace_seconds=1.0, max_seconds=30.0))
+        ended = self._supervisor.capture(command, StopPolicy(grace_seconds=1.0), VERSION_SECONDS)
         found = _VERSION.search(ended.tail)
         if not found:
             raise LaunchError(f"sagemaker_mpi_enabled: {path} is not Open MPI's mpirun")
         return found[1].decode()
-
-
-def join(
-    job: Job, plan: Plan, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
-) -> Session:
-    """Return this host's part in the job, which begins at once to look for the other hosts.
-
-    Raises ConfigError and LaunchError.
-    """
-    return Session(job, plan, variables, supervisor, mask)
 
 
 def secret(variables: Mapping[str, str]) -> bytes:

@@ -301,7 +301,7 @@ class Command:
     argv: tuple[str, ...]
     cwd: str
     env: Mapping[str, str]
-    name: str = "script"
+    name: str = "the script"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

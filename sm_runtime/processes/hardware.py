@@ -22,10 +22,10 @@ def count(environ: Mapping[str, str], root: str = "/") -> Hardware:
 
     ``root`` holds ``dev``, ``proc`` and ``sys``.
     """
-    return Hardware(cpus=_cpus(root), gpus=_gpus(environ, root), neurons=_neurons(environ))
+    return Hardware(cpus=cpus(root), gpus=_gpus(environ, root), neurons=_neurons(environ))
 
 
-def _cpus(root: str) -> int:
+def cpus(root: str = "/") -> int:
     """Return the CPUs that may be used at once: a quota of one and a half makes two."""
     allowed = len(os.sched_getaffinity(0))
     limit = cgroup.cpu_limit(root)

@@ -1,39 +1,53 @@
 """Runs processes: starts them, passes on signals, ends what they leave behind, says how they ended.
 
-What is run is a ``Workload``: one process and its end, or several that begin and end as the hosts
-of a job agree.
-
-One loop in the main thread waits for signals and for deadlines; the relays carry the output in
-threads of their own, so that a stalled log never delays a signal. The loop is the only place that
-reaps children: ``waitpid(-1)`` beside any other waiting would lose a status.
+What is run is a ``Workload``, which decides; here is done what it decides. One loop in the main
+thread waits for signals, for ends and for deadlines; the relays carry the output in threads of
+their own, so that a stalled log never delays a signal. The loop is the only place that reaps
+children: ``waitpid(-1)`` beside any other waiting would lose a status.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import signal
 import subprocess
 import time
-from collections.abc import Callable, Container, Iterable
+from collections import deque
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import FrameType
+from typing import Protocol
 
 from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Command, Ended
 from sm_runtime.processes import cgroup, tree
-from sm_runtime.processes.process import (
-    OFFERED,
-    PASSED,
-    STOPPING,
-    VANISH_SECONDS,
-    Process,
-    StopPolicy,
-)
+from sm_runtime.processes.process import Process
 from sm_runtime.processes.relay import Relay, Sink
-from sm_runtime.processes.workload import SingleProcess, Workload
+from sm_runtime.processes.stop import OFFERED, PASSED, STOPPING, StopPolicy
+from sm_runtime.processes.workload import (
+    VANISH_SECONDS,
+    Action,
+    Answer,
+    Ask,
+    Drain,
+    Due,
+    Event,
+    Exited,
+    Kill,
+    Offer,
+    Send,
+    Signalled,
+    SingleProcess,
+    Start,
+    StopRequested,
+    Streams,
+    Watch,
+    Workload,
+)
 
 log = logging.getLogger(__name__)
 
@@ -45,6 +59,19 @@ GATHER_SECONDS = 1.0
 """How long the last output is waited for after a request to stop before the job is saved."""
 DRAIN_SECONDS = 3.0
 """How long output may be stuck at the very end: longer than a relay takes to drop it."""
+
+
+class RequestSource(Protocol):
+    """Where the processes of a launcher ask for something."""
+
+    def filenos(self) -> Iterable[int]:
+        """Return the descriptors to poll."""
+
+    def events(self) -> Iterable[Event]:
+        """Return what has been requested, and who is gone, since the last call."""
+
+    def answer(self, connection: int, status: int) -> None:
+        """Have a process that has asked end with ``status``."""
 
 
 class Supervisor:
@@ -64,8 +91,14 @@ class Supervisor:
         self._wakeup = self._waker = -1
         self._others: frozenset[int] = frozenset()
         self._adopts = True
-        self._runs: dict[int, Process] = {}
-        self._actions: list[Callable[[], None]] = []
+        self._received = signal.SIGTERM
+        """The signal that asked for the stop, if one did."""
+        self._asked: deque[str] = deque()
+        """Reasons of other threads that the workload has not been told."""
+        self._processes: dict[int, Process] = {}
+        """What the workload has started, by key."""
+        self._when_stopped: list[Callable[[], None]] = []
+        self._keep_stacks: Callable[[bytes], None] = _drop
         self._pending: set[Relay] = set()
         """Relays that have not carried all when the job went on."""
 
@@ -108,14 +141,18 @@ class Supervisor:
             return
         if self.signalled_at is None:
             self.signalled_at = time.monotonic()
-        self._stop(signal.Signals(number).name)
+        if self.stopped_by is None:
+            self._received = signal.Signals(number)
+        self._note_stop(signal.Signals(number).name)
 
     def ask(self, reason: str) -> None:
         """Ask for a stop, from any thread."""
-        self._stop(reason)
+        if self.stopped_by is None:
+            self._asked.append(reason)
+        self._note_stop(reason)
         self.wake()
 
-    def _stop(self, reason: str) -> None:
+    def _note_stop(self, reason: str) -> None:
         if self.stopped_by is None:
             self.stopped_by = reason
         for sink in (self.out, self.err):
@@ -129,7 +166,7 @@ class Supervisor:
 
     def when_stopped(self, action: Callable[[], None]) -> None:
         """Have ``action`` done when a signal asks for a stop while processes run."""
-        self._actions.append(action)
+        self._when_stopped.append(action)
 
     def exclude(self, pid: int) -> None:
         """Leave a process of ours, and what descends from it, alone when a script's are ended."""
@@ -137,64 +174,129 @@ class Supervisor:
 
     def run(
         self,
-        command: Command,
-        limits: StopPolicy,
+        workload: Workload,
         *,
         keep_stacks: Callable[[bytes], None] | None = None,
-    ) -> Ended:
-        """Run ``command`` to its end, its output relayed, and leave none of its processes behind.
+        requests: RequestSource | None = None,
+    ) -> dict[int, Ended]:
+        """Run a workload to its end, and leave none of its processes behind; return their ends.
 
         ``keep_stacks`` is given the stacks that SIGUSR1 had the user's Python processes write.
-        Raises LaunchError when it cannot be started.
+        Raises LaunchError when a process cannot be started.
         """
-        relays = (Relay(self.out, "stdout"), Relay(self.err, "stderr"))
-        return self._run_single(SingleProcess(command, limits, relays, keep_stacks))
-
-    def capture(self, command: Command, limits: StopPolicy) -> Ended:
-        """Run ``command`` as ``run`` does, its output kept out of ours; ``tail`` has its end."""
-        relay = Relay(None, command.name)
-        return self._run_single(SingleProcess(command, limits, (relay, relay), None))
-
-    def _run_single(self, single: SingleProcess) -> Ended:
-        self.run_workload(single)
-        assert single.run is not None
-        if single.run.stopped_by:
-            self.stopped_by = single.run.stopped_by
-        self.gather_output([single.run])
-        return single.run.so_far()
-
-    def run_workload(self, workload: Workload) -> None:
-        """Run a workload to its end, and leave none of its processes behind."""
+        self._keep_stacks = keep_stacks or _drop
         try:
-            workload.begin(self)
-            while not workload.over():
-                for number in self._wait(self._seconds(workload), workload.files()):
-                    if number:  # 0: only to wake us
-                        self._take(signal.Signals(number), workload)
-                self._reap_and_tick(workload)
+            self._do(workload.begin(time.monotonic()), requests)
+            for event in self._first_events():
+                self._tell(workload, event, requests)
+            while not workload.is_done(time.monotonic()):
+                files = requests.filenos() if requests else ()
+                numbers = self._wait(self._seconds(workload), files)
+                for event in self._events(numbers, requests):
+                    self._tell(workload, event, requests)
         finally:  # also where we fail ourselves: nothing may go on unsupervised
-            self._sweep(workload.leftover_seconds)
-            self._runs.clear()
+            self._sweep(workload.leftover_seconds, workload.deadline())
+            ended = [p for p in self._processes.values() if p.status is not None]
+            self._processes = {}
+            self._gather_output(ended)
+        return {process.key: process.ended(self._keep_stacks) for process in ended}
 
-    def start(
-        self,
-        command: Command,
-        limits: StopPolicy,
-        relays: tuple[Relay, Relay],
-        keep_stacks: Callable[[bytes], None] | None = None,
-        *,
-        owns_all: bool = False,
-    ) -> Process:
-        """Start a process; all that descends from us counts as its own where it ``owns_all``.
+    def capture(self, command: Command, policy: StopPolicy, seconds: float = math.inf) -> Ended:
+        """Run ``command``, its output kept out of ours; ``tail`` of what is returned has its end.
 
-        Raises LaunchError when it cannot be started.
+        After ``seconds`` it is ended. Raises LaunchError when it cannot be started.
         """
+        [ended] = self.run(SingleProcess(command, policy, Streams.KEPT, seconds)).values()
+        return ended
+
+    def _tell(self, workload: Workload, event: Event, requests: RequestSource | None) -> None:
+        self._do(workload.on(event, time.monotonic()), requests)
+
+    def _first_events(self) -> Iterator[Event]:
+        """Yield what happened before there was a workload."""
+        if self.stopped_by is not None:
+            numbers = self._wait(0.0)  # may hold the signal that asked for it
+            self._asked.clear()
+            yield StopRequested(self.stopped_by, self._received)
+            yield from self._signals(bytes(n for n in numbers if n not in STOPPING))
+            if self.signalled_at is not None:
+                self._hurry()
+        yield Due()
+
+    def _events(self, numbers: bytes, requests: RequestSource | None) -> Iterator[Event]:
+        """Yield what has happened, in the order in which it is told."""
+        yield from self._signals(numbers)
+        if any(number in STOPPING for number in numbers):
+            self._hurry()
+        while self._asked:
+            yield StopRequested(self._asked.popleft())
+        if requests:
+            yield from requests.events()
+        for process in self._reap():
+            yield Exited(process.key, process.status or 0)
+        for process in list(self._processes.values()):
+            yield from process.events(self._keep_stacks)
+        yield Due()
+
+    @staticmethod
+    def _signals(numbers: bytes) -> Iterator[Event]:
+        for number in numbers:
+            if number:  # 0: only to wake us
+                yield Signalled(signal.Signals(number))
+
+    def _hurry(self) -> None:
+        for action in self._when_stopped:
+            action()
+
+    def _do(self, actions: Iterable[Action], requests: RequestSource | None) -> None:
+        """Do what a workload has decided."""
+        for action in actions:
+            if isinstance(action, Start):
+                self._start(action)
+            elif isinstance(action, Answer):
+                if requests:
+                    requests.answer(action.connection, action.status)
+            else:
+                self._do_to(self._processes[action.key], action)
+
+    def _do_to(self, process: Process, action: Ask | Send | Offer | Kill | Watch | Drain) -> None:
+        match action:
+            case Ask():
+                process.ask(action)
+                if action.reason:
+                    self._note_stop(action.reason)
+            case Send():
+                process.send(action.number)
+            case Offer():
+                process.offer(action.number, self._keep_stacks)
+            case Kill():
+                process.kill()
+            case Watch():
+                process.watch(asks_others=action.asks_others)
+            case Drain():
+                process.drain()
+
+    def _start(self, start: Start) -> None:
+        """Start a process; raises LaunchError when that cannot be done."""
         oom_kills = cgroup.oom_kills()
-        process = _spawn(command, relays, self._before_exec)
-        offspring = self._offspring if owns_all else partial(tree.of_session, process.pid)
-        run = Process(process, limits, relays, offspring, keep_stacks, oom_kills)
-        self._runs[run.pid] = run
-        return run
+        relays = self._relays(start)
+        popen = _spawn(start.command, relays, self._before_exec)
+        offspring = self._offspring if start.owns_all else partial(tree.of_session, popen.pid)
+        process = Process(start, popen, relays, offspring, oom_kills)
+        self._processes[start.key] = process
+        if start.cpus is not None and start.cpus != os.sched_getaffinity(0):
+            os.sched_setaffinity(process.pid, start.cpus)
+
+    def _relays(self, start: Start) -> tuple[Relay, Relay]:
+        if start.streams is not Streams.OURS:
+            sink = self.err if start.streams is Streams.STDERR else None
+            relay = Relay(sink, start.command.name)
+            return relay, relay
+        prefixes = start.prefixes or (None, None)
+        return (
+            Relay(self.out, "stdout", prefixes[0]),
+            Relay(self.err, "stderr", prefixes[1]),
+        )
 
     def wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         """Wait, between two processes, until a thread of ours has brought about ``condition``.
@@ -209,8 +311,8 @@ class Supervisor:
             self._wait(left)
         return True
 
-    def gather_output(self, runs: Iterable[Process]) -> None:
-        """Wait for the last output of processes that have ended, as long as it moves.
+    def _gather_output(self, processes: Iterable[Process]) -> None:
+        """Wait for the last output of scripts that have ended, as long as it moves.
 
         After a request to stop, also one that comes meanwhile, only for ``GATHER_SECONDS``: the job
         is saved while the output drains.
@@ -223,7 +325,7 @@ class Supervisor:
                 until = time.monotonic() + GATHER_SECONDS
             return until
 
-        for relay in {relay for run in runs for relay in run.relays()}:
+        for relay in {relay for p in processes if not p.is_service for relay in p.relays}:
             if not relay.finish(STALL_SECONDS, deadline):
                 self._pending.add(relay)
 
@@ -239,32 +341,18 @@ class Supervisor:
             if sink is not None and (lost := sink.lost()):
                 log.warning("%s of the output or the log could not be written", lost)
 
-    def _take(self, number: signal.Signals, workload: Workload) -> None:
-        for run in list(self._runs.values()):
-            if run.status is None and run.passes_signals:
-                run.take(number)
-        for action in self._actions if number in STOPPING else ():
-            action()
-
-    def _reap_and_tick(self, workload: Workload) -> None:
-        """Take note of what has ended, and do what is due."""
-        self._reap()
-        for run in list(self._runs.values()):
-            if run.settle():
-                workload.ended(run)
-            elif run.status is None:
-                run.meet_deadlines()
-        workload.step()
-
-    def _reap(self) -> None:
+    def _reap(self) -> Iterator[Process]:
+        """Yield the processes that have ended; orphans that have are only reaped."""
+        by_pid = {p.pid: p for p in self._processes.values() if p.status is None}
         for pid, status in _ended_children():
-            if run := self._runs.get(pid):
-                run.reaped(os.waitstatus_to_exitcode(status))
+            if process := by_pid.get(pid):
+                process.reaped(os.waitstatus_to_exitcode(status))
+                yield process
 
     def _seconds(self, workload: Workload) -> float | None:
-        times = [r.seconds_to_deadline() for r in self._runs.values() if r.status is None]
-        found = [t for t in (*times, workload.seconds()) if t is not None]
-        return min(found) if found else None
+        times = [process.next_time() for process in self._processes.values()]
+        soonest = min(workload.next_time(), *times, math.inf)
+        return None if soonest == math.inf else max(0.0, soonest - time.monotonic())
 
     def _wait(self, seconds: float | None, files: Iterable[int] = ()) -> bytes:
         """Wait, ``seconds`` at most, for signals, whose numbers are returned, or for ``files``."""
@@ -281,40 +369,44 @@ class Supervisor:
 
     def _offspring(self) -> list[int]:
         # The orphans that are not ours to reap are still of the sessions that we began.
-        sessions = frozenset(() if self._adopts else self._runs)
+        sessions = frozenset(() if self._adopts else self._pids())
         return tree.descendants(os.getpid(), self._others, sessions)
 
-    def _sweep(self, seconds: float) -> None:
+    def _pids(self) -> list[int]:
+        return [process.pid for process in self._processes.values()]
+
+    def _sweep(self, seconds: float, deadline: float) -> None:
         """End every process that was left behind: SIGTERM, ``seconds``, SIGKILL.
 
-        After a request to stop, what is left keeps the time that it gave, and what is in a process
-        group that was asked gets no second signal.
+        After a request to stop, what is left keeps the time that it gave, until ``deadline``, and
+        what is in a process group that was asked gets no second signal.
         """
         left = self._offspring()
-        if not left and not any(tree.has_group(pid) for pid in self._runs):
+        if not left and not any(map(tree.has_group, self._pids())):
             return
         named = [f"{name} (pid {pid})" for pid in left if (name := tree.command_line(pid))]
-        asked = {run.pid: run.deadline for run in self._runs.values() if run.deadline is not None}
+        asked = {process.pid for process in self._processes.values() if process.is_asked}
         has_signal = {pid for group in asked for pid in tree.of_group(group)}
         self._end([pid for pid in left if pid not in has_signal], signal.SIGTERM, besides=asked)
-        if not self._gone(max(time.monotonic() + seconds, *asked.values(), 0.0), kill=False):
+        if not self._gone(max(time.monotonic() + seconds, deadline), kill=False):
             self._gone(time.monotonic() + VANISH_SECONDS, kill=True)
         if named:  # the others were about to end by themselves
             more = "es"[: len(named) * 2 - 2]
             log.warning("ended %d leftover process%s: %s", len(named), more, ", ".join(named[:5]))
 
     def _end(self, pids: list[int], number: signal.Signals, besides: Container[int] = ()) -> None:
-        for pid, run in self._runs.items():
-            if pid not in besides:
-                run.send_group(number)  # the kernel sees all of a group at once, however it forks
+        for process in self._processes.values():
+            if process.pid not in besides:
+                process.send(number)  # the kernel sees all of a group at once, however it forks
         tree.send(pids, number)
 
     def _gone(self, deadline: float, *, kill: bool) -> bool:
         """Reap, and kill, until none of the processes is left or the deadline has come."""
         while True:
-            self._reap()
+            for _ in self._reap():
+                pass
             offspring = self._offspring()
-            if not offspring and not any(tree.has_group(pid) for pid in self._runs):
+            if not offspring and not any(map(tree.has_group, self._pids())):
                 return True
             if kill:
                 self._end(offspring, signal.SIGKILL)
@@ -325,6 +417,10 @@ class Supervisor:
             numbers = self._wait(min(left, 0.05))  # a grandchild's end is not told to us
             if stopped and signal.SIGINT in numbers:  # the second Ctrl-C
                 return False
+
+
+def _drop(_stacks: bytes) -> None:
+    """Keep no stacks."""
 
 
 def _spawn(

@@ -9,16 +9,17 @@ from sm_runtime.cluster.config import ClusterConfig
 from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
 from sm_runtime.job.model import Cluster, Command
-from sm_runtime.processes.process import Process, StopPolicy
 from sm_runtime.processes.relay import open_sinks
+from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
+from sm_runtime.processes.workload import ProcessState
 
 
 class OverAtOnce(HostProcesses):
     """All hosts agree on the end in the moment in which a script ends."""
 
-    def ended(self, run: Process) -> None:
-        super().ended(run)
+    def ended(self, state: ProcessState) -> None:
+        super().ended(state)
         self.link.state.training_done = True
 
 
@@ -34,11 +35,7 @@ def test_a_failure_whose_output_is_held_open_is_told_though_all_was_over() -> No
             env={"PATH": os.environ["PATH"]},
             name="script",
         )
-        own = HostPolicy(
-            host="a", limits=StopPolicy(grace_seconds=1.0), mask=str, keep_stacks=lambda _: None
-        )
-        ensemble = OverAtOnce(link, own, [script])
-        stage.run_workload(ensemble)
-        ensemble.finish()
+        own = HostPolicy(host="a", stop=StopPolicy(grace_seconds=1.0), mask=str)
+        stage.run(OverAtOnce(link, own, [script]))
     assert link.state.failure is not None
     assert link.state.failure.status == 3

@@ -19,6 +19,7 @@ from sm_runtime.cluster import admission
 from sm_runtime.cluster.connection import PROTOCOL
 from sm_runtime.cluster.launcher_socket import LauncherSocket
 from sm_runtime.cluster.link import Link
+from sm_runtime.processes.workload import Disconnected, Requested
 from sm_runtime.programs.launcher_stub import SOCKET
 from tests import hosts, links, netns
 from tests.harness import eventually
@@ -46,9 +47,9 @@ signal.pause()
 KNOCK = """
 import os, socket, sys
 os.setuid(65534)
-door = socket.socket(socket.AF_UNIX)
-door.connect(sys.argv[1])
-print(door.recv(1))
+listener = socket.socket(socket.AF_UNIX)
+listener.connect(sys.argv[1])
+print(listener.recv(1))
 """
 """Connects as another user."""
 
@@ -223,24 +224,27 @@ def test_the_leader_listens_on_the_jobs_interface_only(cluster: Cluster) -> None
     assert statuses(results) == [0, 0], logs(results)
 
 
-def test_the_door_of_a_host_is_its_own_users() -> None:
+def test_the_listener_of_a_host_is_its_own_users() -> None:
     if os.geteuid() != 0:
         pytest.fail("needs root, to be somebody else")
     with tempfile.TemporaryDirectory() as folder:
         os.chmod(folder, 0o755)
-        door = LauncherSocket(folder)
-        path = door.variables[SOCKET]
-        assert Path(door.folder).stat().st_mode & 0o777 == 0o700
-        os.chmod(door.folder, 0o755)  # as if that had not been enough
+        listener = LauncherSocket(folder)
+        path = listener.variables[SOCKET]
+        assert Path(listener.folder).stat().st_mode & 0o777 == 0o700
+        os.chmod(listener.folder, 0o755)  # as if that had not been enough
         os.chmod(path, 0o777)
         words = [sys.executable, "-c", KNOCK, path]
         with subprocess.Popen(words, stdout=subprocess.PIPE) as other:
-            eventually(lambda: door.accept() or other.poll() is not None, "he is sent away", 30)
+            eventually(
+                lambda: list(listener.events()) or other.poll() is not None, "he is sent away", 30
+            )
             assert other.stdout
             assert other.stdout.read() == b"b''\n"
         with socket.socket(socket.AF_UNIX) as own:
             own.connect(path)
-            caller = door.accept()
-        assert caller is not None
-        eventually(caller.is_gone, "it has gone", 30)
-        door.close()
+            own.sendall(len(b"agent").to_bytes(4, "big") + b"agent")
+            [asked] = listener.events()
+            assert asked == Requested(asked.connection, (b"agent",))
+        assert list(listener.events()) == [Disconnected(asked.connection)]
+        listener.close()

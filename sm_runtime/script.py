@@ -1,0 +1,92 @@
+"""How the user's script is started: its argument vector, its environment and its folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shlex
+import sys
+from collections.abc import Callable, Mapping
+
+from sm_runtime import programs
+from sm_runtime.code import fetch
+from sm_runtime.contract import documents, environment
+from sm_runtime.contract.model_dir import tensorflow_variables
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.masking import Mask
+from sm_runtime.job.model import Command, Job
+from sm_runtime.processes import hardware
+
+log = logging.getLogger(__name__)
+
+INJECTED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inject")
+"""The folder of the ``sitecustomize`` that lets SIGUSR1 dump the stacks of Python processes."""
+Launcher = Callable[[tuple[str, ...], tuple[str, ...]], tuple[str, ...]]
+"""Returns what starts a program, given its argument vector and the arguments at its end."""
+
+
+def command(
+    job: Job,
+    code: fetch.Code,
+    variables: Mapping[str, str],
+    installed: Mapping[str, str],
+    launcher: Launcher,
+    mask: Mask,
+) -> Command:
+    """Return how the script is started.
+
+    ``variables`` are the runtime's own, ``installed`` those that what was installed needs.
+
+    Raises ConfigError for an environment that the kernel would refuse, or without a program.
+    """
+    if problems := environment.oversized(job):
+        raise ConfigError(problems)
+    argv, extra = _entry(job, code, variables, launcher)
+    inherited = {**variables, **installed, **extra}
+    inherited |= tensorflow_variables(job, inherited)
+    devices = hardware.count({**inherited, **job.environment})
+    search_path = (*code.search_path, INJECTED)
+    env, warnings = environment.process_environment(job, devices, inherited, search_path)
+    for warning in warnings:
+        log.warning("%s", warning)
+    folder = _working_folder(job, code)
+    # Word by word: the quotes that a shell needs would hide a secret from the mask.
+    log.info("Invoking user script in %s: %s", folder, shlex.join(map(mask, argv)))
+    return Command(argv=argv, cwd=folder, env=env)
+
+
+def _entry(
+    job: Job, code: fetch.Code, variables: Mapping[str, str], launcher: Launcher
+) -> tuple[tuple[str, ...], dict[str, str]]:
+    """Return the argv to start, and the variables by which a framework finds the script."""
+    arguments = environment.arguments(job)
+    if job.entry_point:
+        argv = fetch.entry_command(job, code, arguments, sys.executable)
+        return argv, {documents.INSIDE: job.paths.base}
+    if job.hook is None:
+        argv = fetch.entry_command(job, code, arguments, sys.executable, variables)
+        return launcher(argv, arguments), {}
+    hook = programs.start(sys.executable, job.hook)
+    if job.program is None:
+        return hook, {}
+    argv = fetch.entry_command(job, code, arguments, sys.executable, variables)
+    return hook, {"SM_RUNTIME_COMMAND": json.dumps(argv)}
+
+
+def _working_folder(job: Job, code: fetch.Code) -> str:
+    """Return where the script runs.
+
+    That is the code folder; for an entry point of the request where the image says, as on the
+    platform, unless the image says nothing or the job brings code.
+    """
+    if job.entry_point and not job.submit_directory and (own := _own_folder()) != "/":
+        return own
+    return code.directory if os.path.isdir(code.directory) else "/"
+
+
+def _own_folder() -> str:
+    try:
+        return os.getcwd()
+    except OSError:  # it has been removed
+        return "/"
