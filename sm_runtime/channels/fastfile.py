@@ -20,7 +20,7 @@ from shutil import which
 from threading import Event, Thread
 
 from sm_runtime.channels import objects
-from sm_runtime.channels.mounts import HELPERS, detach, is_mounted
+from sm_runtime.channels.mounts import HELPERS, detach, is_mounted, make_folder, remove_folder
 from sm_runtime.channels.objects import Origins, key_of, place_of
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
@@ -189,11 +189,8 @@ class _Mount:
         try:
             if is_mounted(path):  # nobody serves it: a job was killed
                 detach(path)
-            if os.path.islink(path):
-                os.unlink(path)
-            if not os.path.isdir(path):
-                os.makedirs(path)
-                self._undo.callback(_remove_folder, path)
+            if make_folder(path):
+                self._undo.callback(remove_folder, path)
             chosen = self._write_keys()
             self._process = subprocess.Popen(
                 command(program, self._channel, chosen),
@@ -277,8 +274,3 @@ def _reason(lines: Iterable[str]) -> str:
 
     texts = [re.sub(r"^[\d/]+ [\d:]+ ([A-Z]+ *: )?", "", line) for line in lines]
     return next((text for text in texts if "mount helper" in text), texts[-1] if texts else "")
-
-
-def _remove_folder(path: str) -> None:
-    with suppress(OSError):
-        os.rmdir(path)

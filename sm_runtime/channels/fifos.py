@@ -21,11 +21,11 @@ from array import array
 from collections.abc import Iterable, Iterator
 
 from sm_runtime.channels.coding import Buffer
-from sm_runtime.channels.read_ahead import ClosedError
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel
 from sm_runtime.pipe_mode import CorruptedError
 from sm_runtime.pipe_mode.framing import MAGIC, Framing, Lines, RecordIO, TFRecords, masked_crc32c
+from sm_runtime.storage.threads import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -221,7 +221,7 @@ class Pipe:
     def write(self, buffers: Iterable[Buffer]) -> None:
         """Write all of ``buffers``, however long that takes.
 
-        Raises BrokenPipeError when the reader has gone, ClosedError.
+        Raises BrokenPipeError when the reader has gone, Stopped.
         """
         gathered: list[Buffer] = []
         total = 0
@@ -253,7 +253,7 @@ class Pipe:
 
     def _wait(self) -> None:
         if any(fd == self._wakeup for fd, _ in self._poll.poll()):
-            raise ClosedError
+            raise Stopped
 
 
 class _Rank:
@@ -303,7 +303,7 @@ class Ranks:
     def write(self, buffers: Iterable[Buffer]) -> None:
         """Deal the records of ``buffers``, the next bytes of the epoch, out.
 
-        Raises BrokenPipeError when all ranks have gone, ClosedError, and DataError where the bytes
+        Raises BrokenPipeError when all ranks have gone, Stopped, and DataError where the bytes
         are no records.
         """
         for buffer in buffers:
@@ -387,7 +387,7 @@ class Ranks:
                 poll.register(rank.fd, select.POLLOUT)
         for fd, _ in poll.poll(_TICK_SECONDS * 1000 if ticks else None):
             if fd == self._wakeup:
-                raise ClosedError
+                raise Stopped
 
 
 def _framing_of(head: bytes) -> Framing:

@@ -144,8 +144,8 @@ def bound(binds: Sequence[Bind]) -> Iterator[None]:
             try:
                 if bind is binds[0]:
                     _enter_namespace(libc)
-                if _make_folder(bind.path):
-                    undo.callback(_remove_folder, bind.path)
+                if make_folder(bind.path):
+                    undo.callback(remove_folder, bind.path)
                 _mount(libc, bind)
             except OSError as error:
                 raise DataError(
@@ -182,8 +182,8 @@ def obstacles(binds: Sequence[Bind]) -> dict[str, str]:
     with contextlib.ExitStack() as undo:
         for bind in binds:
             try:
-                if _make_folder(bind.path):
-                    undo.callback(_remove_folder, bind.path)
+                if make_folder(bind.path):
+                    undo.callback(remove_folder, bind.path)
             except OSError as error:
                 reason = f"channel {bind.channel}: {bind.path}: {_why(error)}"
                 raise DataError(reason) from None
@@ -246,7 +246,7 @@ def _unmount(libc: CDLL, path: str) -> None:
         log.warning("%s cannot be unmounted: %s", path, error.strerror)
 
 
-def _make_folder(path: str) -> bool:
+def make_folder(path: str) -> bool:
     """Make a folder; return whether there was none. A link of an earlier job goes."""
     if os.path.islink(path):
         os.unlink(path)
@@ -256,6 +256,7 @@ def _make_folder(path: str) -> bool:
     return True
 
 
-def _remove_folder(path: str) -> None:
+def remove_folder(path: str) -> None:
+    """Remove a folder that ``make_folder`` has made, if nothing is in it."""
     with contextlib.suppress(OSError):
         os.rmdir(path)

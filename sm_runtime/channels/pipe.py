@@ -30,10 +30,11 @@ from typing import TypeAlias
 from sm_runtime.channels import objects
 from sm_runtime.channels.coding import coding, scratch
 from sm_runtime.channels.fifos import GATHERED_BYTES, EpochFifo, EpochFifos, Pipe, Ranks
-from sm_runtime.channels.read_ahead import ClosedError, Piece, ReadAhead
+from sm_runtime.channels.read_ahead import Piece, ReadAhead
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Cluster, Job
 from sm_runtime.storage import Blob
+from sm_runtime.storage.threads import Stopped
 
 log = logging.getLogger(__name__)
 
@@ -174,7 +175,7 @@ class Feeds:
         try:
             if feed.run():
                 self._left_early(feed, channel)
-        except ClosedError:
+        except Stopped:
             pass
         except Exception as error:
             self._failed(f"channel {channel.name}", error)
@@ -236,7 +237,7 @@ class Feed:
     def run(self) -> bool:
         """Feed the epoch to its end, or until its reader has gone; return whether that was early.
 
-        Raises DataError where the source fails, ClosedError.
+        Raises DataError where the source fails, Stopped.
         """
         channel, began = self.fifo.channel, time.monotonic()
         out = (

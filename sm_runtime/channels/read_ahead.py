@@ -16,6 +16,7 @@ from typing import TypeAlias
 from sm_runtime.channels.objects import OriginOf
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
+from sm_runtime.storage.threads import Stopped
 
 Piece: TypeAlias = Blob | str | bytes
 """An object, the URI of one that is still to be looked up, or bytes to send as they are."""
@@ -28,10 +29,6 @@ _REUSED_BYTES = 1 << 20
 _KEPT_BUFFERS = 4
 _MAX_PARTS = 512
 _LOOKUPS = 64
-
-
-class ClosedError(Exception):
-    """The caller was told to stop."""
 
 
 class Part:
@@ -90,7 +87,7 @@ class ReadAhead:
     def ready(self, most_bytes: int) -> list[Part]:
         """Wait for the next part; return it and those after it that are there, too.
 
-        An empty list is the end. Raises DataError where the next part cannot be read, ClosedError.
+        An empty list is the end. Raises DataError where the next part cannot be read, Stopped.
         """
         self._fill()
         if not self._parts:
@@ -123,7 +120,7 @@ class ReadAhead:
                 self._held_bytes -= len(buffer)
 
     def close(self) -> None:
-        """Stop: who waits gets a ClosedError; a thread that still reads ends by itself."""
+        """Stop: who waits gets Stopped; a thread that still reads ends by itself."""
         with self._done:
             self._is_closed = True
             self._work.clear()
@@ -267,7 +264,7 @@ class ReadAhead:
             while not what.is_done and not self._is_closed:
                 self._done.wait()
             if self._is_closed:
-                raise ClosedError
+                raise Stopped
 
     def _submit(self, work: Callable[[], None]) -> None:
         with self._submitted:

@@ -209,7 +209,8 @@ def _examples(
 
 
 def _below_bucket(uri: str) -> str:
-    return below_bucket(place_of(uri)[1], key_of(uri))
+    """Return the path of an object that an augmented manifest refers to: its bucket and key."""
+    return f"{place_of(uri)[1]}/{key_of(uri)}".lstrip("/")
 
 
 def _below_prefix(prefix: str) -> Callable[[Blob], str]:
@@ -283,11 +284,6 @@ def below_prefix(key: str, prefix: str) -> str:
 def is_beside(key: str, prefix: str) -> bool:
     """Return whether a prefix matches a key that is not below it as a folder."""
     return bool(prefix) and not prefix.endswith("/") and not key.startswith(prefix + "/")
-
-
-def below_bucket(bucket: str, key: str) -> str:
-    """Return the path of an object that an augmented manifest refers to: its bucket and key."""
-    return f"{bucket}/{key}".lstrip("/")
 
 
 def unpacked(path: str) -> str:
