@@ -33,6 +33,10 @@ log = logging.getLogger(__name__)
 _NAMED = 10
 _OWNER = 0o700
 _WRITABLE = 0o222
+ATTRIBUTE = "user.sm_runtime.placed"
+_TICK_SECONDS = 0.02
+_MOUNTS = "/proc/self/mounts"
+_IN_MEMORY = ("tmpfs", "devtmpfs", "ramfs")
 
 
 class Folder:
@@ -309,10 +313,6 @@ def _open_up(folder: str) -> None:
             os.chmod(folder, mode | _OWNER)
 
 
-ATTRIBUTE = "user.sm_runtime.placed"
-_TICK_SECONDS = 0.02
-
-
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Left:
     """What a folder says of the job that was the last to fill it."""
@@ -390,10 +390,6 @@ def _next_tick(path: str) -> int:
         time.sleep(0.001)
         os.utime(path)
     return now
-
-
-_MOUNTS = "/proc/self/mounts"
-_IN_MEMORY = ("tmpfs", "devtmpfs", "ramfs")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

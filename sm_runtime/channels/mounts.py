@@ -34,6 +34,24 @@ _SECONDS = 10.0
 _ERRORS = "surrogateescape"
 _ESCAPED = re.compile(r"\\([0-7]{3})")
 """Blanks, tabs, newlines and backslashes, as octal numbers."""
+_CLONE_NEWNS = 0x20000
+_MS_RDONLY = 0x1
+_MS_REMOUNT = 0x20
+_MS_BIND = 0x1000
+_MS_REC = 0x4000
+_MS_PRIVATE = 0x40000
+_MS_SLAVE = 0x80000
+_MNT_DETACH = 0x2
+_KEPT = {
+    "nosuid": 0x2,
+    "nodev": 0x4,
+    "noexec": 0x8,
+    "nosymfollow": 0x100,
+    "noatime": 0x400,
+    "nodiratime": 0x800,
+    "relatime": 0x200000,
+}
+"""What a mount must keep when it becomes read-only, in user namespaces (<linux/mount.h>)."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -113,26 +131,6 @@ def detach(path: str) -> None:
         said = str(error)
     if is_mounted(path):
         log.warning("%s cannot be unmounted: %s", path, said)
-
-
-_CLONE_NEWNS = 0x20000
-_MS_RDONLY = 0x1
-_MS_REMOUNT = 0x20
-_MS_BIND = 0x1000
-_MS_REC = 0x4000
-_MS_PRIVATE = 0x40000
-_MS_SLAVE = 0x80000
-_MNT_DETACH = 0x2
-_KEPT = {
-    "nosuid": 0x2,
-    "nodev": 0x4,
-    "noexec": 0x8,
-    "nosymfollow": 0x100,
-    "noatime": 0x400,
-    "nodiratime": 0x800,
-    "relatime": 0x200000,
-}
-"""What a mount must keep when it becomes read-only, in user namespaces (<linux/mount.h>)."""
 
 
 @contextlib.contextmanager

@@ -23,6 +23,8 @@ _ASKED_AHEAD = 256
 
 OriginOf = Callable[[str], Origin]
 """Returns the place of a URI."""
+_BUFFER_BYTES = 1 << 18
+_MAX_LINE_BYTES = 64 << 20
 
 
 class Origins:
@@ -155,10 +157,6 @@ def stats(uris: Iterable[str], origin_of: OriginOf) -> Iterator[Blob]:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
-
-
-_BUFFER_BYTES = 1 << 18
-_MAX_LINE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

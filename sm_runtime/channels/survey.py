@@ -25,6 +25,9 @@ log = logging.getLogger(__name__)
 
 _STOP_EVERY = 512
 _T = TypeVar("_T")
+_MAX_NAME_BYTES = 255
+_BATCH = 2048
+_FIELDS = 4
 
 
 class Survey:
@@ -264,9 +267,6 @@ class _PrefixSiblings:
             )
 
 
-_MAX_NAME_BYTES = 255
-
-
 def below_prefix(key: str, prefix: str) -> str:
     """Return the path of an object that a prefix matches, relative to the channel's folder.
 
@@ -386,10 +386,6 @@ class PathConflict:
 
 def _both(where: str, file: str, below: str) -> str:
     return f"{where}: {file!r} would be a file, and a folder because of {below!r}"
-
-
-_BATCH = 2048
-_FIELDS = 4
 
 
 class Spool:

@@ -19,6 +19,7 @@ from sm_runtime.sync.mirror import Folder, Mirror
 log = logging.getLogger(__name__)
 
 _GLANCE_SECONDS = 0.2
+_SPARE_BYTES = 64 << 20
 
 
 class Syncs:
@@ -211,9 +212,6 @@ def _intermediate(job: Job) -> tuple[Folder, ...]:
             uploads=location.is_s3(uri),
         ),
     )
-
-
-_SPARE_BYTES = 64 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

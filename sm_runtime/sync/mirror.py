@@ -46,6 +46,17 @@ PATIENCE_SECONDS = 60.0
 """How long after the last success what fails is still tried again at the end."""
 _MAX_BACKOFF_SECONDS = 60.0
 _NO_KEY = "object storage cannot hold its name"
+SETTLED_SECONDS = 1.0
+"""How long a file has to stay the same where it cannot be known whether someone has it open."""
+GROWING_SECONDS = 15.0
+"""From one time that a growing file is sent to the next."""
+MAPS_SECONDS = 10.0
+"""How often all files are looked for in the memory of processes: some file systems (tmpfs) do not
+change the times of a file that is written to there."""
+_COMPLAIN_SECONDS = 60.0
+_THREADS = 4
+_LARGE_BYTES = 8 << 20
+"""Larger files are sent one after the other: a store sends several parts of one at once."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -242,19 +253,6 @@ def _left_out(folder: str) -> tuple[str, ...]:
     with suppress(ArtifactError):  # what cannot be read is told elsewhere
         tar.count(folder, warnings)
     return warnings.all()
-
-
-SETTLED_SECONDS = 1.0
-"""How long a file has to stay the same where it cannot be known whether someone has it open."""
-GROWING_SECONDS = 15.0
-"""From one time that a growing file is sent to the next."""
-MAPS_SECONDS = 10.0
-"""How often all files are looked for in the memory of processes: some file systems (tmpfs) do not
-change the times of a file that is written to there."""
-_COMPLAIN_SECONDS = 60.0
-_THREADS = 4
-_LARGE_BYTES = 8 << 20
-"""Larger files are sent one after the other: a store sends several parts of one at once."""
 
 
 class Sender:
