@@ -12,7 +12,7 @@ def __getattr__(name):
 
         return PipeModeDataset
     if name == "PipeModeDatasetException":
-        from sm_runtime.pipe_mode.errors import PipeModeDatasetException
+        from sm_runtime.pipe_mode import PipeModeDatasetException
 
         return PipeModeDatasetException
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from sagemaker_tensorflow import sealing
-from sm_runtime.pipe_mode.errors import CorruptedError
+from sm_runtime.pipe_mode import CorruptedError
 from sm_runtime.pipe_mode.stream import LEAD_BYTES, Buffer, Stream
 
 __all__ = ["Epochs"]
@@ -74,7 +74,7 @@ class Epochs:
     def sealed(self, key):
         """Return the key, the next segment's file, sealed, and its spans; or raise StopIteration.
 
-        Where there is a fault the file is none of TFRecords.
+        Where there is a fault the file does not hold TFRecords.
         """
         segment, fault = self._open[int(key)].next(STALL_SECONDS)
         if not segment:
@@ -113,7 +113,7 @@ class _Epoch:
         self._problem = None
         self._is_open = self._is_first = False
         self.fault = b""
-        """What is wrong with the data; see ``graph.sound``."""
+        """What is wrong with the data; see ``pipemode.sound``."""
         self._count = self._records = 0
         self._ends = []
         """Where the records of the segment end, if there is a report on them."""

@@ -16,7 +16,7 @@ unless some data is damaged.
 
 import numpy as np
 
-from sm_runtime.pipe_mode.crc import ONES, POLYNOMIAL, crc32c, masked, masked_crc32c
+from sm_runtime.pipe_mode.framing import ONES, POLYNOMIAL, crc32c, masked, masked_crc32c
 from sm_runtime.pipe_mode.stream import LEAD_BYTES
 
 __all__ = ["AROUND_BYTES", "EMPTY", "NOTHING", "examined", "seal", "spans"]

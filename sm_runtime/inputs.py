@@ -22,8 +22,8 @@ from sm_runtime.timeline import Timeline
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from sm_runtime.output.saved import Saved
-    from sm_runtime.sync.syncs import Syncs
+    from sm_runtime.output.artifacts import Saved
+    from sm_runtime.sync.folders import Syncs
 
 log = logging.getLogger(__name__)
 
@@ -167,7 +167,7 @@ def _forget_epochs(job: Job) -> None:
     pipes = [channel.name for channel in job.channels if channel.mode == "Pipe"]
     if not pipes:
         return
-    from sm_runtime.pipe_mode.epochs import forget_epochs
+    from sm_runtime.pipe_mode.fifo import forget_epochs
 
     for name in pipes:
         try:

@@ -22,10 +22,9 @@ import select
 import time
 from collections.abc import Iterator, Mapping
 
-from sm_runtime.pipe_mode.crc import masked_crc32c as masked_checksum
-from sm_runtime.pipe_mode.cutting import Readable, batches, records
-from sm_runtime.pipe_mode.errors import CorruptedError, PipeError
-from sm_runtime.pipe_mode.framing import Lines, RecordIO, TFRecords
+from sm_runtime.pipe_mode import CorruptedError, PipeError
+from sm_runtime.pipe_mode.framing import Lines, Readable, RecordIO, TFRecords, batches, records
+from sm_runtime.pipe_mode.framing import masked_crc32c as masked_checksum
 
 __all__ = [
     "CorruptedError", "PipeError", "lines", "lines_batches", "masked_checksum", "open_channel",

@@ -20,10 +20,10 @@ from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Hardware, Job
 from sm_runtime.launch import distribution
 from sm_runtime.metrics import Measurement
-from sm_runtime.output import artifacts, ownership
+from sm_runtime.output import artifacts
+from sm_runtime.output.artifacts import summary_lines
 from sm_runtime.output.outcome import Outcome
 from sm_runtime.output.report import Report
-from sm_runtime.output.saved import summary_lines
 from sm_runtime.processes import hardware
 from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
@@ -84,7 +84,7 @@ class _Attempt:
             if not outcome.failure:
                 outcome.add(outcome.guard(self.report.succeeded))
             self._describe(self.job)
-            ownership.hand_over(self.job)
+            artifacts.hand_over(self.job)
         self.config_files.close()
         log.info("timeline: %s", self.timeline)
         log.info("Reporting training %s", "FAILURE" if outcome.failure else "SUCCESS")

@@ -108,9 +108,9 @@ def bound(placed: Placed) -> Iterator[None]:
             for path in placed.locked:
                 undo.callback(folder.unlock, path)
         if placed.binds:
-            from sm_runtime.channels import binding
+            from sm_runtime.channels import mounts
 
-            undo.enter_context(binding.bound(placed.binds))
+            undo.enter_context(mounts.bound(placed.binds))
         yield
 
 
@@ -223,9 +223,9 @@ def is_placed(path: str) -> bool:
     """Return whether there is data in a channel's folder that no job of ours has put there."""
     if os.path.islink(path) or not is_filled(path):
         return False
-    from sm_runtime.channels import marks
+    from sm_runtime.channels import folder
 
-    return marks.read(path) is None
+    return folder.left_by_a_job(path) is None
 
 
 def is_filled(path: str) -> bool:

@@ -19,12 +19,13 @@ from contextlib import ExitStack, suppress
 from shutil import which
 from threading import Event, Thread
 
-from sm_runtime.channels import selection
-from sm_runtime.channels.mountpoint import HELPERS, detach, is_mounted
-from sm_runtime.channels.selection import Origins, key_of, place_of
+from sm_runtime.channels import objects
+from sm_runtime.channels.mounts import HELPERS, detach, is_mounted, make_folder, remove_folder
+from sm_runtime.channels.objects import Origins, key_of, place_of
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 from sm_runtime.storage import Blob
+from sm_runtime.storage.s3.connection import endpoint
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,6 @@ START_SECONDS = 60.0
 END_SECONDS = 10.0
 _TICK_SECONDS = 0.02
 _TOLD_LINES = 20
-_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _ALLOW = "start the container with --device /dev/fuse --cap-add SYS_ADMIN, or use File or Pipe mode"
 
 
@@ -106,7 +106,7 @@ def _objects(channel: Channel, job: Job, origins: Origins) -> list[str] | None:
         raise DataError(f"channel {channel.name}: {channel.source.uri} matched 0 objects")
     if channel.distribution != "ShardedByS3Key":
         return None
-    part = selection.share(channel, job.cluster)
+    part = objects.share(channel, job.cluster)
     keys = [first.key, *(blob.key for blob in listed)]
     return [key[len(key_of(prefix)) :] for i, key in enumerate(keys) if part.holds(i)]
 
@@ -123,16 +123,16 @@ def _folder(channel: Channel) -> str:
 
 def _settings(environ: Mapping[str, str], job: Job) -> dict[str, str]:
     """Return the variables for rclone: the usual AWS ones, and where the store is."""
-    endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
+    named = endpoint(environ)
     settings = {
         "RCLONE_TIMEOUT": f"{job.options.stall_seconds:.3f}s",
         **environ,
         "RCLONE_CONFIG": "/dev/null",
         "RCLONE_S3_ENV_AUTH": "true",
-        "RCLONE_S3_PROVIDER": "Other" if endpoint else "AWS",
+        "RCLONE_S3_PROVIDER": "Other" if named else "AWS",
     }
-    if endpoint:
-        settings["RCLONE_S3_ENDPOINT"] = endpoint
+    if named:
+        settings["RCLONE_S3_ENDPOINT"] = named
     found = job.region or environ.get("AWS_REGION") or environ.get("AWS_DEFAULT_REGION")
     if found:
         settings["RCLONE_S3_REGION"] = found
@@ -189,11 +189,8 @@ class _Mount:
         try:
             if is_mounted(path):  # nobody serves it: a job was killed
                 detach(path)
-            if os.path.islink(path):
-                os.unlink(path)
-            if not os.path.isdir(path):
-                os.makedirs(path)
-                self._undo.callback(_remove_folder, path)
+            if make_folder(path):
+                self._undo.callback(remove_folder, path)
             chosen = self._write_keys()
             self._process = subprocess.Popen(
                 command(program, self._channel, chosen),
@@ -277,8 +274,3 @@ def _reason(lines: Iterable[str]) -> str:
 
     texts = [re.sub(r"^[\d/]+ [\d:]+ ([A-Z]+ *: )?", "", line) for line in lines]
     return next((text for text in texts if "mount helper" in text), texts[-1] if texts else "")
-
-
-def _remove_folder(path: str) -> None:
-    with suppress(OSError):
-        os.rmdir(path)

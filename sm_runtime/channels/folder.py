@@ -3,6 +3,11 @@
 The next job keeps of it what is still the content of its source, and removes the rest: what the
 script has altered or added (whatever changes a file changes its ctime), and what another source has
 left.
+
+While a folder is being filled it holds a file that says so, and which content it is to have. When
+all is there an extended attribute of the folder says the same: it is out of the script's sight. It
+counts only for that very folder: one that was copied with it, or is mounted in its place, is the
+user's.
 """
 
 from __future__ import annotations
@@ -10,22 +15,28 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
 from stat import S_ISREG
 
-from sm_runtime.channels import UNFINISHED, marks, room
-from sm_runtime.channels.mountpoint import mounts_below
+from sm_runtime.channels import UNFINISHED
+from sm_runtime.channels.mounts import is_mounted, mounts_below
 from sm_runtime.channels.survey import Survey, stoppable
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.text import human_size
 from sm_runtime.storage import Blob
-from sm_runtime.storage.copying import can_clone, data_bytes
+from sm_runtime.storage.writing import can_clone, data_bytes, new_file, part_of
 
 log = logging.getLogger(__name__)
 
 _NAMED = 10
 _OWNER = 0o700
 _WRITABLE = 0o222
+ATTRIBUTE = "user.sm_runtime.placed"
+_TICK_SECONDS = 0.02
+_MOUNTS = "/proc/self/mounts"
+_IN_MEMORY = ("tmpfs", "devtmpfs", "ramfs")
 
 
 class Folder:
@@ -59,7 +70,7 @@ class Folder:
                 self._is_resumed = bool(self._version) and self._version == left.version
                 keeps = self._is_intact(left) if self._is_resumed else _none
                 self._tell_removed(*_prune(self._path, keeps, self._stopped))
-            marks.begun(self._path, self._version)
+            _mark_begun(self._path, self._version)
         if self._is_resumed:
             for is_local in (True, False):
                 self._kept[is_local] = self._count_kept(is_local)
@@ -78,7 +89,7 @@ class Folder:
                 os.path.relpath(first, self._path), ", ..." if count > 1 else "",
             )  # fmt: skip
 
-    def _is_intact(self, left: marks.Left) -> Callable[[str, os.stat_result], bool]:
+    def _is_intact(self, left: Left) -> Callable[[str, os.stat_result], bool]:
         """Return what says of a file that an earlier job has left whether it is as it was then."""
         layout, begin = self.survey.layout, len(self._path) + 1
 
@@ -108,7 +119,7 @@ class Folder:
                 elif not self._has(blob, path):
                     self._local_bytes += data_bytes(blob.key, status)
 
-    def need(self) -> room.Need:
+    def need(self) -> Need:
         """Return what is still to come."""
         found = self.survey
         count, size_bytes, (kept_files, kept_bytes) = self.coming(local=False)
@@ -118,7 +129,7 @@ class Folder:
             kept_files, kept_bytes = self._kept[True]
             files += found.local_files - self._sharing - kept_files
             total += self._local_bytes - (0 if self.is_measured else kept_bytes)
-        return room.Need(
+        return Need(
             channel=found.channel.name,
             folder=self._path,
             size_bytes=max(0, total),
@@ -183,7 +194,7 @@ class Folder:
         with self._named():
             if self.survey.lines:
                 self._write_lines(*self.survey.lines)
-            marks.finished(self._path, self._version)
+            _mark_finished(self._path, self._version)
             if self._is_locked:
                 for folder, _, _ in os.walk(self._path, topdown=False):
                     _make_read_only(folder)
@@ -225,7 +236,7 @@ def clear(channel: str, path: str, stopped: Callable[[], bool]) -> None:
             os.unlink(path)
         elif _earlier(channel, path) is not None:
             _prune(path, _none, stopped)
-            marks.forgotten(path)
+            _unmark(path)
             with contextlib.suppress(OSError):  # something is mounted there
                 os.rmdir(path)
 
@@ -245,9 +256,9 @@ def _errors_named(channel: str, path: str) -> Iterator[None]:
         raise DataError(f"channel {channel}: {where}: {error.strerror}") from None
 
 
-def _earlier(channel: str, path: str) -> marks.Left | None:
+def _earlier(channel: str, path: str) -> Left | None:
     """Return what an earlier job has left in a folder, which can then be written to."""
-    left = marks.read(path)
+    left = left_by_a_job(path)
     if left is None:
         return None
     if mounts := mounts_below(path):
@@ -300,3 +311,170 @@ def _open_up(folder: str) -> None:
     if mode & _OWNER != _OWNER:
         with contextlib.suppress(OSError):
             os.chmod(folder, mode | _OWNER)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Left:
+    """What a folder says of the job that was the last to fill it."""
+
+    version: str
+    """What tells its content from any other; empty where the store does not."""
+    finished_ns: int | None = None
+    """When all was there, in the time of the file system; None: it was not."""
+
+
+def left_by_a_job(path: str) -> Left | None:
+    """Return what an earlier job says of the folder ``path``; None where no job has filled it."""
+    try:
+        # The script may have put anything there.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        with open(os.open(f"{path}/{UNFINISHED}", flags), "rb") as file:
+            return Left(version=file.read(100).decode("ascii", "replace"))
+    except OSError:
+        if os.path.lexists(f"{path}/{UNFINISHED}"):
+            return Left(version="")
+    try:
+        text = os.getxattr(path, ATTRIBUTE).decode("ascii", "replace")
+        version, finished, identity = text.split("\n")
+        is_same = identity == _identity(path)
+        return Left(version=version, finished_ns=int(finished)) if is_same else None
+    except (OSError, ValueError):  # no attribute, none of ours, or a file system without any
+        return None
+
+
+def _mark_begun(path: str, version: str) -> None:
+    """Mark a folder as one that is being filled."""
+    mark = f"{path}/{UNFINISHED}"
+    part = part_of(mark)
+    with open(new_file(part), "w", encoding="ascii") as file:
+        file.write(version)
+    os.rename(part, mark)
+    _remove_attribute(path)
+
+
+def _mark_finished(path: str, version: str) -> None:
+    """Mark a folder as filled, where the file system has attributes."""
+    mark = f"{path}/{UNFINISHED}"
+    text = f"{version}\n{_next_tick(mark)}\n{_identity(path)}"
+    with contextlib.suppress(OSError):
+        os.setxattr(path, ATTRIBUTE, text.encode("ascii"))
+    os.unlink(mark)
+
+
+def _unmark(path: str) -> None:
+    """Take all marks away."""
+    _remove_attribute(path)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}/{UNFINISHED}")
+
+
+def _remove_attribute(path: str) -> None:
+    with contextlib.suppress(OSError):
+        os.removexattr(path, ATTRIBUTE)
+
+
+def _identity(path: str) -> str:
+    return f"{os.stat(path).st_ino} {'mounted' if is_mounted(path) else ''}"
+
+
+def _next_tick(path: str) -> int:
+    """Return a time of the file system that is later than whatever has been done up to now.
+
+    Its clock may go by ticks of 10 ms. Where it goes by seconds this is not waited for: then what
+    was done last will be done again.
+    """
+    deadline = time.monotonic() + _TICK_SECONDS
+    os.utime(path)
+    before = os.stat(path).st_ctime_ns
+    while (now := os.stat(path).st_ctime_ns) == before and time.monotonic() < deadline:
+        time.sleep(0.001)
+        os.utime(path)
+    return now
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Need:
+    """What a channel will take."""
+
+    channel: str
+    folder: str
+    """Where; it need not be there yet."""
+    size_bytes: int
+    files: int
+    bare: int = 0
+    """Files that take no block: links, and those that share the blocks of others."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Shortage:
+    """A file system that has not the room for what channels will take."""
+
+    needs: tuple[Need, ...]
+    reason: str
+    """A sentence."""
+
+
+def shortage(needs: Iterable[Need]) -> Shortage | None:
+    """Return where there is not room for what is needed; None where there is."""
+    devices: dict[int, list[Need]] = {}
+    for need in needs:
+        devices.setdefault(os.stat(_existing(need.folder)).st_dev, []).append(need)
+    for device, together in devices.items():
+        if reason := _reason(device, together):
+            return Shortage(needs=tuple(together), reason=reason)
+    return None
+
+
+def _reason(device: int, needs: list[Need]) -> str | None:
+    place = _existing(needs[0].folder)
+    found = os.statvfs(place)
+    total, files = sum(n.size_bytes for n in needs), sum(n.files for n in needs)
+    free = found.f_bavail * found.f_frsize
+    # A file takes whole blocks: half of one too much on average.
+    blocks = total + files * found.f_frsize // 2
+    names = ", ".join(need.channel for need in needs)
+    who = f"channel {names} needs" if len(needs) == 1 else f"channels {names} need"
+    if blocks > free:
+        more = "" if total > free else f" with the blocks of {files} files"
+        return (
+            f"{who} {human_size(max(total, blocks if more else 0))}{more},"
+            f" {place} has {human_size(free)} free{_largest(device)}"
+        )
+    files += sum(n.bare for n in needs)
+    if found.f_files and files > found.f_favail:
+        return f"{who} {files} files, {place} has room for {found.f_favail} more"
+    return None
+
+
+def _existing(path: str) -> str:
+    while not os.path.isdir(path):
+        path = os.path.dirname(path)
+    return path
+
+
+def _largest(besides: int) -> str:
+    """Return where there is most room, as a remark."""
+    best, place = 0, ""
+    for folder in _mounted():
+        try:
+            if not os.path.isdir(folder) or os.stat(folder).st_dev == besides:
+                continue
+            found = os.statvfs(folder)
+        except OSError:
+            continue
+        free = found.f_bavail * found.f_frsize
+        if free > best and not found.f_flag & os.ST_RDONLY:
+            best, place = free, folder
+    return f" (largest free: {place} {human_size(best)})" if place else ""
+
+
+def _mounted() -> Iterator[str]:
+    """Yield the folders that storage is mounted at (proc(5): blanks are octal there)."""
+    try:
+        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
+            for entry in file:
+                _, folder, kind = entry.split(" ")[:3]
+                if kind not in _IN_MEMORY:
+                    yield folder.replace("\\040", " ").replace("\\134", "\\")
+    except OSError:
+        return

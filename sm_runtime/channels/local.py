@@ -16,7 +16,7 @@ from dataclasses import dataclass
 
 from sm_runtime.channels import Bind, is_filled, is_ours, is_placed
 from sm_runtime.channels.folder import clear
-from sm_runtime.channels.selection import file_uri, key_of
+from sm_runtime.channels.objects import file_uri, key_of
 from sm_runtime.job import location
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
@@ -47,7 +47,7 @@ def plan(job: Job, channels: Sequence[Channel], stopped: Callable[[], bool]) -> 
     wishes = {channel.name: wish for channel in channels if (wish := _wish(channel, stopped))}
     refused: Mapping[str, str] = {}
     if wishes:
-        from sm_runtime.channels.binding import obstacles
+        from sm_runtime.channels.mounts import obstacles
 
         refused = obstacles(tuple(wishes.values()))
     filled, locked, binds = [], [], []

@@ -10,7 +10,7 @@ from typing import IO
 
 from sm_runtime.code.members import Budget, Member, members, reading, shown
 from sm_runtime.job.errors import CodeError
-from sm_runtime.storage.room import Room
+from sm_runtime.storage.writing import Room
 
 MAX_DEPTH = 200
 """How many folders deep code may be: Python removes a tree recursively, within its limit."""

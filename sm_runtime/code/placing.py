@@ -13,7 +13,7 @@ from fnmatch import fnmatch
 from sm_runtime.code.archive import MAX_DEPTH, extract
 from sm_runtime.code.members import kind_of, shown
 from sm_runtime.job.errors import CodeError
-from sm_runtime.storage.room import Room
+from sm_runtime.storage.writing import Room
 
 STAGING = ".sm-runtime-unpacking-"
 """How the names begin of folders that hold what is not complete yet."""

@@ -4,7 +4,8 @@ Where the request has an ``OutputDataConfig``, artifacts go where the platform w
 guide, "SageMaker AI folders for training inputs and outputs"): ``<uri>/<job>/output/model.tar.gz``
 and ``output.tar.gz``; with compression ``NONE`` the files themselves, below ``model/`` and
 ``data/``. A host that does not lead appends ``-<host>`` to these names. Without one the platform
-collects the folders, and all that is done here is to count. The folders are never changed.
+collects the folders, and all that is done here is to count. The folders are never changed. In the
+end they may be given to the one who mounted them.
 """
 
 from __future__ import annotations
@@ -12,24 +13,63 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
+from sm_runtime.contract import config_files
 from sm_runtime.job import location
 from sm_runtime.job.errors import ArtifactError
 from sm_runtime.job.model import Job
+from sm_runtime.job.text import human_size
 from sm_runtime.output import tar
-from sm_runtime.output.saved import Saved, Warnings, summary_lines
 
 if TYPE_CHECKING:
     from sm_runtime.storage import Store
 
-__all__ = ["Saved", "check", "save", "summary_lines"]
-
 log = logging.getLogger(__name__)
+
+_MAX_WARNINGS = 20
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Saved:
+    """What became of one folder."""
+
+    what: str
+    """``model``, ``output data``, ``checkpoints``, ..."""
+    folder: str
+    files: int = 0
+    size_bytes: int = 0
+    destination: str | None = None
+    """The URI where it is now; None: there was nothing to save, or it is not ours to save."""
+    stored_bytes: int = 0
+    """How many bytes it takes there."""
+    seconds: float = 0.0
+    warnings: tuple[str, ...] = ()
+    failure: str | None = None
+    """Why it is not all at ``destination``, where that fails the job."""
+
+
+class Warnings:
+    """Keeps the first sentences and counts the rest."""
+
+    def __init__(self) -> None:
+        self._sentences: list[str] = []
+        self._count = 0
+
+    def __call__(self, sentence: str) -> None:
+        """Take a sentence."""
+        self._count += 1
+        if self._count <= _MAX_WARNINGS:
+            self._sentences.append(sentence)
+
+    def all(self) -> tuple[str, ...]:
+        """Return the sentences, and one about those that are not among them."""
+        more = self._count - len(self._sentences)
+        return (*self._sentences, *([f"... and {more} more like these"] if more else []))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -185,7 +225,7 @@ def _save(job: Job, store: Store | None, part: _Part, threads: int) -> Saved:
 def _save_archive(
     part: _Part, store: Store, key: str, warnings: Warnings, threads: int
 ) -> tuple[tar.Count, int]:
-    from sm_runtime.output.gzip_stream import GzipWriter
+    from sm_runtime.output.tar import GzipWriter
 
     found = tar.count(part.folder, lambda _: None)
     # What cannot be compressed grows, and each file has a header or two.
@@ -236,8 +276,7 @@ def _count_in_place(part: _Part, warnings: Warnings) -> tar.Count:
 
 
 def _checkpoints(job: Job) -> Saved:
-    folder = job.checkpoints.local_path if job.checkpoints else job.paths.checkpoints
-    warnings = Warnings()
+    folder, warnings = _checkpoint_folder(job), Warnings()
     counted = tar.Count()
     try:
         counted = tar.count(folder, lambda _: None)
@@ -250,6 +289,10 @@ def _checkpoints(job: Job) -> Saved:
         size_bytes=counted.size_bytes,
         warnings=warnings.all(),
     )
+
+
+def _checkpoint_folder(job: Job) -> str:
+    return job.checkpoints.local_path if job.checkpoints else job.paths.checkpoints
 
 
 def _saved(part: _Part, counted: tar.Count, warnings: Warnings) -> Saved:
@@ -282,3 +325,57 @@ def _warn_of_nothing(job: Job, part: _Part, warnings: Warnings) -> None:
     else:
         hint = "the script writes to SM_MODEL_DIR what is to be kept"
     warnings(f"{part.folder} is empty, so no model is saved; {hint}")
+
+
+def summary_lines(job: Job, saved: Iterable[Saved]) -> list[str]:
+    """Return a line for each folder that says how much is in it and where it is saved."""
+    lines = []
+    for one in saved:
+        if one.files == 0:
+            if one.what in ("model", "output data"):
+                lines.append(f"{one.what}: no files in {one.folder}")
+            continue
+        held = f"{one.what}: {amount(one.files, one.size_bytes)}"
+        if one.destination:
+            cost = f"{human_size(one.stored_bytes)}, {one.seconds:.1f} s"
+            lines.append(f"{held} -> {one.destination} ({cost})")
+        elif one.what == "checkpoints" or not job.managed:
+            lines.append(f"{held} in {one.folder}")
+        else:
+            lines.append(f"{held} in {one.folder}, for the platform to save")
+    return lines
+
+
+def amount(files: int, size_bytes: int) -> str:
+    """Return ``3 files, 1.2 MiB``."""
+    return f"{files} file{'s' * (files != 1)}, {human_size(size_bytes)}"
+
+
+def hand_over(job: Job) -> None:
+    """Give all that the job left to ``options.chown``: folders and local artifacts."""
+    owner = job.options.chown
+    if owner is None:
+        return
+    tops = [job.paths.model, job.paths.output, _checkpoint_folder(job)]
+    if job.output and location.is_file(job.output.uri):
+        from sm_runtime.storage.files import path_of
+
+        destination = path_of(job.output.uri)
+        # Below the base folder the destination is ours to give as well; elsewhere only the job's.
+        ours = destination.startswith(f"{job.paths.base}/")
+        tops.append(destination if ours else os.path.join(destination, job.name or ""))
+    failed = ""
+    for path in (*_below(tops), *config_files.left_in(job.paths.config)):
+        try:
+            os.chown(path, *owner, follow_symlinks=False)
+        except OSError as error:
+            failed = failed or f"{path}: {error.strerror}"
+    if failed:
+        log.warning("SM_RUNTIME_CHOWN: not everything could be given away: %s", failed)
+
+
+def _below(tops: Iterable[str]) -> Iterator[str]:
+    for top in tops:
+        for folder, _, files in os.walk(top):
+            yield folder
+            yield from (os.path.join(folder, name) for name in files)

@@ -3,6 +3,9 @@
 Equal trees give equal archives: entries follow one another in the byte order of their names, each
 folder before what is in it; owners and times are zero, modes are 0644 or 0755 by the owner's x bit.
 Links are followed, since what serves a model may not follow them.
+
+The archive is compressed by all CPUs where the package isal is installed, else by one. Its bytes
+depend on the data and on the sizes of the writes alone, not on the number of threads.
 """
 
 from __future__ import annotations
@@ -12,14 +15,20 @@ import os
 import stat
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 from sm_runtime.job.errors import ArtifactError
 
 Warn = Callable[[str], None]
 """Takes a sentence about something that is left out."""
 
+BLOCK_BYTES = 1 << 20
+MAX_THREADS = 16
+"""Beyond these the thread that reads and writes is what everything waits for."""
+_GZIP_LEVEL = 6
+_ISAL_LEVEL = 2
 _BUFFER_BYTES = 1 << 20
 _RECORD_BYTES = 10240
 _NO_TARGET = (errno.ENOENT, errno.ENOTDIR, errno.ELOOP)
@@ -30,11 +39,13 @@ _ODD_KINDS = {
     stat.S_IFBLK: "a device",
 }
 
+Bytes = bytes | bytearray | memoryview
+
 
 class Sink(Protocol):
-    """Where an archive's bytes go."""
+    """Where an archive's bytes go, or those that are compressed."""
 
-    def write(self, data: bytes | memoryview, /) -> object:
+    def write(self, data: Bytes, /) -> object:
         """Take all of ``data``, which the caller may reuse at once."""
 
 
@@ -85,7 +96,7 @@ def walk(folder: str, warn: Warn) -> Iterator[Entry]:
         if entry is None:
             continue
         if entry.is_folder and identity in above:
-            warn(f"{_shown(entry.path)} is left out: the link leads to a folder that holds it")
+            warn(f"{shown(entry.path)} is left out: the link leads to a folder that holds it")
             continue
         yield entry
         if entry.is_folder:
@@ -145,20 +156,20 @@ def open_file(path: str) -> tuple[int, int]:
     found = os.fstat(source)
     if not stat.S_ISREG(found.st_mode):
         os.close(source)
-        raise ArtifactError(f"{_shown(path)} is no regular file any more")
+        raise ArtifactError(f"{shown(path)} is no regular file any more")
     return source, found.st_size
 
 
 def shrank(path: str, size_bytes: int, read_bytes: int) -> ArtifactError:
     """Return the error of a file that ended before its size."""
     return ArtifactError(
-        f"{_shown(path)} shrank while it was read: {read_bytes} of {size_bytes} bytes are left"
+        f"{shown(path)} shrank while it was read: {read_bytes} of {size_bytes} bytes are left"
     )
 
 
 def unreadable(path: str, error: OSError) -> ArtifactError:
     """Return the error of a file or folder that cannot be read."""
-    return ArtifactError(f"{_shown(path)} cannot be read: {error.strerror}")
+    return ArtifactError(f"{shown(path)} cannot be read: {error.strerror}")
 
 
 def _copy(path: str, source: int, size_bytes: int, sink: Sink, buffer: memoryview) -> None:
@@ -218,12 +229,12 @@ def _entry(
         if listed.is_symlink() and error.errno in _NO_TARGET:
             looping = error.errno == errno.ELOOP
             why = "leads in a circle" if looping else "leads nowhere"
-            warn(f"{_shown(path)} is left out: the link to {_target(path)} {why}")
+            warn(f"{shown(path)} is left out: the link to {_target(path)} {why}")
             return None, (0, 0)
         raise unreadable(path, error) from error
     kind = stat.S_IFMT(found.st_mode)
     if kind not in (stat.S_IFREG, stat.S_IFDIR):
-        warn(f"{_shown(path)} is left out: it is {_ODD_KINDS.get(kind, 'no file or folder')}")
+        warn(f"{shown(path)} is left out: it is {_ODD_KINDS.get(kind, 'no file or folder')}")
         return None, (0, 0)
     entry = Entry(
         path=path,
@@ -238,11 +249,91 @@ def _entry(
 
 def _target(link: str) -> str:
     try:
-        return _shown(os.readlink(link))
+        return shown(os.readlink(link))
     except OSError:
         return "its target"
 
 
-def _shown(path: str) -> str:
+def shown(path: str) -> str:
     """Return ``path`` as one line of text can hold it."""
     return path if path.isprintable() else ascii(path)
+
+
+class GzipWriter:
+    """Compresses what is written into ``sink``.
+
+    ``close`` ends the stream; leaving the context without it ends the threads, and writes no more.
+    """
+
+    def __init__(self, sink: Sink, *, threads: int, with_isal: bool = True) -> None:
+        self._output = _Output(sink)
+        self._file = _open(self._output, max(1, min(threads, MAX_THREADS)), with_isal)
+        self._is_closed = False
+
+    def __enter__(self) -> GzipWriter:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if not self._is_closed:
+            self._output.is_abandoned = True
+            with suppress(Exception):  # what went wrong is known already
+                self._file.close()
+
+    @property
+    def written_bytes(self) -> int:
+        """How many compressed bytes the sink was given."""
+        return self._output.written_bytes
+
+    def write(self, data: Bytes) -> None:
+        """Add ``data`` to the stream; it may be reused at once."""
+        rest = memoryview(data).cast("B")
+        for start in range(0, len(rest), BLOCK_BYTES):
+            self._file.write(bytes(rest[start : start + BLOCK_BYTES]))
+
+    def close(self) -> None:
+        """Compress what is left and end the stream."""
+        self._file.close()
+        self._is_closed = True
+
+
+class _Output:
+    """A sink as a file that can be written to."""
+
+    closed = False
+
+    def __init__(self, sink: Sink) -> None:
+        self._sink = sink
+        self.written_bytes = 0
+        self.is_abandoned = False
+
+    def write(self, data: Bytes, /) -> int:
+        if not self.is_abandoned:
+            self._sink.write(data)
+            self.written_bytes += len(data)
+        return len(data)
+
+    def writable(self) -> bool:
+        return True
+
+    def flush(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def has_isal() -> bool:
+    """Whether the package isal is installed."""
+    from importlib.util import find_spec
+
+    return find_spec("isal") is not None
+
+
+def _open(output: _Output, threads: int, with_isal: bool) -> Any:
+    if not (with_isal and has_isal()):
+        from gzip import GzipFile
+
+        return GzipFile("", "wb", _GZIP_LEVEL, output, mtime=0)
+    from importlib import import_module
+
+    return import_module("isal.igzip_threaded").open(
+        output, "wb", compresslevel=_ISAL_LEVEL, threads=threads, block_size=BLOCK_BYTES
+    )

@@ -1,6 +1,7 @@
-"""The reading end of a FIFO: waits with a deadline, and can be stopped from another thread.
+"""Which FIFO of a channel is next, and its reading end.
 
-A regular file in its place is read to its end.
+It waits with a deadline, and can be stopped from another thread. A regular file in the place of a
+FIFO is read to its end.
 """
 
 from __future__ import annotations
@@ -102,7 +103,7 @@ class Fifo:
             return None
 
     def stop(self) -> None:
-        """Make whoever reads in another thread raise Stopped."""
+        """Make a read in another thread raise Stopped."""
         self._stopped = True
         os.eventfd_write(self._stop, 1)
 
@@ -112,3 +113,37 @@ class Fifo:
             if file >= 0:
                 os.close(file)
         self._file = self._stop = -1
+
+
+def take_epoch(state_dir: str, channel: str) -> int:
+    """Return the number of the next epoch of ``channel`` and count it as taken, under a lock.
+
+    The files are those of ``sagemaker_tensorflow``; the folder is made if it is missing. Raises
+    ValueError where the state is no number, and OSError.
+    """
+    os.makedirs(state_dir, exist_ok=True)
+    state = _state(state_dir, channel)
+    with open(os.path.join(state_dir, f".{channel}-pipe_mode-lock"), "a") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        try:
+            with open(state, encoding="ascii") as file:
+                text = file.read().strip()
+        except FileNotFoundError:
+            text = "0"
+        if not text.isdecimal():
+            raise ValueError(f"{state}: {text!r} is no number of an epoch")
+        # Renamed into place: a process that is killed here leaves the old number or the new one.
+        with open(f"{state}.new", "w", encoding="ascii") as file:
+            file.write(str(int(text) + 1))
+        os.replace(f"{state}.new", state)
+    return int(text)
+
+
+def forget_epochs(state_dir: str, channel: str) -> None:
+    """Begin anew at epoch 0; raises OSError. Nothing may be reading the channel."""
+    with suppress(FileNotFoundError):
+        os.unlink(_state(state_dir, channel))
+
+
+def _state(state_dir: str, channel: str) -> str:
+    return os.path.join(state_dir, f".{channel}-pipe_mode-state")

@@ -1,4 +1,4 @@
-"""Where records begin and end in a buffer, for each of the three formats.
+"""Where records begin and end, for each of the three formats; streams are cut there.
 
 RecordIO: ``0xced7230a``, a word with the length in its lower 29 bits and a flag in its upper 3
 (0: a whole record; 1, 2 and 3: its first, middle and last part), the payload, padding to 4 bytes;
@@ -11,15 +11,26 @@ from __future__ import annotations
 
 import struct
 from array import array
+from collections.abc import Iterator
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
-from sm_runtime.pipe_mode.crc import masked_crc32c
-from sm_runtime.pipe_mode.errors import CorruptedError
+from sm_runtime.pipe_mode import CorruptedError
 
 if TYPE_CHECKING:
     Data = TypeVar("Data", bytes, memoryview)
     Ends = array[int]
     """The offset behind each record that is complete."""
+
+POLYNOMIAL = 0x82F63B78
+ONES = 0xFFFFFFFF
+_TABLE: list[int] = []
+MAGIC = 0xCED7230A
+_WORDS = struct.Struct("<II").unpack_from
+_HEAD = struct.Struct("<QI").unpack_from
+_RUN = 32
+_RUN_BYTES = 2**20
+_KNOWN = 4096
+BUFFER_BYTES = 2**20
 
 
 class Framing(Protocol):
@@ -39,14 +50,6 @@ class Framing(Protocol):
 
     def each(self, data: memoryview, start: int, ends: Ends) -> Ends:
         """Return the end of each record from ``start`` on; ``ends`` may lack some."""
-
-
-MAGIC = 0xCED7230A
-_WORDS = struct.Struct("<II").unpack_from
-_HEAD = struct.Struct("<QI").unpack_from
-_RUN = 32
-_RUN_BYTES = 2**20
-_KNOWN = 4096
 
 
 class TFRecords:
@@ -214,3 +217,84 @@ class Lines:
 def framing(record_format: str) -> Framing:
     """Return the framing of ``RecordIO``, ``TFRecord`` or ``TextLine``."""
     return {kind.name: kind for kind in (RecordIO, TFRecords, Lines)}[record_format]()
+
+
+class Readable(Protocol):
+    """What is read from: an unbuffered stream, as ``open_channel`` returns."""
+
+    def readinto(self, buffer: memoryview, /) -> int | None:
+        """Fill the start of ``buffer`` and return how many bytes, 0 at the end."""
+
+
+def records(stream: Readable, framing: Framing) -> Iterator[bytes]:
+    """Yield the payload of one record after the other; raise CorruptedError."""
+    for data, ends in batches(stream, framing):
+        yield from framing.cut(bytes(data[: ends[-1]]), 0, ends)
+
+
+def batches(stream: Readable, framing: Framing) -> Iterator[tuple[memoryview, Ends]]:
+    """Yield what has arrived, and where its records end; valid until the next is asked for.
+
+    Raises CorruptedError behind the records that are good.
+    """
+    view = memoryview(bytearray(BUFFER_BYTES))
+    size = offset = need = 0
+    while True:
+        if need > len(view):
+            grown = memoryview(bytearray(need))
+            grown[:size] = view[:size]
+            view = grown
+        elif size == len(view):
+            grown = memoryview(bytearray(2 * size))
+            grown[:size] = view
+            view = grown
+        count = stream.readinto(view[size:]) or 0
+        size += count
+        if not count and (size := _ended(view, size, offset, framing)) == 0:
+            return
+        ends: Ends = array("q")
+        problem = None
+        try:
+            need = framing.scan(view[:size], 0, ends)
+        except CorruptedError as error:
+            problem = CorruptedError(error.reason, offset + error.offset_bytes)
+        if ends:
+            yield view, ends
+            end = ends[-1]
+            view[: size - end] = view[end:size]
+            size, offset = size - end, offset + end
+        if problem:
+            raise problem
+
+
+def _ended(view: memoryview, size: int, offset: int, framing: Framing) -> int:
+    """Return how many bytes are in ``view`` when the last line has its end, else 0."""
+    if size and framing.name != "TextLine":
+        raise CorruptedError(f"the stream ends inside a {framing.name} record", offset)
+    if size:
+        view[size] = ord("\n")
+        return size + 1
+    return 0
+
+
+def crc32c(data: bytes | memoryview) -> int:
+    """Return the CRC-32C (Castagnoli) of ``data``, in plain Python: for little data only."""
+    if not _TABLE:
+        for byte in range(256):
+            for _ in range(8):
+                byte = byte >> 1 ^ (POLYNOMIAL if byte & 1 else 0)
+            _TABLE.append(byte)
+    crc, table = ONES, _TABLE
+    for byte in data:
+        crc = crc >> 8 ^ table[(crc ^ byte) & 0xFF]
+    return crc ^ ONES
+
+
+def masked(crc: int) -> int:
+    """Return a CRC as it is stored (TensorFlow guide, "TFRecord")."""
+    return (crc >> 15 | crc << 17 & ONES) + 0xA282EAD8 & ONES
+
+
+def masked_crc32c(data: bytes | memoryview) -> int:
+    """Return the masked CRC-32C of ``data``."""
+    return masked(crc32c(data))

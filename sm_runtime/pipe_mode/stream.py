@@ -14,11 +14,10 @@ import time
 from array import array
 from queue import SimpleQueue
 
-from sm_runtime.pipe_mode.epochs import take_epoch
-from sm_runtime.pipe_mode.errors import CorruptedError
-from sm_runtime.pipe_mode.fifo import Fifo, Stopped
+from sm_runtime.pipe_mode import CorruptedError
+from sm_runtime.pipe_mode.fifo import Fifo, Stopped, take_epoch
 from sm_runtime.pipe_mode.framing import framing
-from sm_runtime.pipe_mode.settings import Settings
+from sm_runtime.pipe_mode.records import Settings
 
 BUFFER_BYTES = 2 * 2**20
 """Grows where one record is larger."""
@@ -27,7 +26,7 @@ ENOUGH_BYTES = 2**20
 """A reader that waits gets so much, and less where nothing more comes for GATHER_SECONDS."""
 GATHER_SECONDS = 0.002
 LEAD_BYTES = 16
-"""Room before the first record, and behind the last, for whoever hands the segment on."""
+"""Room before the first record, and behind the last, for what is put around the segment."""
 
 
 class Buffer:

@@ -74,8 +74,8 @@ class Origin(Protocol):
         ``wanted`` is consumed as needed. Folders are made. Nothing is under a path before it is
         complete (``<name>.sm-runtime.part`` beside it is removed at a failure); sizes are verified,
         and an object that changes meanwhile is an error. ``progress`` is told each number of bytes
-        as they arrive, from any thread. Raises DataError at the first object that cannot be had, or
-        within a second when ``stopped`` says so.
+        as they arrive, from any thread. Raises DataError at the first object that fails, or within
+        a second when ``stopped`` says so.
         """
 
     def close(self) -> None:
@@ -181,7 +181,7 @@ def open_store(
     """
     scheme = uri.partition(":")[0].lower()
     if scheme == "file":
-        from sm_runtime.storage.local import LocalStore
+        from sm_runtime.storage.files import LocalStore
 
         return LocalStore.at(uri, parts, outside)
     if scheme == "s3":

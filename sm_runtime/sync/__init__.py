@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from sm_runtime.job.model import Job
 
 if TYPE_CHECKING:
-    from sm_runtime.sync.syncs import Syncs
+    from sm_runtime.sync.folders import Syncs
 
 
 def wanted(job: Job) -> bool:
@@ -37,6 +37,6 @@ def open_syncs(job: Job, environ: Mapping[str, str]) -> Syncs | None:
     """
     if not wanted(job):
         return None
-    from sm_runtime.sync.syncs import Syncs
+    from sm_runtime.sync.folders import Syncs
 
     return Syncs.of(job, environ)

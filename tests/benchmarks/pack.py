@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Callable
 
-from sm_runtime.output import gzip_stream
+from sm_runtime.output import tar
 from sm_runtime.output import tar as pack
 from sm_runtime.storage import open_store
 from tests.benchmarks.report import Report, Row, measured, parser, take_part
@@ -38,7 +38,7 @@ def ours(model: str, folder: str, *, with_isal: bool) -> None:
     threads = len(os.sched_getaffinity(0))
     with (
         open_store(f"file://{folder}").stream("out.tar.gz") as sink,
-        gzip_stream.GzipWriter(sink, threads=threads, with_isal=with_isal) as writer,
+        tar.GzipWriter(sink, threads=threads, with_isal=with_isal) as writer,
     ):
         pack.write_tar(model, writer, print)
         writer.close()
@@ -53,7 +53,7 @@ def ways_of(folder: str, model: str, out: str) -> dict[str, Callable[[], object]
     if shutil.which("pigz"):
         ways["tar and pigz"] = lambda: subprocess.run(["tar", "-Ipigz", *tar], check=True)
     ways["ours"] = lambda: ours(model, folder, with_isal=False)
-    if gzip_stream.has_isal():
+    if tar.has_isal():
         ways["ours with isal"] = lambda: ours(model, folder, with_isal=True)
     return ways
 

@@ -17,8 +17,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from sm_runtime.channels.objects import Origins
 from sm_runtime.channels.pipe import Feeds
-from sm_runtime.channels.selection import Origins
 from sm_runtime.job.model import Channel, Cluster, Job, Source
 from sm_runtime.job.paths import Paths
 from tests.benchmarks.report import Report, Row, at_most, measured, parser, take_part, times

@@ -27,7 +27,7 @@ def ours(url: str, prefix: str, folder: str) -> None:
 
 def ours_list(url: str, prefix: str, folder: str) -> None:
     """List as a File channel does it."""
-    from sm_runtime.channels.selection import Origins
+    from sm_runtime.channels.objects import Origins
     from sm_runtime.channels.survey import survey
     from sm_runtime.job.model import Channel, Cluster, Source
 

@@ -19,8 +19,8 @@ from typing import Any
 import pytest
 
 from sm_runtime import channels
-from sm_runtime.channels import fastfile, mountpoint
-from sm_runtime.channels.progress import Progress
+from sm_runtime.channels import fastfile, mounts
+from sm_runtime.channels.download import Progress
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Cluster, InstanceGroup, Job, Options, Source
 from sm_runtime.job.paths import Paths
@@ -449,14 +449,14 @@ def test_a_fast_file_channel_is_mounted_or_says_what_it_lacks(
         else:
             place.prepare(channel)
             pids = undo.enter_context(channels.mounted(job, environ))
-            assert mountpoint.is_mounted(channel.path)
+            assert mounts.is_mounted(channel.path)
             wanted = range(10) if distribution == "FullyReplicated" else (1, 4, 7)
             assert place.files() == {str(i): bytes([i]) * i for i in wanted}
             with pytest.raises(OSError, match="Read-only"):
                 os.mkdir(f"{channel.path}/new")
             assert processes_with(str(place.root)) == list(pids)
             undo.pop_all().close()
-    assert not mountpoint.is_mounted(channel.path)
+    assert not mounts.is_mounted(channel.path)
     assert not os.path.exists(channel.path)
     assert processes_with(str(place.root)) == []
 
@@ -474,7 +474,7 @@ def test_a_mount_ends_although_something_still_reads(place: Place) -> None:
             with channels.mounted(place.job(channel), place.environ):
                 reader = os.open(f"{channel.path}/7", os.O_RDONLY)
                 reading.callback(_close, reader)
-        assert not mountpoint.is_mounted(channel.path)
+        assert not mounts.is_mounted(channel.path)
     assert not os.path.exists(channel.path)
 
 
@@ -488,7 +488,7 @@ def test_a_mount_that_nobody_serves_any_more_is_replaced(place: Place) -> None:
             eventually(lambda: not os.path.isdir(channel.path), "a dead mount")
             with channels.mounted(job, place.environ):
                 assert len(place.files()) == 10
-    assert not mountpoint.is_mounted(channel.path)
+    assert not mounts.is_mounted(channel.path)
     assert not os.path.exists(channel.path)
 
 
@@ -506,7 +506,7 @@ def test_a_fast_file_channel_without_objects_is_an_error(place: Place) -> None:
 def test_a_container_that_may_not_mount_says_what_to_allow(
     place: Place, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in (fastfile.PROGRAM, mountpoint.HELPERS[0]):
+    for name in (fastfile.PROGRAM, mounts.HELPERS[0]):
         (tmp_path / name).write_text("#!/bin/sh\necho 'mount failed: not permitted' >&2; exit 1\n")
         (tmp_path / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -258,7 +258,7 @@ def test_gzip_streams_of_any_number_of_members_are_inflated(folder: Path, tmp_pa
 @pytest.mark.parametrize(
     ("stored", "reason"),
     [
-        (gzip.compress(b"x" * 1000, mtime=0)[:-5], "ends in the middle of its gzip stream"),
+        (gzip.compress(b"x" * 1000, mtime=0)[:-5], "ends in the middle of its gzip data"),
         (b"plain text", "is not compressed with gzip"),
         (gzip.compress(b"one", mtime=0) + b"junk", "is damaged"),
     ],
@@ -357,7 +357,7 @@ def tfrecords(count: int) -> list[bytes]:
 
 
 def recordios(count: int) -> list[bytes]:
-    from sm_runtime.channels.recordio import Framer
+    from sm_runtime.channels.coding import Framer
 
     # Some of them in several parts.
     texts = [b"%d" % n * (n % 300) for n in range(count)]

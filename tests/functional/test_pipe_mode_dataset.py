@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.pipe_mode.errors import PipeModeDatasetException
+from sm_runtime.pipe_mode import PipeModeDatasetException
 from tests.functional.pipes import RECORDIO, Pipes, numbered
 from tests.harness import Base, eventually
 

@@ -11,8 +11,8 @@ import pytest
 
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.copying import PIECE_BYTES, copy, data_bytes
 from sm_runtime.storage.files import FileOrigin
+from sm_runtime.storage.writing import PIECE_BYTES, copy, data_bytes
 
 LARGE = os.urandom(3 * PIECE_BYTES + 7)
 

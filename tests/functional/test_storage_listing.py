@@ -58,8 +58,8 @@ def url() -> Iterator[str]:
 
 PRELUDE = """
 import sys
-from sm_runtime.channels.epochs import Epochs
-from sm_runtime.channels.selection import Origins
+from sm_runtime.channels.pipe import Epochs
+from sm_runtime.channels.objects import Origins
 from sm_runtime.channels.survey import survey
 from sm_runtime.job.model import Channel, Cluster, Source
 environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "S3_ENDPOINT_URL": sys.argv[1]}

@@ -22,11 +22,9 @@ from sm_runtime.job.errors import ArtifactError, DataError
 from sm_runtime.job.model import Cluster, Job, Sync
 from sm_runtime.job.paths import Paths
 from sm_runtime.output import artifacts
-from sm_runtime.storage.local import LocalStore
-from sm_runtime.sync.mirror import Mirror
-from sm_runtime.sync.plan import Folder
-from sm_runtime.sync.sending import MAPS_SECONDS
-from sm_runtime.sync.syncs import Syncs
+from sm_runtime.storage.files import LocalStore
+from sm_runtime.sync.folders import Syncs
+from sm_runtime.sync.mirror import MAPS_SECONDS, Folder, Mirror
 from tests.harness import eventually
 from tests.s3 import CREDENTIALS, serving
 
@@ -579,10 +577,10 @@ def test_what_is_not_sent_when_a_stop_has_to_be_over_is_told(case: Case, before:
 def test_a_file_that_cannot_be_read_holds_nothing_up(case: Case) -> None:
     script = f"""
 import os, shutil, sys, urllib.parse
-from sm_runtime.storage.local import LocalStore
+from sm_runtime.storage.files import LocalStore
 from sm_runtime.sync.mirror import Mirror
-from sm_runtime.sync.plan import Folder
-from sm_runtime.sync.sending import MAPS_SECONDS
+from sm_runtime.sync.mirror import Folder
+from sm_runtime.sync.mirror import MAPS_SECONDS
 os.setuid(12345)
 folder = Folder(what="x", path={str(case.local)!r}, uri="file:///x", setting="x", required=True)
 mirror = Mirror(folder, LocalStore({str(case.remote)!r}))

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.storage.local import LocalStore
-from sm_runtime.sync.mirror import Mirror
-from sm_runtime.sync.plan import Folder
+from sm_runtime.storage.files import LocalStore
+from sm_runtime.sync.mirror import Folder, Mirror
 from tests.harness import eventually
 from tests.s3 import CREDENTIALS, serving
 

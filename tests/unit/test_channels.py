@@ -13,9 +13,8 @@ from pathlib import Path
 import pytest
 
 from sm_runtime import channels
-from sm_runtime.channels import gunzip, manifest, plan, progress, room, selection
-from sm_runtime.channels.spool import Spool
-from sm_runtime.channels.survey import Survey, survey
+from sm_runtime.channels import coding, download, folder, objects
+from sm_runtime.channels.survey import Spool, Survey, below_prefix, survey
 from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.job.model import Channel, Cluster, InstanceGroup, Job, Source
 from sm_runtime.job.paths import Paths
@@ -84,7 +83,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("case", LAYOUTS)
 def test_a_file_is_where_the_rest_of_its_key_says(case: str) -> None:
     prefix, key, path = LAYOUTS[case]
-    assert plan.below_prefix(key, prefix) == path
+    assert below_prefix(key, prefix) == path
 
 
 UNFIT = {
@@ -183,7 +182,7 @@ def test_a_share_is_of_the_groups_that_receive_the_channel() -> None:
     for host, group in (("algo-1", "gpu"), ("algo-2", "cpu"), ("algo-3", "gpu")):
         here = Cluster(current_host=host, hosts=HOSTS, current_group=group, groups=groups)
         if channel.reaches(here):
-            found[host] = selection.share(channel, here)
+            found[host] = objects.share(channel, here)
     shares = {name: (part.index, part.count) for name, part in found.items()}
     assert shares == {"algo-1": (0, 2), "algo-3": (1, 2)}
 
@@ -226,8 +225,8 @@ def test_a_listing_takes_little_memory() -> None:
 
 def test_a_manifest_lists_objects_after_its_prefix() -> None:
     text = json.dumps([{"prefix": "s3://b/p/"}, "x/1", "2"])
-    assert manifest.entries(text, "here") == ["s3://b/p/x/1", "s3://b/p/2"]
-    assert manifest.prefix(text) == "s3://b/p/"
+    assert objects.manifest_entries(text, "here") == ["s3://b/p/x/1", "s3://b/p/2"]
+    assert objects.manifest_prefix(text) == "s3://b/p/"
 
 
 WRONG_MANIFESTS = {
@@ -245,7 +244,7 @@ WRONG_MANIFESTS = {
 def test_what_is_no_manifest_is_refused(case: str) -> None:
     text, reason = WRONG_MANIFESTS[case]
     with pytest.raises(DataError) as caught:
-        manifest.entries(text, "channel train: s3://b/m")
+        objects.manifest_entries(text, "channel train: s3://b/m")
     assert str(caught.value).startswith("channel train: s3://b/m") and reason in str(caught.value)
 
 
@@ -256,7 +255,7 @@ def test_an_augmented_manifest_gives_attributes_in_the_order_of_their_names() ->
         '{"source-ref": "s3://b/2.jpg", "class": {"ä": [1, "x"]}}\r'.encode(),
         b'{"class": "text", "source-ref": "s3://b/2.jpg"}',
     ]
-    found = list(manifest.augmented(lines, ("source-ref", "class"), "here"))
+    found = list(objects.augmented(lines, ("source-ref", "class"), "here"))
     assert [[each.value for each in example] for example in found] == [
         ["s3://b/1.jpg", "0"],
         ["s3://b/2.jpg", '{"ä": [1, "x"]}'],
@@ -277,7 +276,7 @@ WRONG_LINES = {
 def test_a_wrong_line_is_named(case: str) -> None:
     line, reason = WRONG_LINES[case]
     with pytest.raises(DataError) as caught:
-        list(manifest.augmented([b'{"x-ref": "s3://b/k"}', line], ("x-ref",), "m"))
+        list(objects.augmented([b'{"x-ref": "s3://b/k"}', line], ("x-ref",), "m"))
     assert str(caught.value).startswith("m: line 2") and reason.partition(": ")[0] in str(
         caught.value
     )
@@ -288,7 +287,7 @@ def test_gzip_data_is_unpacked_member_by_member(step: int) -> None:
     parts = [b"one " * 300, b"", b"\0" * 5_000_000 if step > 1 else b"two"]
     packed = b"".join(map(gzip.compress, parts)) + b"\0" * 10
     pieces = [packed[at : at + step] for at in range(0, len(packed), step)]
-    found = list(gunzip.pieces(pieces, "x"))
+    found = list(coding.gunzipped(pieces, "x"))
     assert b"".join(found) == b"".join(parts)
     assert max(map(len, found)) <= 1 << 20
 
@@ -304,7 +303,7 @@ def test_gzip_data_is_unpacked_member_by_member(step: int) -> None:
 )
 def test_what_is_no_whole_gzip_data_is_refused(data: bytes, reason: str) -> None:
     with pytest.raises(DataError, match=f"^s3://b/x.*{reason}"):
-        list(gunzip.pieces([data] if data else [], "s3://b/x"))
+        list(coding.gunzipped([data] if data else [], "s3://b/x"))
 
 
 @pytest.mark.parametrize(
@@ -319,26 +318,26 @@ def test_what_is_no_whole_gzip_data_is_refused(data: bytes, reason: str) -> None
 def test_a_line_of_progress_tells_bytes_rate_and_what_is_left(
     done: int, rate: float, text: str
 ) -> None:
-    assert progress.line("c", done, 120 << 30, rate) == text
+    assert download.line("c", done, 120 << 30, rate) == text
 
 
 def test_a_lack_of_room_is_told_before_anything_is_done(tmp_path: Path) -> None:
-    need = room.Need(channel="train", folder=f"{tmp_path}/not/there", size_bytes=1 << 60, files=1)
-    with pytest.raises(DataError) as caught:
-        room.check([need])
-    text = str(caught.value)
-    assert text.startswith(f"channel train needs 1073741824.0 GiB, {tmp_path} has ")
-    assert " free" in text
-    small = room.Need(channel="small", folder=str(tmp_path), size_bytes=1, files=1)
-    room.check([small])
-    with pytest.raises(DataError, match=r"^channels small, train need 1073741824\.0 GiB, "):
-        room.check([small, need])
+    need = folder.Need(channel="train", folder=f"{tmp_path}/not/there", size_bytes=1 << 60, files=1)
+    short = folder.shortage([need])
+    assert short and short.needs == (need,)
+    assert short.reason.startswith(f"channel train needs 1073741824.0 GiB, {tmp_path} has ")
+    assert " free" in short.reason
+    small = folder.Need(channel="small", folder=str(tmp_path), size_bytes=1, files=1)
+    assert folder.shortage([small]) is None
+    short = folder.shortage([small, need])
+    assert short and short.reason.startswith("channels small, train need 1073741824.0 GiB, ")
 
 
 def test_many_small_files_need_room_for_their_blocks(tmp_path: Path) -> None:
-    many = room.Need(channel="train", folder=str(tmp_path), size_bytes=1, files=1 << 50)
-    with pytest.raises(DataError, match=f"with the blocks of {1 << 50} files, .* free"):
-        room.check([many])
+    many = folder.Need(channel="train", folder=str(tmp_path), size_bytes=1, files=1 << 50)
+    short = folder.shortage([many])
+    assert short and f"with the blocks of {1 << 50} files, " in short.reason
+    assert " free" in short.reason
 
 
 REFUSED = {

@@ -20,7 +20,7 @@ import pytest
 
 from sm_runtime.job.errors import ArtifactError
 from sm_runtime.output import tar as pack
-from sm_runtime.output.gzip_stream import BLOCK_BYTES, GzipWriter, has_isal
+from sm_runtime.output.tar import BLOCK_BYTES, GzipWriter, has_isal
 
 KIB = 1 << 10
 WITH_ISAL = [False, True] if has_isal() else [False]

@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sm_runtime.channels.epochs import Epochs
-from sm_runtime.channels.recordio import Framer
-from sm_runtime.channels.selection import Origins
+from sm_runtime.channels.coding import Framer
+from sm_runtime.channels.objects import Origins
+from sm_runtime.channels.pipe import Epochs
 from sm_runtime.job.model import Channel, Cluster, Source
 from sm_runtime.records import (
     CorruptedError,

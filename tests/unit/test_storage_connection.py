@@ -46,7 +46,7 @@ def asked_by_boto3(name: str, region: str) -> tuple[str, str, str]:
 
     def catch(request: Any, **_: object) -> Any:
         seen.append(request)
-        return botocore.awsrequest.AWSResponse(request.url, 200, {}, connection._Nothing())
+        return botocore.awsrequest.AWSResponse(request.url, 200, {}, connection._Raw())
 
     client = boto3.session.Session().client("s3", region_name=region or None)
     client.meta.events.register("before-send.s3.GetObject", catch)

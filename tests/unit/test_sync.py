@@ -13,9 +13,11 @@ from sm_runtime.contract.model_dir import note, redirected, tensorflow_variables
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Cluster, Job, Options, Sync
 from sm_runtime.job.paths import Paths
-from sm_runtime.sync.ledger import MAX_KEY_BYTES, Ledger
-from sm_runtime.sync.plan import folders
+from sm_runtime.sync.folders import folders
 from sm_runtime.sync.snapshot import (
+    MAX_KEY_BYTES,
+    Ledger,
+    being_written,
     is_growing,
     is_temporary,
     is_unchanged,
@@ -24,7 +26,6 @@ from sm_runtime.sync.snapshot import (
     signature,
     take,
 )
-from sm_runtime.sync.writers import being_written
 
 ALONE = Cluster(current_host="algo-1", hosts=("algo-1",))
 SECOND = Cluster(current_host="algo-2", hosts=("algo-1", "algo-2"))

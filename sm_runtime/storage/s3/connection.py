@@ -15,6 +15,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,7 +28,6 @@ from sm_runtime.storage.s3.failures import (
     cause_of,
     refusal,
 )
-from sm_runtime.storage.s3.listing import keep_pages
 from sm_runtime.storage.threads import Calls, Stopped
 
 if TYPE_CHECKING:
@@ -44,6 +44,8 @@ _CREDENTIAL_SECONDS = 360
 """obstore asks for new credentials 5 minutes before they end: so it does once a minute."""
 _ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _PROBE = "sm-runtime-address"
+PAGE = "x-page"
+"""Under which the answer of botocore holds the document of a listing."""
 _SCOPE = re.compile(r"Credential=[^,]*/\d{8}/([^/,]+)/")
 _ODD = re.compile(r"^/|/$|//|(^|/)\.{1,2}(/|$)|[\x00-\x1f\x7f]")
 _PUBLIC = ("NoSuchKey", "NoSuchBucket", "PreconditionFailed", "InvalidRange", "SlowDown")
@@ -84,7 +86,7 @@ class Connection:
             raise DataError(why)
         self._environ, self._region = environ, region
         self.stall_seconds = stall_seconds
-        self._endpoint = _endpoint(environ)
+        self._endpoint = endpoint(environ)
         self._kms_key = kms_key
         named = environ.get("AWS_MAX_ATTEMPTS", "")
         self._attempts = max(int(named), 1) if named.isdecimal() else 0
@@ -230,7 +232,7 @@ class Connection:
             ),
         )
         client.meta.events.register("before-send.s3.HeadObject", _caught)
-        keep_pages(client)
+        client.meta.events.register("before-send.s3.ListObjectsV2", partial(_unparsed, client))
         return client
 
     def _store(self, name: str, url: str, region: str) -> S3Store:
@@ -371,7 +373,7 @@ def _is_excepted(host: str, names: str) -> bool:
     return False
 
 
-def _endpoint(environ: Mapping[str, str]) -> str | None:
+def endpoint(environ: Mapping[str, str]) -> str | None:
     """Return the endpoint that is named; the toolkit's variable counts before those of AWS."""
     ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
     names = _ENDPOINTS[:1] if ignored else _ENDPOINTS
@@ -403,7 +405,7 @@ def _frozen(credentials: Any) -> Any:
 
 
 def _region_of(client: Any, bucket: str) -> tuple[str, bool]:
-    """Return the region that S3 says a bucket is in, and whether there is none of this name.
+    """Return the region that S3 says a bucket is in, and whether it does not exist.
 
     Other stores say nothing of regions.
     """
@@ -440,7 +442,7 @@ def _caught(request: Any, **_: object) -> Any:
     headers = {
         "x-url": request.url.removesuffix("/" + _PROBE), "x-region": scope[1] if scope else "",
     }  # fmt: skip
-    return AWSResponse(request.url, 200, headers, _Nothing())
+    return AWSResponse(request.url, 200, headers, _Raw())
 
 
 def _refuses_ca(store: S3Store) -> bool:
@@ -463,11 +465,26 @@ def _refuses_ca(store: S3Store) -> bool:
     return False
 
 
-class _Nothing:
-    """The body of an answer that was never sent, as botocore reads it."""
+def _unparsed(client: Any, request: Any, **_: object) -> Any:
+    """Send a request for a page and keep the document: botocore signs and retries as ever."""
+    from botocore.awsrequest import AWSResponse
+
+    # The session that botocore would use itself, with its proxies, certificates and time-outs.
+    answer = client._endpoint.http_session.send(request)
+    if answer.status_code != 200:
+        return answer
+    empty = _Raw(b"<ListBucketResult/>")
+    return AWSResponse(answer.url, 200, {PAGE: answer.content}, empty)
+
+
+class _Raw:
+    """The body of an answer that no server has sent, as botocore reads it."""
+
+    def __init__(self, content: bytes = b"") -> None:
+        self._content = content
 
     def stream(self, **_: object) -> Iterator[bytes]:
-        return iter(())
+        yield self._content
 
 
 def _is_set(value: str) -> bool:

@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.parts import new_file, not_written, part_of
 from sm_runtime.storage.s3.connection import Bucket, Connection
 from sm_runtime.storage.s3.failures import CHANGED, NO_RANGES, UNNAMED, Cause, Refused, cause_of
 from sm_runtime.storage.threads import TICK_SECONDS, Stopped, Workers
+from sm_runtime.storage.writing import new_file, not_written, part_of
 
 if TYPE_CHECKING:
     from obstore import Bytes

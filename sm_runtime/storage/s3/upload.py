@@ -117,7 +117,7 @@ class Target:
 class Upload:
     """One object that is sent while it is made; ``most_bytes`` is what it may have at most.
 
-    Whoever writes only fills a queue: a thread of its own is what waits in the library, and is left
+    The writer only fills a queue: a thread of its own is what waits in the library, and is left
     behind if it does not come back when the upload is given up.
     """
 

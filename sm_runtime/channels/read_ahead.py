@@ -1,7 +1,7 @@
 """Reads objects in order, many at once and large ones in ranges, into a bounded amount of memory.
 
-The threads fetch what comes next while whoever takes the parts is busy with something else, so
-that the store is never idle; what they fetch is held until it is taken.
+The threads fetch what comes next while the parts before it are being sent, so that the store is
+never idle; what they fetch is held until it is taken.
 """
 
 from __future__ import annotations
@@ -11,14 +11,15 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TypeAlias
 
-from sm_runtime.channels.selection import OriginOf
+from sm_runtime.channels.objects import OriginOf
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
+from sm_runtime.storage.threads import Stopped
 
-if TYPE_CHECKING:
-    from sm_runtime.channels.epochs import Piece
+Piece: TypeAlias = Blob | str | bytes
+"""An object, the URI of one that is still to be looked up, or bytes to send as they are."""
 
 THREADS = 16
 FIRST_PART_BYTES = 1 << 18
@@ -28,10 +29,6 @@ _REUSED_BYTES = 1 << 20
 _KEPT_BUFFERS = 4
 _MAX_PARTS = 512
 _LOOKUPS = 64
-
-
-class ClosedError(Exception):
-    """Whoever waits was told to stop."""
 
 
 class Part:
@@ -71,9 +68,8 @@ class ReadAhead:
         pieces: Iterable[Piece],
         origin_of: OriginOf,
         allowed_bytes: Callable[[], int],
-        threads: int = THREADS,
     ) -> None:
-        self._origin_of, self._allowed_bytes, self._limit = origin_of, allowed_bytes, threads
+        self._origin_of, self._allowed_bytes = origin_of, allowed_bytes
         self._parts: deque[Part] = deque()
         self._coming = self._split(self._found(iter(pieces)))
         self._next: tuple[Part, int, int] | None = None  # what there was no room for
@@ -91,7 +87,7 @@ class ReadAhead:
     def ready(self, most_bytes: int) -> list[Part]:
         """Wait for the next part; return it and those after it that are there, too.
 
-        An empty list is the end. Raises DataError where the next part cannot be had, ClosedError.
+        An empty list is the end. Raises DataError where the next part cannot be read, Stopped.
         """
         self._fill()
         if not self._parts:
@@ -124,7 +120,7 @@ class ReadAhead:
                 self._held_bytes -= len(buffer)
 
     def close(self) -> None:
-        """Stop: whoever waits gets a ClosedError; a thread that still reads ends by itself."""
+        """Stop: who waits gets Stopped; a thread that still reads ends by itself."""
         with self._done:
             self._is_closed = True
             self._work.clear()
@@ -268,12 +264,12 @@ class ReadAhead:
             while not what.is_done and not self._is_closed:
                 self._done.wait()
             if self._is_closed:
-                raise ClosedError
+                raise Stopped
 
     def _submit(self, work: Callable[[], None]) -> None:
         with self._submitted:
             self._work.append(work)
-            if len(self._work) > self._idle and len(self._threads) < self._limit:
+            if len(self._work) > self._idle and len(self._threads) < THREADS:
                 thread = threading.Thread(target=self._run, name="pipe-ahead", daemon=True)
                 self._threads.append(thread)
                 thread.start()

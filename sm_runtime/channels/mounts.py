@@ -1,8 +1,8 @@
-"""Shows folders at the paths of channels: bind mounts, in a mount namespace of the job's own.
+"""What is mounted where, and bind mounts in a mount namespace of the job's own.
 
-What is mounted there is seen by the thread that calls ``bound`` and by the processes that it starts
-from then on, and by no other: the kernel takes it away with the last of them, also after a SIGKILL,
-and an ``rm -rf`` of the base folder never reaches a user's data through it. It takes CAP_SYS_ADMIN,
+What ``bound`` mounts is seen by the thread that calls it and by the processes that it starts from
+then on, and by no other: the kernel takes it away with the last of them, also after a SIGKILL, and
+an ``rm -rf`` of the base folder never reaches a user's data through it. It takes CAP_SYS_ADMIN,
 which containers have where it was given to them (mount_namespaces(7)).
 """
 
@@ -11,12 +11,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import re
+import subprocess
 import threading
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from shutil import which
 from typing import TYPE_CHECKING
 
 from sm_runtime.channels import Bind
-from sm_runtime.channels.mountpoint import mounts_of
 from sm_runtime.job.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,6 +28,12 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+HELPERS = ("fusermount3", "fusermount")
+"""The programs that may mount and unmount for FUSE, the first that is there counts."""
+_SECONDS = 10.0
+_ERRORS = "surrogateescape"
+_ESCAPED = re.compile(r"\\([0-7]{3})")
+"""Blanks, tabs, newlines and backslashes, as octal numbers."""
 _CLONE_NEWNS = 0x20000
 _MS_RDONLY = 0x1
 _MS_REMOUNT = 0x20
@@ -44,6 +54,85 @@ _KEPT = {
 """What a mount must keep when it becomes read-only, in user namespaces (<linux/mount.h>)."""
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mount:
+    """Something that is mounted, as this thread sees it."""
+
+    id: str
+    parent: str
+    """What it is mounted upon, by its id."""
+    path: str
+    options: frozenset[str]
+
+
+def is_mounted(path: str) -> bool:
+    """Return whether something is mounted at ``path``, also where nobody serves it any more."""
+    real = _real(path)
+    return any(mount.path == real for mount in mounts())
+
+
+def mounts_below(path: str) -> list[str]:
+    """Return where something is mounted below ``path``, ``path`` itself left out."""
+    begin = _real(path) + "/"
+    return [mount.path for mount in mounts() if mount.path.startswith(begin)]
+
+
+def mounts_of(path: str) -> list[Mount]:
+    """Return what was mounted last at ``path``, and what is mounted upon that."""
+    real = _real(path)
+    found: list[Mount] = []
+    ids: set[str] = set()
+    for mount in mounts():
+        if mount.path == real:
+            found, ids = [mount], {mount.id}
+        elif mount.parent in ids:
+            found.append(mount)
+            ids.add(mount.id)
+    return found
+
+
+def mounts() -> Iterator[Mount]:
+    """Yield all that is mounted, each after what it is mounted upon (proc(5), mountinfo)."""
+    path = "/proc/thread-self/mountinfo"
+    # Without /proc nothing is known.
+    with suppress(FileNotFoundError), open(path, encoding="utf-8", errors=_ERRORS) as file:
+        for line in file:
+            number, parent, _, _, place, options, _ = line.split(" ", 6)
+            yield Mount(
+                id=number,
+                parent=parent,
+                path=_ESCAPED.sub(_character, place),
+                options=frozenset(options.split(",")),
+            )
+
+
+def _character(found: re.Match[str]) -> str:
+    return chr(int(found[1], 8))
+
+
+def _real(path: str) -> str:
+    """Return the path, links followed but in its last part: it may not be reachable."""
+    return os.path.join(os.path.realpath(os.path.dirname(path)), os.path.basename(path))
+
+
+def detach(path: str) -> None:
+    """Unmount ``path`` at once for all that is opened from now on."""
+    helper = next((found for name in HELPERS if (found := which(name))), HELPERS[0])
+    try:
+        done = subprocess.run(
+            (helper, "-u", "-z", "--", path),
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            timeout=_SECONDS,
+            check=False,
+        )
+        said = done.stderr.decode("utf-8", "replace").strip()
+    except (OSError, subprocess.TimeoutExpired) as error:
+        said = str(error)
+    if is_mounted(path):
+        log.warning("%s cannot be unmounted: %s", path, said)
+
+
 @contextlib.contextmanager
 def bound(binds: Sequence[Bind]) -> Iterator[None]:
     """Mount all while the block lasts, for this thread and what it starts; raise DataError."""
@@ -53,8 +142,8 @@ def bound(binds: Sequence[Bind]) -> Iterator[None]:
             try:
                 if bind is binds[0]:
                     _enter_namespace(libc)
-                if _make_folder(bind.path):
-                    undo.callback(_remove_folder, bind.path)
+                if make_folder(bind.path):
+                    undo.callback(remove_folder, bind.path)
                 _mount(libc, bind)
             except OSError as error:
                 raise DataError(
@@ -91,8 +180,8 @@ def obstacles(binds: Sequence[Bind]) -> dict[str, str]:
     with contextlib.ExitStack() as undo:
         for bind in binds:
             try:
-                if _make_folder(bind.path):
-                    undo.callback(_remove_folder, bind.path)
+                if make_folder(bind.path):
+                    undo.callback(remove_folder, bind.path)
             except OSError as error:
                 reason = f"channel {bind.channel}: {bind.path}: {_why(error)}"
                 raise DataError(reason) from None
@@ -155,7 +244,7 @@ def _unmount(libc: CDLL, path: str) -> None:
         log.warning("%s cannot be unmounted: %s", path, error.strerror)
 
 
-def _make_folder(path: str) -> bool:
+def make_folder(path: str) -> bool:
     """Make a folder; return whether there was none. A link of an earlier job goes."""
     if os.path.islink(path):
         os.unlink(path)
@@ -165,6 +254,7 @@ def _make_folder(path: str) -> bool:
     return True
 
 
-def _remove_folder(path: str) -> None:
+def remove_folder(path: str) -> None:
+    """Remove a folder that ``make_folder`` has made, if nothing is in it."""
     with contextlib.suppress(OSError):
         os.rmdir(path)

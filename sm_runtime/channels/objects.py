@@ -1,13 +1,18 @@
-"""Says which objects of a channel are this host's; nothing of them is read but manifests."""
+"""Says which objects of a channel are this host's; nothing of them is read but manifests.
+
+A manifest lists objects (AWS API reference, ``S3DataSource``); an augmented one lists examples
+(SageMaker guide, "Augmented manifest files").
+"""
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from threading import Lock
 
-from sm_runtime.channels import manifest
 from sm_runtime.job import location
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Cluster, Job, Source
@@ -18,6 +23,8 @@ _ASKED_AHEAD = 256
 
 OriginOf = Callable[[str], Origin]
 """Returns the place of a URI."""
+_BUFFER_BYTES = 1 << 18
+_MAX_LINE_BYTES = 64 << 20
 
 
 class Origins:
@@ -92,35 +99,15 @@ def share(channel: Channel, cluster: Cluster) -> Shard:
     return Shard(index=hosts.index(cluster.current_host), count=len(hosts))
 
 
-def blobs(channel: Channel, cluster: Cluster, origin_of: OriginOf) -> Iterator[Blob]:
-    """Yield this host's objects of a channel (S3Prefix or ManifestFile), in order.
-
-    That of the keys, or of the manifest. Raises DataError.
-    """
-    return mine(objects(channel, origin_of), share(channel, cluster))
-
-
-def mine(found: Iterable[Blob], part: Shard) -> Iterator[Blob]:
-    """Yield those of a channel's objects that are this host's."""
-    return (blob for position, blob in enumerate(found) if part.holds(position))
-
-
 def objects(
     channel: Channel, origin_of: OriginOf, stopped: Callable[[], bool] = lambda: False
 ) -> Iterator[Blob]:
-    """Yield all objects of a channel (S3Prefix or ManifestFile), whoever's they are.
+    """Yield all objects below a channel's prefix, also those of other hosts.
 
     Objects without a byte whose key ends in a slash are left out: consoles make them as folders.
     """
-    source = channel.source
-    assert source is not None
-    if source.data_type == "ManifestFile":
-        where = f"channel {channel.name}: {source.uri}"
-        origin = origin_of(source.uri)
-        uris = manifest.entries(manifest.content(origin, source.uri), where)
-        yield from stats(uris, origin_of)
-        return
-    uri = prefix_of(source)
+    assert channel.source is not None
+    uri = prefix_of(channel.source)
     for blob in origin_of(uri).list(uri, stopped=stopped):
         if blob.size_bytes or not blob.key.endswith("/"):
             yield blob
@@ -170,3 +157,111 @@ def stats(uris: Iterable[str], origin_of: OriginOf) -> Iterator[Blob]:
                 yield ahead.popleft().result()
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Attribute:
+    """One attribute of an example: a text, or the URI of the object that holds it."""
+
+    name: str
+    value: str
+    is_reference: bool = False
+    content: object = None
+    """The value as JSON has it."""
+
+
+def manifest_entries(text: bytes | str, where: str) -> list[str]:
+    """Return the URIs of the objects that a manifest lists, in its order.
+
+    ``where`` begins the sentence of the DataError that is raised for what is no
+    """
+    try:
+        document = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{where} is no JSON document: {error}") from None
+    head = document[0] if isinstance(document, list) and document else None
+    prefix = head.get("prefix") if isinstance(head, dict) else None
+    if not isinstance(prefix, str) or not prefix:
+        raise DataError(
+            f'{where} is no manifest: a list is needed whose first element is {{"prefix": "s3://..."}}'
+        )
+    if not _is_location(prefix):
+        raise DataError(f"{where}: the prefix {prefix!r} must begin with s3:// or file:///")
+    for position, entry in enumerate(document[1:], 1):
+        if not isinstance(entry, str) or not entry:
+            raise DataError(f"{where}: element {position} must be a key, not {_short(entry)}")
+    if len(document) < 2:
+        raise DataError(f"{where} lists no objects: keys are needed after the prefix")
+    return [prefix + entry for entry in document[1:]]
+
+
+def manifest_prefix(text: bytes | str) -> str:
+    """Return the prefix of a manifest that ``manifest_entries`` has accepted."""
+    return str(json.loads(text)[0]["prefix"])
+
+
+def augmented(
+    lines: Iterable[bytes], names: tuple[str, ...], where: str
+) -> Iterator[tuple[Attribute, ...]]:
+    """Yield the attributes ``names`` of each line of an augmented manifest, in that order.
+
+    A value under a name that ends in ``-ref`` is the URI of an object; another one is sent as
+    text: a string as it is, anything else as JSON. Raises DataError naming the line.
+    """
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            example = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where}: line {number} is no JSON: {error}") from None
+        if not isinstance(example, dict):
+            raise DataError(f"{where}: line {number} must be an object, not {_short(example)}")
+        yield tuple(_attribute(example, name, f"{where}: line {number}") for name in names)
+
+
+def _attribute(example: dict[str, object], name: str, where: str) -> Attribute:
+    if name not in example:
+        raise DataError(f"{where} has no attribute {name!r}, only {', '.join(map(repr, example))}")
+    value = example[name]
+    if not name.endswith("-ref"):
+        text = value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)
+        return Attribute(name=name, value=text, content=value)
+    if not isinstance(value, str) or not _is_location(value):
+        raise DataError(f"{where}: {name} must be the URI of an object, not {_short(value)}")
+    return Attribute(name=name, value=value, is_reference=True, content=value)
+
+
+def _is_location(uri: str) -> bool:
+    try:
+        location.parse(uri)
+    except ValueError:
+        return False
+    return True
+
+
+def content(origin: Origin, uri: str) -> bytes:
+    """Return all bytes of the object at ``uri``."""
+    return b"".join(_pieces(origin, uri))
+
+
+def lines(origin: Origin, uri: str) -> Iterator[bytes]:
+    """Yield the lines of the object at ``uri`` without their ends, a buffer at a time."""
+    rest = b""
+    for piece in chain(_pieces(origin, uri), (b"\n",)):
+        *whole, rest = (rest + piece).split(b"\n")
+        if len(rest) > _MAX_LINE_BYTES:
+            raise DataError(f"{uri} has a line of more than {_MAX_LINE_BYTES >> 20} MiB")
+        yield from whole
+
+
+def _pieces(origin: Origin, uri: str) -> Iterator[bytes]:
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    with origin.open(origin.stat(uri)) as body:
+        while count := body.readinto(buffer):
+            yield bytes(buffer[:count])
+
+
+def _short(value: object) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) <= 80 else text[:77] + "..."

@@ -1,19 +1,29 @@
-"""Copies files on this machine: by sharing their blocks, else within the kernel, else by reading.
+"""Files that are being written: under which name, whether there is room, and how one is copied.
 
-A file system that can share blocks (XFS, Btrfs, ZFS, OCFS2, Lustre, overlays upon these) does so
-for a whole file with FICLONE (ioctl_ficlone(2)), in no time and no room. Where it refuses, as all
-do between two file systems, and kernels before 5.18 do between two mounts of one,
-copy_file_range(2) copies without a detour through our memory, on NFS 4.2 on the server. Some file
-systems and profiles of seccomp refuse that as well, and some say that nothing is left to copy.
+A file that can share blocks with its source is copied in no time and no room: XFS, Btrfs, ZFS,
+OCFS2, Lustre and overlays upon these do so for a whole file with FICLONE (ioctl_ficlone(2)). Where
+that is refused, as by all between two file systems, and by kernels before 5.18 between two mounts
+of one, copy_file_range(2) copies without a detour through our memory, on NFS 4.2 on the server.
+Some file systems and profiles of seccomp refuse that as well, and some say that nothing is left to
+copy: then it is read and written.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import os
 from collections.abc import Callable, Iterator
 
+from sm_runtime.job.errors import CodeError, DataError
+from sm_runtime.job.text import human_size
+from sm_runtime.storage import Blob
+
+_LONGEST_NAME = 255
+_SUFFIX = ".sm-runtime.part"
+_ALLOCATED_BYTES = 4096
+"""What a small file takes. Network file systems name blocks of 1 MiB and do not fill them."""
 PIECE_BYTES = 2 << 20
 """What is copied between two looks at whether to stop."""
 _BUFFER_BYTES = 1 << 20
@@ -22,12 +32,79 @@ _BLOCK_BYTES = 512
 """The unit of ``st_blocks``, whatever the file system (stat(3type))."""
 
 
+def part_of(path: str, writer: str = "") -> str:
+    """Return the name that a file has until it is complete: none that a key is likely to have.
+
+    ``writer`` tells apart those who may write the same file at the same time.
+    """
+    folder, name = os.path.split(path)
+    if writer:
+        name = f"{name}.{writer}"
+    if len(os.fsencode(name)) + len(_SUFFIX) > _LONGEST_NAME:
+        import hashlib
+
+        name = hashlib.sha256(os.fsencode(name)).hexdigest()
+    return os.path.join(folder, name + _SUFFIX)
+
+
+def is_part(name: str) -> bool:
+    """Return whether ``part_of`` has made this name."""
+    return name.endswith(_SUFFIX)
+
+
+def new_file(path: str, mode: int = 0o666) -> int:
+    """Open an empty file, in the place of what an earlier attempt may have left."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags, mode)
+
+
+def not_written(blob: Blob, path: str, error: OSError) -> DataError:
+    """Return the sentence about a file that cannot be written."""
+    reason = error.strerror or str(error)
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        folder = os.path.dirname(path) or "."
+        with contextlib.suppress(OSError):
+            found = os.statvfs(folder)
+            reason += f" ({blob.size_bytes} bytes needed, {found.f_bavail * found.f_frsize} free)"
+    return DataError(f"{blob.uri} cannot be written to {path}: {reason}")
+
+
+class Room:
+    """What is to come into a folder, to be compared with what is free there."""
+
+    def __init__(self, folder: str) -> None:
+        self._mount = os.path.realpath(folder)
+        while not os.path.ismount(self._mount):
+            self._mount = os.path.dirname(self._mount)
+        self._system = os.statvfs(folder)
+        self._bytes = self._files = 0
+
+    def take(self, size_bytes: int) -> None:
+        """Count one file, link or folder more; each takes whole blocks."""
+        self._files += 1
+        self._bytes += max(1, -(-size_bytes // _ALLOCATED_BYTES)) * _ALLOCATED_BYTES
+
+    def check(self, what: str) -> None:
+        """Raise CodeError, which ``what`` begins, where there is not enough room."""
+        found = self._system
+        free = found.f_bavail * found.f_frsize
+        if self._bytes > free:
+            raise CodeError(
+                f"{what} needs {human_size(self._bytes)}, {self._mount} has {human_size(free)} free"
+            )
+        if found.f_files and self._files > found.f_favail:
+            raise CodeError(
+                f"{what} has {self._files} files and folders, {self._mount} has room for"
+                f" {found.f_favail} more"
+            )
+
+
 class UnreadableError(OSError):
     """It is the source that cannot be read."""
 
 
 def clone(source: int, target: int) -> bool:
-    """Let the file ``target`` share the blocks of ``source``; return whether that can be had."""
+    """Let the file ``target`` share the blocks of ``source``; return whether that is possible."""
     try:
         fcntl.ioctl(target, _FICLONE, source)
     except OSError:  # of many kinds, all of which copying tells better
