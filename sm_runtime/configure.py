@@ -52,7 +52,7 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     mask.learn(environment.secrets(None, variables))
     found, unreadable = documents.collect(paths, variables)
     parsed = load.parse(found, variables, paths, os.uname().nodename)
-    job = fetch.as_files(model_dir.redirected(parsed.draft))
+    job = fetch.as_files(model_dir.redirected(parsed.draft, model_dir.tensorflow_lacks_s3))
     mask.learn(environment.secrets(job, variables))
     logging.getLogger("sm_runtime").setLevel(job.log_level)
     if not (unreadable or parsed.problems):

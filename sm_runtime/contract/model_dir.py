@@ -7,24 +7,30 @@ to ``s3://`` fails there, or writes without the retries and the encryption that 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 
 from sm_runtime.job import location
 from sm_runtime.job.model import Job, Sync
 
+WITHOUT_S3 = (2, 6)
+"""The first version of TensorFlow whose wheels have no S3 file system."""
 _ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 
 
-def redirected(job: Job) -> Job:
+def redirected(job: Job, lacks_s3: Callable[[], bool]) -> Job:
     """Return ``job`` with a local ``model_dir`` that is synced with the one that was given.
 
-    A managed job is left as it is unless ``Options.redirect_model_dir`` says else: there the
-    arguments are the toolkit's.
+    A managed job, whose arguments are the toolkit's, is left as it is where
+    ``Options.redirect_model_dir`` says so, or says nothing and TensorFlow opens ``s3://`` itself
+    (not so where ``lacks_s3``, which is asked then).
     """
     uri = _remote(job)
     wanted = job.options.redirect_model_dir
-    if uri is None or not (not job.managed if wanted is None else wanted):
+    if uri is None or wanted is False:
+        return job
+    by_itself = job.managed and wanted is None
+    if by_itself and not lacks_s3():
         return job
     # Where the SageMaker SDK has it in local mode.
     path = job.paths.under("shared", "model")
@@ -33,16 +39,39 @@ def redirected(job: Job) -> Job:
         hyperparameters={**job.hyperparameters, "model_dir": path},
         texts={**job.texts, "model_dir": json.dumps(path)},
         hyperparameter_config={**job.hyperparameter_config, "model_dir": json.dumps(path)},
-        model_dir=Sync(local_path=path, uri=uri),
+        model_dir=Sync(local_path=path, uri=uri, optional=by_itself),
     )
+
+
+def tensorflow_lacks_s3() -> bool:
+    """Return whether TensorFlow is installed here without what opens ``s3://``, and we can sync.
+
+    Nothing is imported: TensorFlow's version is that of its metadata.
+    """
+    from importlib.util import find_spec
+
+    if find_spec("tensorflow") is None or find_spec("tensorflow_io") is not None:
+        return False
+    if not (find_spec("boto3") and find_spec("obstore")):
+        return False
+    from importlib import metadata
+
+    for name in ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "intel-tensorflow"):
+        try:
+            major, minor = metadata.version(name).split(".")[:2]
+            return (int(major), int(minor)) >= WITHOUT_S3
+        except (metadata.PackageNotFoundError, ValueError):
+            continue
+    return True
 
 
 def note(job: Job) -> str | None:
     """Return the sentence that tells of the redirection, if there is one."""
     if job.model_dir is None:
         return None
+    why = "TensorFlow has no S3 file system here: " if job.model_dir.optional else ""
     return (
-        f"model_dir is {job.model_dir.local_path} to the script and is synced with"
+        f"{why}model_dir is {job.model_dir.local_path} to the script and is synced with"
         f" {job.model_dir.uri} (SM_RUNTIME_REDIRECT_MODEL_DIR=0: the script gets the URI)"
     )
 

@@ -126,6 +126,8 @@ class Sync:
 
     local_path: str
     uri: str
+    optional: bool = False
+    """Whether nobody asked for it: a job that does not use it runs without the remote one."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

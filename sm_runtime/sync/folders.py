@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 from sm_runtime.job import location
@@ -32,6 +32,8 @@ class Syncs:
         self._environ = environ
         self._folders = tuple(folders)
         self._is_ending = False
+        self._unread: dict[Folder, str] = {}
+        """Optional folders whose places could not be read, and why."""
         self._mirrors = {
             folder: Mirror(folder, store) for folder, store in folders.items() if store is not None
         }
@@ -52,7 +54,15 @@ class Syncs:
             if not folder.restores:
                 continue
             began = time.monotonic()
-            found = _fetch(folder, self._job, self._environ, stopped)
+            try:
+                found = _fetch(folder, self._job, self._environ, stopped)
+            except DataError as error:
+                if not folder.optional or stopped():
+                    raise
+                log.warning("%s begins empty, and nothing of it is sent: %s", folder.what, error)
+                self._unread[folder] = str(error)
+                self._mirrors.pop(folder, None)
+                continue
             mirror = self._mirrors.get(folder)
             if mirror:
                 # A host that does not lead leaves to the leader what another host may have written.
@@ -111,7 +121,18 @@ class Syncs:
             if left <= 0:
                 break
             next(m for m in mirrors if not m.ended).wait(min(_GLANCE_SECONDS, left))
-        return tuple(mirror.result() for mirror in mirrors)
+        return (*(mirror.result() for mirror in mirrors), *self._unsent())
+
+    def _unsent(self) -> Iterator[Saved]:
+        """Yield what the script has left in folders that could not be synced: a failure.
+
+        To send it would be to put it in the place of what could not be read.
+        """
+        for folder, why in self._unread.items():
+            files = sum(len(names) for _, _, names in os.walk(folder.path))
+            if files and folder.uploads:
+                said = f"{folder.what}: {files} files are left in {folder.path} and not sent: {why}"
+                yield Saved(what=folder.what, folder=folder.path, files=files, failure=said)
 
 
 def _store(job: Job, environ: Mapping[str, str], folder: Folder) -> Store | None:
@@ -173,6 +194,7 @@ def folders(job: Job) -> tuple[Folder, ...]:
                 required=True,
                 # All hosts are given the same one: others' files would take the place of these.
                 uploads=job.cluster.is_first,
+                optional=job.model_dir.optional,
             )
         )
     if job.tensorboard:

@@ -80,6 +80,8 @@ class Folder:
     """Whether the job fails when not everything gets there."""
     uploads: bool = True
     """Whether this host sends anything."""
+    optional: bool = False
+    """Whether a script that leaves nothing here may run though the place cannot be read."""
 
     @property
     def place(self) -> str:

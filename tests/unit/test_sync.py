@@ -339,7 +339,7 @@ REMOTE: dict[str, Any] = {"hyperparameters": {"model_dir": "s3://b/m", "x": 1}, 
 
 
 def test_a_model_dir_in_s3_is_a_local_folder_to_the_script() -> None:
-    found = redirected(job(**REMOTE))
+    found = redirected(job(**REMOTE), bool)
     assert found.hyperparameters == {"model_dir": "/opt/ml/shared/model", "x": 1}
     assert found.texts == {"model_dir": '"/opt/ml/shared/model"', "x": "1"}
     assert found.model_dir == Sync(local_path="/opt/ml/shared/model", uri="s3://b/m")
@@ -359,13 +359,22 @@ def test_a_model_dir_in_s3_is_a_local_folder_to_the_script() -> None:
 )
 def test_another_model_dir_is_left_alone(fields: Any) -> None:
     given = job(**fields)
-    assert redirected(given) is given
+    assert redirected(given, bool) is given
     assert note(given) is None
 
 
 def test_a_managed_job_may_ask_for_a_local_model_dir() -> None:
-    found = redirected(job(**REMOTE, managed=True, options=Options(redirect_model_dir=True)))
+    found = redirected(job(**REMOTE, managed=True, options=Options(redirect_model_dir=True)), bool)
     assert found.model_dir is not None
+
+
+def test_a_managed_job_gets_a_local_model_dir_where_tensorflow_cannot_open_the_uri() -> None:
+    given = job(**REMOTE, managed=True)
+    found = redirected(given, lambda: True)
+    assert found.model_dir == Sync(local_path="/opt/ml/shared/model", uri="s3://b/m", optional=True)
+    assert str(note(found)).startswith("TensorFlow has no S3 file system here: model_dir is ")
+    refused = job(**REMOTE, managed=True, options=Options(redirect_model_dir=False))
+    assert redirected(refused, lambda: True) is refused
 
 
 def test_tensorflows_own_s3_is_told_what_it_needs() -> None:
