@@ -51,9 +51,30 @@ def command(
     for warning in warnings:
         log.warning("%s", warning)
     folder = _working_folder(job, code)
+    if "SM_SOURCE_DIR" in env:
+        env["SM_SOURCE_DIR"] = code.directory
+    _write_for_shells(job, env)
     # Word by word: the quotes that a shell needs would hide a secret from the mask.
     log.info("Invoking user script in %s: %s", folder, shlex.join(map(mask, argv)))
     return Command(argv=argv, cwd=folder, env=env)
+
+
+def _write_for_shells(job: Job, env: Mapping[str, str]) -> None:
+    """Write the ``SM_*`` variables as the SDK 3's drivers do, for shell scripts to read."""
+    path = os.path.join(job.paths.input, "sm_training.env")
+    lines = [
+        f"export {name}={shlex.quote(value)}\n"
+        for name, value in env.items()
+        if name.startswith("SM_") and name.isidentifier()
+    ]
+    try:
+        with open(
+            os.open(path + ".part", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "w"
+        ) as file:
+            file.writelines(lines)
+        os.replace(path + ".part", path)
+    except (OSError, ValueError) as error:
+        log.debug("%s is not written: %s", path, error)
 
 
 def _entry(

@@ -19,6 +19,9 @@ LONGEST = 131071
 CLUSTER_SECRET = ("SM_RUNTIME_CLUSTER_SECRET", "SM_RUNTIME_CLUSTER_SECRET_FILE")
 """What the hosts of a job know each other by: for the runtime alone."""
 
+MASTER_PORT = 7777
+"""Where PyTorch's processes meet in jobs of the SDK 3."""
+
 _NOT_SHELL = re.compile(r"[^A-Z0-9_]")
 
 
@@ -46,7 +49,7 @@ def oversized(job: Job) -> tuple[str, ...]:
 
 
 def variables(job: Job, hardware: Hardware) -> dict[str, str]:
-    """Return the ``SM_*`` variables, in the order in which the toolkit writes them."""
+    """Return the ``SM_*`` variables: the toolkit's in its order, then those of the SDK 3."""
     cluster, paths = job.cluster, job.paths
     values: dict[str, Json] = {
         "hosts": list(cluster.hosts),
@@ -85,7 +88,27 @@ def variables(job: Job, hardware: Hardware) -> dict[str, str]:
         values["topology"] = cluster.topology
     values |= {f"channel_{channel.name}": channel.path for channel in job.channels}
     values |= {f"hp_{key}": value for key, value in job.hyperparameters.items()}
-    return {f"SM_{name.upper()}": _text(value) for name, value in values.items()}
+    found = {f"SM_{name.upper()}": _text(value) for name, value in values.items()}
+    return {**found, **of_drivers(job)}
+
+
+def of_drivers(job: Job) -> dict[str, str]:
+    """Return what the SageMaker SDK 3 calls otherwise than the toolkit, or alone has.
+
+    Source: ``sagemaker.train.container_drivers.scripts.environment``.
+    """
+    cluster, paths = job.cluster, job.paths
+    hosts = sorted(cluster.hosts)
+    return {
+        "SM_SOURCE_DIR": paths.code,
+        "SM_ENTRY_SCRIPT": job.program or "",
+        "SM_INPUT_DATA_DIR": paths.data,
+        "SM_OUTPUT_FAILURE": paths.failure,
+        "SM_HOST_COUNT": str(len(hosts)),
+        "SM_CURRENT_HOST_RANK": str(sum(host < cluster.current_host for host in hosts)),
+        "SM_MASTER_ADDR": cluster.leader,
+        "SM_MASTER_PORT": str(MASTER_PORT),
+    }
 
 
 def twins(
