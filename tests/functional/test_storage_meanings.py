@@ -122,15 +122,12 @@ def test_any_name_is_written(moto: str, tmp_path: Path, prefix: str, size: int, 
         store.put(name, source.fileno(), size)
         with store.stream(f"{name}.tar") as sink:
             sink.write(LARGE[:size])
-        assert {blob.key: blob.size_bytes for blob in store.list()} == {
-            name: size, f"{name}.tar": size,
-        }  # fmt: skip
         client = of_boto3(moto)
         for key in (name, f"{name}.tar"):
             found = client.get_object(Bucket="bucket", Key=f"{prefix}/{key}")["Body"].read()
             assert found == LARGE[:size]
             store.delete(key)
-        assert not list(store.list())
+        assert "Contents" not in client.list_objects_v2(Bucket="bucket", Prefix=prefix)
     assert "Uploads" not in client.list_multipart_uploads(Bucket="bucket")
 
 
@@ -358,7 +355,7 @@ def use():
             for _ in range(99):
                 sink.write(bytes(1 << 20))
     else:
-        getattr(origin, way)("s3://b/in/small") if way == "stat" else list(store.list())
+        getattr(origin, way)("s3://b/in/small") if way == "stat" else list(origin.list("s3://b/in/"))
 signal.setitimer(signal.ITIMER_REAL, 2)
 began = time.monotonic() + 2
 use()
