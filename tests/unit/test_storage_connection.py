@@ -235,6 +235,8 @@ def test_answers_of_two_versions_of_an_object_are_not_mixed() -> None:
     assert versions.of(blob) is None
     for etag in ('"one"', None, '"one"'):
         versions.learn(blob, etag)
-    with pytest.raises(DataError, match="^s3://b/k cannot be downloaded: it has changed meanwhile"):
+    with pytest.raises(
+        DataError, match=r"^s3://b/k cannot be downloaded: it has changed meanwhile"
+    ):
         versions.learn(blob, '"two"')
     assert versions.of(blob) == '"one"'
