@@ -239,15 +239,13 @@ class Feed:
 
         Raises DataError where the source fails, Stopped.
         """
-        channel, began = self.fifo.channel, time.monotonic()
-        out = (
-            Ranks(self.fifo, self._wakeup)
-            if self.fifo.is_ranked
-            else Pipe(self.fifo.fds[0], self._wakeup)
-        )
+        fifo, began = self.fifo, time.monotonic()
+        out: Pipe | Ranks = Pipe(fifo.fds[0], self._wakeup)
+        if fifo.is_ranked:
+            out = Ranks(fifo, self._wakeup)
         try:
             with ExitStack() as undo:
-                code = coding(channel, undo)
+                code = coding(fifo.channel, undo)
                 while parts := self._ahead.ready(GATHERED_BYTES):
                     out.write(code(parts))
                     self._ahead.release(parts)

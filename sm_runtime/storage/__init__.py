@@ -132,9 +132,6 @@ class Store(Protocol):
     def delete(self, key: str) -> None:
         """Remove the file ``key``; one that is not there is no error."""
 
-    def list(self) -> Iterator[Blob]:
-        """Yield the files of the store: ``Blob.key`` is relative, what ``put`` takes."""
-
     def close(self) -> None:
         """Close the connections."""
 

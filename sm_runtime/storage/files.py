@@ -17,7 +17,6 @@ from sm_runtime.storage.writing import (
     UnreadableError,
     clone,
     copy,
-    is_part,
     new_file,
     not_written,
     part_of,
@@ -424,16 +423,6 @@ class LocalStore:
         with contextlib.suppress(OSError):  # not empty, or another host was faster
             while (path := os.path.dirname(path)) != self._root:
                 os.rmdir(path)
-
-    def list(self) -> Iterator[Blob]:
-        """Yield the files of the store; see ``Store``."""
-        for folder, folders, files in os.walk(self._root):
-            folders.sort()
-            for name in sorted(files):
-                key = os.path.relpath(os.path.join(folder, name), self._root)
-                if not is_part(key):
-                    size_bytes = os.stat(self._path(key)).st_size
-                    yield Blob(uri=self.locate(key), key=key, size_bytes=size_bytes)
 
     def close(self) -> None:
         """Close nothing."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import os
@@ -14,8 +15,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sm_runtime.channels.coding import Framer
+from sm_runtime.channels.fifos import EpochFifo, Ranks
 from sm_runtime.channels.objects import Origins
 from sm_runtime.channels.pipe import Epochs
+from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Cluster, Source
 from sm_runtime.records import (
     CorruptedError,
@@ -247,3 +250,20 @@ def test_an_open_channel_is_a_stream(environ: dict[str, str], tmp_path: Path) ->
     with open_channel("train", environ=environ) as stream:
         os.close(both)
         assert list(lines(stream)) == [b"one", b"two"]
+
+
+@pytest.mark.parametrize(
+    ("data", "reason"),
+    [
+        (rio(b"one", 99) + b"x" * 8, "a damaged RecordIO record: Invalid magic number"),
+        (tf(b"one") + bytes(20), "a damaged TFRecord record: CRC check on header failed"),
+        (tf(b"one")[:-1], "the data ends inside a record"),
+    ],
+)
+def test_damage_in_the_records_of_ranks_is_told(data: bytes, reason: str, tmp_path: Path) -> None:
+    channel = Channel(name="train", path=f"{tmp_path}/train", mode="Pipe")
+    with contextlib.closing(EpochFifo(channel, 0, ranks=2)) as fifo:
+        ranks = Ranks(fifo, fifo.fds[0])
+        with pytest.raises(DataError, match=f"^channel train: {reason}"):
+            ranks.write([data])
+            ranks.end()

@@ -12,8 +12,10 @@ import botocore.awsrequest
 import pytest
 
 from sm_runtime.job.errors import DataError
+from sm_runtime.storage import Blob
 from sm_runtime.storage.s3 import connection
 from sm_runtime.storage.s3.connection import Bucket, Connection, proxies
+from sm_runtime.storage.s3.transfer import Versions
 
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAENVIRONMENT", "AWS_SECRET_ACCESS_KEY": "b"}
 
@@ -224,3 +226,17 @@ def test_plain_http_beyond_this_machine_is_warned_of_once(
     told = [text for text in caplog.messages if "without TLS" in text]
     assert len(told) == is_told
     assert all(text.startswith(f"{endpoint}: ") for text in told)
+
+
+def test_answers_of_two_versions_of_an_object_are_not_mixed() -> None:
+    """Requests side by side are all under way before the first answer tells the version."""
+    versions = Versions()
+    blob = Blob(uri="s3://b/k", key="k", size_bytes=9)
+    assert versions.of(blob) is None
+    for etag in ('"one"', None, '"one"'):
+        versions.learn(blob, etag)
+    with pytest.raises(
+        DataError, match=r"^s3://b/k cannot be downloaded: it has changed meanwhile"
+    ):
+        versions.learn(blob, '"two"')
+    assert versions.of(blob) == '"one"'

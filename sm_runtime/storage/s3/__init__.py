@@ -188,13 +188,6 @@ class S3Store:
         with _errors():
             self._target.delete([self._prefix + key], self._stopped)
 
-    def list(self) -> Iterator[Blob]:
-        """Yield the objects of the store; see ``Store``."""
-        with _errors():
-            for blob in self._blobs(self._prefix):
-                key = blob.key[len(self._prefix) :]
-                yield Blob(uri=blob.uri, key=key, size_bytes=blob.size_bytes, etag=blob.etag)
-
     def copy(self, key: str, source: int, size_bytes: int) -> int:
         """Copy a file; return how many bytes it had: the object is written if none is missing."""
         copied = 0

@@ -61,13 +61,19 @@ class Versions:
         return etag
 
     def learn(self, blob: Blob, etag: str | None) -> None:
-        """Take note of the tag of an answer."""
-        if etag is None:
+        """Take note of the tag of an answer; raise Refused where the first one had another.
+
+        Ranges that were asked for side by side may all have been so before the first answer, and
+        not every store knows If-Match.
+        """
+        if not etag:
             return
         with self._lock:
-            self._known.setdefault((blob.uri, blob.size_bytes, blob.etag), etag)
+            first = self._known.setdefault((blob.uri, blob.size_bytes, blob.etag), etag)
             if len(self._known) > _VERSIONS:
                 del self._known[next(iter(self._known))]
+        if first != etag:
+            raise Refused(f"{blob.uri} cannot be downloaded: it has changed meanwhile", CHANGED)
 
 
 class Source:
@@ -114,10 +120,7 @@ class Source:
             meta = answer.meta
             if meta["size"] != blob.size_bytes:
                 raise _resized(blob, meta["size"])
-            etag = meta["e_tag"]
-            if known and etag and etag != known:  # a store that does not know If-Match
-                raise Refused(f"{blob.uri} cannot be downloaded: it has changed meanwhile", CHANGED)
-            self.versions.learn(blob, etag)
+            self.versions.learn(blob, meta["e_tag"])
             return answer
 
         return self.ask(blob, work)
