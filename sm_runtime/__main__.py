@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NoReturn
 
 from sm_runtime import __version__
 from sm_runtime.code import search_path
-from sm_runtime.job.masking import Mask
+from sm_runtime.job.secrets import Mask
 from sm_runtime.processes import shortage
 from sm_runtime.processes.relay import Sink, open_sinks
 

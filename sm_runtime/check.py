@@ -16,8 +16,8 @@ from sm_runtime.configure import Examined, configure, examine
 from sm_runtime.contract import environment as environ
 from sm_runtime.install import own_files
 from sm_runtime.job.errors import ConfigError, JobError
-from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Hardware, Job
+from sm_runtime.job.secrets import Mask
 from sm_runtime.launch import distribution
 from sm_runtime.output import artifacts
 from sm_runtime.processes import hardware

@@ -11,9 +11,8 @@ from sm_runtime.code import fetch
 from sm_runtime.contract import documents, environment, load, model_dir
 from sm_runtime.contract.load import Parsed
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Job
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Job, Paths
+from sm_runtime.job.secrets import Mask
 
 log = logging.getLogger(__name__)
 

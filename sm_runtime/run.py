@@ -20,8 +20,8 @@ from sm_runtime.contract.model_dir import tensorflow_variables
 from sm_runtime.inputs import Inputs
 from sm_runtime.install import install
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
-from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Ended, Hardware, Job
+from sm_runtime.job.secrets import Mask
 from sm_runtime.launch import distribution
 from sm_runtime.output import artifacts, ownership
 from sm_runtime.output.report import Report

@@ -20,8 +20,8 @@ from sm_runtime.cluster.roles import Roles
 from sm_runtime.contract import environment, regular
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
 from sm_runtime.job.failure import Failure
-from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Job
+from sm_runtime.job.secrets import Mask
 from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
 from sm_runtime.processes.process import StopPolicy

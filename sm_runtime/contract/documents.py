@@ -8,7 +8,7 @@ from sm_runtime.contract import config_files, regular
 from sm_runtime.contract.reader import Document
 from sm_runtime.job import location
 from sm_runtime.job.errors import ConfigError, DataError
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 
 _FILES = {
     "hyperparameters": "hyperparameters.json",

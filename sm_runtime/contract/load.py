@@ -27,8 +27,7 @@ from sm_runtime.contract.request import (
     read_request,
     storage_uri,
 )
-from sm_runtime.job.model import BUILT_IN, Channel, Cluster, Job, Json, Options, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import BUILT_IN, Channel, Cluster, Job, Json, Options, Paths, Sync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from sm_runtime.contract.api import REQUEST, Refused, Shape, without_effect
 from sm_runtime.contract.reader import Field, one_of, unfit
 from sm_runtime.job import location
-from sm_runtime.job.model import Json, Metric, Output, Source, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Json, Metric, Output, Paths, Source, Sync
 
 MODES = ("File", "Pipe", "FastFile")
 DISTRIBUTIONS = ("FullyReplicated", "ShardedByS3Key")

@@ -19,8 +19,7 @@ import pytest
 from sm_runtime.code import fetch as source
 from sm_runtime.code.fetch import Code, entry_command, problems
 from sm_runtime.job.errors import CodeError, ConfigError, JobError
-from sm_runtime.job.model import Cluster, Job, Options
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Job, Options, Paths
 
 DUMP = "import json, os, sys\nprint(json.dumps([os.getcwd(), [ascii(a) for a in sys.argv[1:]]]))\n"
 HOSTILE = (

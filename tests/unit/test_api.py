@@ -20,7 +20,7 @@ from sm_runtime.contract import load
 from sm_runtime.contract.api import REQUEST, Refused, Unused, Used, members
 from sm_runtime.contract.load import Parsed
 from sm_runtime.contract.reader import Document
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 
 KNOWN_OF = (1, 44, 8)
 """The botocore that the table was made from: an older one may lack what it has."""

@@ -12,7 +12,7 @@ from sm_runtime.cluster import session
 from sm_runtime.contract import documents, regular
 from sm_runtime.contract.reader import Document
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 
 
 @pytest.fixture

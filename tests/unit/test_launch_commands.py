@@ -7,8 +7,7 @@ from typing import Any
 import pytest
 
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Cluster, Hardware, Job, Options
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Hardware, Job, Options, Paths
 from sm_runtime.launch import commands, description, distribution, torchrun
 from sm_runtime.launch.distribution import Plan, Role
 

@@ -6,8 +6,7 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.job.model import Cluster, Hardware, Job
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Hardware, Job, Paths
 from sm_runtime.launch import distribution, host_names, mpirun
 from sm_runtime.launch.mca import HostParameters, file_variables
 

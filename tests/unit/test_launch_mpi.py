@@ -9,8 +9,7 @@ from typing import Any
 import pytest
 
 from sm_runtime.job.errors import LaunchError
-from sm_runtime.job.model import Cluster, Hardware, Job
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Hardware, Job, Paths
 from sm_runtime.launch import distribution, mpirun
 from sm_runtime.launch.mpirun import Launch
 

@@ -11,8 +11,7 @@ import pytest
 from sm_runtime.contract import load
 from sm_runtime.contract.reader import Document
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Hardware, Job
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Hardware, Job, Paths
 from sm_runtime.launch import commands, distribution, tf_config
 from sm_runtime.launch.distribution import Plan, Role
 

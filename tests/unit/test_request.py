@@ -10,8 +10,7 @@ import pytest
 from sm_runtime.contract import environment, load
 from sm_runtime.contract.load import Parsed
 from sm_runtime.contract.reader import Document
-from sm_runtime.job.model import Hardware, Job, Metric, Output, Source, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Hardware, Job, Metric, Output, Paths, Source, Sync
 from sm_runtime.launch import distribution
 
 S3 = {"S3DataType": "S3Prefix", "S3Uri": "s3://b/p"}

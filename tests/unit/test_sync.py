@@ -11,8 +11,7 @@ import pytest
 from sm_runtime import sync
 from sm_runtime.contract.model_dir import note, redirected, tensorflow_variables
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Cluster, Job, Options, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Job, Options, Paths, Sync
 from sm_runtime.sync.ledger import MAX_KEY_BYTES, Ledger
 from sm_runtime.sync.plan import folders
 from sm_runtime.sync.snapshot import (
