@@ -16,7 +16,7 @@ from sm_runtime.configure import Examined, configure, examine
 from sm_runtime.contract import environment as environ
 from sm_runtime.install import own_files
 from sm_runtime.job.errors import ConfigError, JobError
-from sm_runtime.job.model import Hardware, Job
+from sm_runtime.job.model import Entry, Hardware, Job
 from sm_runtime.job.secrets import Mask
 from sm_runtime.launch import distribution
 from sm_runtime.output import artifacts
@@ -36,9 +36,9 @@ def show(variables: Mapping[str, str], mask: Mask, *, as_json: bool, secrets: bo
     exported |= environ.twins(exported)[0]
     exported = {name: hide(value) for name, value in exported.items()}
     arguments = [hide(argument) for argument in environ.arguments(job)]
-    command = _command(job, variables)
+    entry = _entry(job, variables)
     if as_json:
-        found = [hide(word) for word in command] if command else None
+        found = [hide(word) for word in entry.argv] if entry else None
         document = {"environment": exported, "arguments": arguments, "command": found}
         print(json.dumps(document, indent=1))
         return 0
@@ -58,14 +58,13 @@ def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
     try:
         job = configure(variables, mask)
         devices = hardware.count({**variables, **job.environment})
-        arguments = environ.arguments(job)
         # Where the code has to be fetched, nobody knows yet how its program is run.
-        program = _command(job, variables) or (job.program or "the program", *arguments)
+        entry = _entry(job, variables) or Entry(
+            program=(job.program or "the program",), arguments=environ.arguments(job)
+        )
         inherited = {**variables, **job.environment}
         files = _parameter_files(job, devices, inherited)
-        lines = description.lines(
-            job, devices, program, arguments, inherited, sys.executable, files
-        )
+        lines = description.lines(job, devices, entry, inherited, sys.executable, files)
     except ConfigError as error:
         return _complain(error.problems, mask)
     hide = str if secrets else mask
@@ -139,10 +138,10 @@ def _parameter_files(job: Job, devices: Hardware, environ: Mapping[str, str]) ->
     return openmpi.file_parameters({**environ, **mpirun.file_parameters(job)}, job.paths.code)
 
 
-def _command(job: Job, variables: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the script's argv; None where the code has to be fetched to know it."""
+def _entry(job: Job, variables: Mapping[str, str]) -> Entry | None:
+    """Return how the script is run; None where the code has to be fetched to know it."""
     if job.entry_point:
-        return (*job.entry_point, *environ.arguments(job))
+        return Entry(program=job.entry_point, arguments=environ.arguments(job))
     try:
         code = fetch.in_place(job)
         if code is None:

@@ -168,20 +168,18 @@ class _Attempt:
 
     def _entry(self, job: Job, code: fetch.Code) -> tuple[tuple[str, ...], dict[str, str]]:
         """Return the argv to start, and the variables by which a framework finds the script."""
-        arguments = environment.arguments(job)
-        if job.entry_point:
-            argv = fetch.entry_command(job, code, arguments, sys.executable)
-            return argv, {documents.INSIDE: job.paths.base}
-        if job.hook is None:
-            argv = fetch.entry_command(job, code, arguments, sys.executable, self.variables)
-            if self.session:
-                argv = self.session.roles.launcher(argv, arguments, self.devices)
-            return argv, {}
-        hook = programs.start(sys.executable, job.hook)
-        if job.program is None:
+        hook = programs.start(sys.executable, job.hook) if job.hook else ()
+        if hook and job.program is None:
             return hook, {}
-        argv = fetch.entry_command(job, code, arguments, sys.executable, self.variables)
-        return hook, {"SM_RUNTIME_COMMAND": json.dumps(argv)}
+        arguments = environment.arguments(job)
+        entry = fetch.entry_command(job, code, arguments, sys.executable, self.variables)
+        if hook:
+            return hook, {"SM_RUNTIME_COMMAND": json.dumps(entry.argv)}
+        if job.entry_point:
+            return entry.argv, {documents.INSIDE: job.paths.base}
+        if self.session:
+            return self.session.roles.launcher(entry, self.devices), {}
+        return entry.argv, {}
 
     def _train(self, job: Job, command: Command) -> Failure | None:
         """Run the script; return why it failed, if it did."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from sm_runtime import programs
 from sm_runtime.cluster import network
-from sm_runtime.job.model import Command, Hardware, Job, Json
+from sm_runtime.job.model import Command, Entry, Hardware, Job, Json
 from sm_runtime.launch import commands, distribution
 from sm_runtime.launch.distribution import Plan, Role
 
@@ -45,18 +45,10 @@ class Roles:
     ) -> None:
         self.job, self.plan, self._start = job, plan, start
 
-    def launcher(
-        self, program: tuple[str, ...], arguments: tuple[str, ...], devices: Hardware
-    ) -> tuple[str, ...]:
-        """Return the argument vector of what starts ``program``, where that is not done here."""
+    def launcher(self, entry: Entry, devices: Hardware) -> tuple[str, ...]:
+        """Return the argument vector of what starts the script, where that is not done here."""
         return commands.script(
-            self.job,
-            self.plan,
-            program,
-            arguments,
-            devices,
-            sys.executable,
-            ports=self._ports(),
+            self.job, self.plan, entry, devices, sys.executable, ports=self._ports()
         )
 
     def commands(self, script: Command, name: str) -> tuple[Command, ...]:

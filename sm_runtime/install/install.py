@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from sm_runtime.code.entry import has_project
 from sm_runtime.code.fetch import Code, channel_at
-from sm_runtime.code.program import has_project
 from sm_runtime.install.pip import LOOK_SECONDS, STOPPED, Pip, Run
 from sm_runtime.job.errors import InstallError
 from sm_runtime.job.model import Job, Options

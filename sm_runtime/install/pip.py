@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from sm_runtime import programs
-from sm_runtime.code import search_path
+from sm_runtime.code import entry
 from sm_runtime.contract.environment import public
 from sm_runtime.job.errors import CodeError, InstallError
 from sm_runtime.job.model import Job
@@ -237,7 +237,7 @@ def _place(job: Job, environ: Mapping[str, str], told: Mapping[str, str]) -> Pla
     """Return where pip can write: where Python has its packages, else a folder of our own."""
     import sysconfig
 
-    searched = search_path.added_folders(environ)
+    searched = entry.added_folders(environ)
     if _OWN_PLACE & set(told) or all(
         _can_write(sysconfig.get_path(name)) for name in ("purelib", "platlib")
     ):
@@ -254,7 +254,7 @@ def _place(job: Job, environ: Mapping[str, str], told: Mapping[str, str]) -> Pla
         if os.path.islink(base) or os.stat(base).st_uid != uid:
             base = tempfile.mkdtemp(prefix="sm-runtime-packages-")
     # A virtual environment may have no user site.
-    is_user = search_path.user_packages(environ) is not None
+    is_user = entry.user_packages(environ) is not None
     scheme = "posix_user" if is_user else sysconfig.get_preferred_scheme("prefix")
     options: tuple[str, ...] = ("--user",) if is_user else ("--prefix", base)
     variables = {"userbase": base, "base": base, "platbase": base}

@@ -363,6 +363,21 @@ class Hardware:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """How the job's program is run plainly, without what a launcher puts before it."""
+
+    program: tuple[str, ...]
+    """The words that run it: ``python train.py``, ``python -m pkg.mod``, ``./run.sh``."""
+    arguments: tuple[str, ...] = ()
+    """The words that it is given."""
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The argument vector."""
+        return (*self.program, *self.arguments)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Command:
     """A process to start: never a shell string, always an argument vector.
 

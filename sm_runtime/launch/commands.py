@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, TypeAlias
 
-from sm_runtime.job.model import Hardware, Job
+from sm_runtime.job.model import Entry, Hardware, Job
 from sm_runtime.launch import tf_config
 from sm_runtime.launch.distribution import PLAIN, RENDEZVOUS, SERVER, TEMPLATE, TORCHRUN, Plan, Role
 
@@ -16,8 +16,7 @@ if TYPE_CHECKING:
 def script(
     job: Job,
     plan: Plan,
-    program: tuple[str, ...],
-    arguments: tuple[str, ...],
+    entry: Entry,
     devices: Hardware,
     python: str,
     *,
@@ -25,8 +24,8 @@ def script(
 ) -> tuple[str, ...]:
     """Return the argument vector of the script's process, as this host's supervisor starts it.
 
-    ``program`` is what would run the script plainly, and ends in ``arguments``; ``ports`` are
-    agreed on by the hosts. Raises ConfigError where a template does not fit the program.
+    ``ports`` are agreed on by the hosts. Raises ConfigError where a template does not fit the
+    program.
     """
     if plan.kind == TEMPLATE:
         from sm_runtime.launch import custom
@@ -34,13 +33,12 @@ def script(
         return custom.command(
             job.options.launcher,
             plan,
-            program,
-            arguments,
+            entry,
             devices,
             python,
             port=meeting(plan, ports),
         )
-    return program
+    return entry.argv
 
 
 def variables(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Mapping
 
-from sm_runtime.job.model import Hardware, Job
+from sm_runtime.job.model import Entry, Hardware, Job
 from sm_runtime.launch import commands, distribution
 from sm_runtime.launch.distribution import MPI, PLAIN, SERVER, TORCHRUN, Plan
 
@@ -16,17 +16,15 @@ AGENT = ("sm-runtime", "agent")
 def lines(
     job: Job,
     devices: Hardware,
-    program: tuple[str, ...],
-    arguments: tuple[str, ...],
+    entry: Entry,
     environ: Mapping[str, str],
     python: str,
     files: Mapping[str, str] | None = None,
 ) -> list[str]:
     """Return a line for each thing; ``devices`` are taken to be those of every host.
 
-    ``program`` is what would run the script plainly and ends in ``arguments``, ``environ`` what the
-    script inherits, ``files`` the variables that say the same as Open MPI's parameter files here.
-    Raises ConfigError where the job cannot be started.
+    ``environ`` is what the script inherits, ``files`` the variables that say the same as Open MPI's
+    parameter files here. Raises ConfigError where the job cannot be started.
     """
     plans = [distribution.plan(job, devices, host) for host in job.cluster.hosts]
     own = distribution.plan(job, devices)
@@ -40,11 +38,11 @@ def lines(
     for plan in plans:
         found += ["", f"{plan.host}:"]
         if plan.kind == MPI:
-            found += _mpi(job, plan, program, environ, files or {})
+            found += _mpi(job, plan, entry.argv, environ, files or {})
         elif plan.kind == TORCHRUN:
-            found += _torchrun(job, plan, program, environ, python)
+            found += _torchrun(job, plan, entry.argv, environ, python)
         else:
-            found += _roles(job, plan, devices, program, arguments, environ, python)
+            found += _roles(job, plan, devices, entry, environ, python)
     return found
 
 
@@ -52,8 +50,7 @@ def _roles(
     job: Job,
     plan: Plan,
     devices: Hardware,
-    program: tuple[str, ...],
-    arguments: tuple[str, ...],
+    entry: Entry,
     environ: Mapping[str, str],
     python: str,
 ) -> Iterator[str]:
@@ -62,7 +59,7 @@ def _roles(
         if role.name == SERVER:
             yield f"  parameter server{task}"
         else:
-            argv = commands.script(job, plan, program, arguments, devices, python)
+            argv = commands.script(job, plan, entry, devices, python)
             yield f"  script{task}: {shlex.join(argv)}"
         for name, value in commands.variables(job, plan, role, environ).items():
             yield f"    {name}={value}"

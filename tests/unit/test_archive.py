@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.code.archive import MAX_DEPTH, extract
-from sm_runtime.code.members import kind_of
+from sm_runtime.code.archive import MAX_DEPTH, extract, kind_of
 from sm_runtime.job.errors import CodeError
 
 LIMIT = 10 << 20

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Cluster, Hardware, Job, Options, Paths
+from sm_runtime.job.model import Cluster, Entry, Hardware, Job, Options, Paths
 from sm_runtime.launch import commands, description, distribution, torchrun
 from sm_runtime.launch.distribution import Plan, Role
 
@@ -43,7 +43,14 @@ def command(
 ) -> tuple[str, ...]:
     devices = devices or Hardware(cpus=8, gpus=4)
     plan = distribution.plan(given, devices)
-    return commands.script(given, plan, program, ARGUMENTS, devices, PYTHON, **more)
+    return commands.script(
+        given,
+        plan,
+        Entry(program=program[: len(program) - len(ARGUMENTS)], arguments=ARGUMENTS),
+        devices,
+        PYTHON,
+        **more,
+    )
 
 
 def launcher(given: Job, program: tuple[str, ...] = SCRIPT, **more: Any) -> str:
@@ -178,7 +185,13 @@ def test_a_template_and_a_key_contradict_each_other() -> None:
 
 def shown(given: Job, program: tuple[str, ...] = SCRIPT) -> list[str]:
     devices = Hardware(cpus=8, gpus=2)
-    return description.lines(given, devices, program, ARGUMENTS, {}, PYTHON)
+    return description.lines(
+        given,
+        devices,
+        Entry(program=program[: len(program) - len(ARGUMENTS)], arguments=ARGUMENTS),
+        {},
+        PYTHON,
+    )
 
 
 def test_env_launch_says_where_each_option_of_mpirun_is_from() -> None:
