@@ -17,7 +17,7 @@ from sm_runtime.cluster.link import Link
 from sm_runtime.cluster.ranks import RankProcesses
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Json
-from sm_runtime.launch.host_names import restored
+from sm_runtime.launch.open_mpi import restored_names
 from sm_runtime.processes.process import Process
 
 if TYPE_CHECKING:
@@ -168,7 +168,7 @@ class MpiRanks(RankProcesses):
             return replace(found, message=message, rank=rank, host=self._host_of(rank))
         if said := _PARAGRAPH.search(tail):
             text = " ".join(said[1].decode("utf-8", "replace").split())
-            text = restored(text, self._known.names)
+            text = restored_names(text, self._known.names)
             return replace(found, message=self.terms.mask(f"mpirun: {text}"))
         return found
 

@@ -13,7 +13,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator, Mapping
 
-from sm_runtime.launch.mca import PREFIX, file_variables
+from sm_runtime.launch.open_mpi import PREFIX, file_variables
 
 log = logging.getLogger(__name__)
 

@@ -17,10 +17,17 @@ from typing import TYPE_CHECKING
 from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Job
 from sm_runtime.job.secrets import secrets_in
-from sm_runtime.launch import host_names
-from sm_runtime.launch.fabric import EFA, EFA_RDMA
-from sm_runtime.launch.mca import PREFIX, HostParameters
-from sm_runtime.launch.mpi_options import Flag, meant, merged, parse, split
+from sm_runtime.launch.open_mpi import (
+    PREFIX,
+    Flag,
+    HostParameters,
+    meant,
+    merged,
+    parse,
+    split,
+    strip_prefix,
+)
+from sm_runtime.launch.torchrun import EFA, EFA_RDMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -149,7 +156,7 @@ def of_host(
             defaults[name] = flag.tokens[2]
     if f"mca {_STRIP}" not in users:
         keeps = _keeps_dots(plan, names) or _is_true(_value_of(job, _KEEP_DOTS, given))
-        prefix = host_names.strip_prefix(hostname, whole=keeps)
+        prefix = strip_prefix(hostname, whole=keeps)
         name = PREFIX + _STRIP
         values[name] = environ.get(name) if name in given else prefix
     return HostParameters(values=values, defaults=defaults)
