@@ -16,7 +16,7 @@ from sm_runtime import channels, sync
 from sm_runtime.code import fetch
 from sm_runtime.configure import Examined, configure, examine
 from sm_runtime.contract import environment as environ
-from sm_runtime.install import own_files
+from sm_runtime.install import install
 from sm_runtime.job.errors import ConfigError, JobError
 from sm_runtime.job.model import Entry, Hardware, Job
 from sm_runtime.job.secrets import Mask
@@ -85,7 +85,7 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
     found += [*distribution.problems(job), *environ.oversized(job)]
     if _is_code_known(examined):
         found += [*fetch.problems(job, variables), *_entry_point_problems(job, variables)]
-    found += [*channels.problems(job), *own_files.problems(variables.get("PATH"))]
+    found += [*channels.problems(job), *install.problems(variables.get("PATH"))]
     return _complain(list(dict.fromkeys(found)), mask)
 
 

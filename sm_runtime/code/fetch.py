@@ -54,7 +54,7 @@ def _placed(job: Job, source: str, stopped: Callable[[], bool]) -> Code:
 
     folder, limit = job.paths.code, job.options.code_max_bytes
     vacant = is_vacant(folder)
-    if vacant and _can_fill(folder):
+    if vacant and can_write(folder):
         fill(source, folder, limit, stopped=stopped)
         return Code(directory=folder, search_path=(folder,))
     target, is_ours = _fresh_folder(job, source)
@@ -236,7 +236,7 @@ def is_vacant(folder: str) -> bool:
     return not _names(folder)
 
 
-def _can_fill(folder: str) -> bool:
+def can_write(folder: str) -> bool:
     """Whether ``folder`` can be written to, or made."""
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
@@ -249,7 +249,7 @@ def _fresh_folder(job: Job, source: str) -> tuple[str, bool]:
 
     folder = job.paths.under("code-submitted")
     inside = os.path.realpath(source) + "/"
-    if _can_fill(job.paths.base) and not inside.startswith(os.path.realpath(folder) + "/"):
+    if can_write(job.paths.base) and not inside.startswith(os.path.realpath(folder) + "/"):
         return folder, True
     return tempfile.mkdtemp(prefix="sm-runtime-code-"), False
 
