@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sm_runtime.code import fetch
-from sm_runtime.contract import documents, environment, load, model_dir
+from sm_runtime.contract import config_files, environment, load
 from sm_runtime.contract.load import Parsed
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Job, Paths
@@ -49,9 +49,9 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     """Return the job as far as it can be read, and have its secrets masked from here on."""
     paths = paths_of(variables)
     mask.learn(environment.secrets(None, variables))
-    found, unreadable = documents.collect(paths, variables)
+    found, unreadable = config_files.collect(paths, variables)
     parsed = load.parse(found, variables, paths, os.uname().nodename)
-    job = fetch.as_files(model_dir.redirected(parsed.draft))
+    job = fetch.as_files(load.redirected(parsed.draft))
     mask.learn(environment.secrets(job, variables))
     logging.getLogger("sm_runtime").setLevel(job.log_level)
     if not (unreadable or parsed.problems):
@@ -68,5 +68,5 @@ def _tell(job: Job, parsed: Parsed) -> None:
         log.info("%s", note)
     for warning in parsed.warnings:
         log.warning("%s", warning)
-    if told := model_dir.note(job):
+    if told := load.redirection(job):
         log.info("%s", told)

@@ -14,9 +14,8 @@ from typing import TYPE_CHECKING
 from sm_runtime import channels, programs, sync
 from sm_runtime.code import fetch
 from sm_runtime.configure import configure, paths_of
-from sm_runtime.contract import documents, environment
+from sm_runtime.contract import config_files, environment
 from sm_runtime.contract.config_files import ConfigFiles
-from sm_runtime.contract.model_dir import tensorflow_variables
 from sm_runtime.inputs import Inputs
 from sm_runtime.install import install
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
@@ -108,8 +107,8 @@ class _Attempt:
             channels.check(job)
             sync.check(job, self.variables)
             _warn(channels.absent(job))
-            if not documents.is_inside(job.paths, self.variables):
-                self.config_files.write(job, documents.request_file(job.paths, self.variables))
+            if not config_files.is_inside(job.paths, self.variables):
+                self.config_files.write(job, config_files.request_file(job.paths, self.variables))
         self._check_stop()
         inputs = Inputs(job, self.variables, self.supervisor, self.timeline, self._fail)
         with inputs:
@@ -155,7 +154,7 @@ class _Attempt:
             raise ConfigError(problems)
         argv, extra = self._entry(job, code)
         variables = {**self.variables, **installed, **extra}
-        variables |= tensorflow_variables(job, variables)
+        variables |= environment.tensorflow_variables(job, variables)
         self.devices = hardware.count({**variables, **job.environment})
         search_path = (*code.search_path, INJECTED)
         env, warnings = environment.process_environment(job, self.devices, variables, search_path)
@@ -176,7 +175,7 @@ class _Attempt:
         if hook:
             return hook, {"SM_RUNTIME_COMMAND": json.dumps(entry.argv)}
         if job.entry_point:
-            return entry.argv, {documents.INSIDE: job.paths.base}
+            return entry.argv, {config_files.INSIDE: job.paths.base}
         if self.session:
             return self.session.roles.launcher(entry, self.devices), {}
         return entry.argv, {}

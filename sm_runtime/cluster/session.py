@@ -17,7 +17,7 @@ from sm_runtime.cluster.link import Link
 from sm_runtime.cluster.network import Interface
 from sm_runtime.cluster.notice import Notice
 from sm_runtime.cluster.roles import Roles
-from sm_runtime.contract import environment, regular
+from sm_runtime.contract import config_files, environment
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Job
@@ -277,7 +277,7 @@ def secret(variables: Mapping[str, str]) -> bytes:
     if path and not text:
         name = SECRET_FILE
         try:
-            data = regular.read(path)
+            data = config_files.read_regular(path)
         except ConfigError as error:
             raise ConfigError(f"environment: {name}: {error}") from None
         if data is None:
