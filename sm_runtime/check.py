@@ -59,7 +59,7 @@ def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
     try:
         job = configure(variables, mask)
         devices = hardware.count({**variables, **job.environment})
-        # Where the code has to be fetched, nobody knows yet how its program is run.
+        # Where the code has to be fetched, it is unknown how its program is run.
         entry = _entry(job, variables) or Entry(
             program=(job.program or "the program",), arguments=environ.arguments(job)
         )

@@ -1,4 +1,4 @@
-"""Unpacks an archive of code that nobody has vouched for: all of it, or nothing.
+"""Unpacks an archive of code that is not trusted: all of it, or nothing.
 
 Its members are read forwards, once, and what they cost is counted.
 """
@@ -390,7 +390,7 @@ class _Tree:
             source = os.path.normpath(member.target)
             if self._kinds.get(source) != "file":
                 raise self._budget.refusal(
-                    f"is a hard link to {shown(member.target)}, which is no file before it"
+                    f"is a hard link to {shown(member.target)}, which is not a file before it"
                 )
             os.link(os.path.join(self._root, source), place)
         self._kinds[name] = "symlink" if member.kind == "symlink" else "file"

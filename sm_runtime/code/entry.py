@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from sm_runtime.job.errors import CodeError, ConfigError, LaunchError
+from sm_runtime.job.text import some
 
 if TYPE_CHECKING:
     from importlib.machinery import ModuleSpec
@@ -37,7 +38,7 @@ class Found:
     """The code folder: where the program will run."""
     folder_exists: bool = True
     files: tuple[str, ...] | None = None
-    """Files below the folder, relative to it; None: nobody has looked, as the program is there."""
+    """Files below the folder, relative to it; None: not looked for, as the program is there."""
     is_file: bool = False
     executable: bool = False
     """Whether the kernel may execute the file: its x bit is set, its mount allows it."""
@@ -206,9 +207,7 @@ def _listed(found: Found) -> str:
         return f"{found.folder}, which does not exist"
     if not found.files:
         return found.folder + ("" if found.files is None else ", which has no files")
-    more = len(found.files) - _SHOWN
-    names = ", ".join(found.files[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
-    return f"{found.folder}, which has {names}"
+    return f"{found.folder}, which has {some(found.files, _SHOWN)}"
 
 
 _MOST_FILES = 1000

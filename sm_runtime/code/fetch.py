@@ -13,6 +13,7 @@ from sm_runtime.code.entry import Found, added_folders, look, program_words, wal
 from sm_runtime.job import location
 from sm_runtime.job.errors import CodeError, ConfigError, JobError
 from sm_runtime.job.model import Channel, Entry, Job
+from sm_runtime.job.text import some
 
 log = logging.getLogger(__name__)
 
@@ -256,10 +257,8 @@ def _fresh_folder(job: Job, source: str) -> tuple[str, bool]:
 
 def _shadow_warning(target: str, folder: str) -> str:
     shadowed = [name for name in walk(target) if os.path.lexists(os.path.join(folder, name))]
-    more = len(shadowed) - _SHOWN
-    names = ", ".join(shadowed[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
     return (
         f"{folder} holds code of the image: the submitted code runs in {target}, and"
         f" {folder} stays importable behind it; files that the submitted code replaces:"
-        f" {names or 'none'}"
+        f" {some(shadowed, _SHOWN) or 'none'}"
     )

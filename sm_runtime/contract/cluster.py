@@ -198,7 +198,7 @@ def _group_of(groups: Json, host: str) -> Mapping[str, Json]:
 
 
 def _check_groups(at: Field, groups: tuple[InstanceGroup, ...], hosts: tuple[str, ...]) -> None:
-    """Note each host of a group that is none of the job's."""
+    """Note each host of a group that is not a host of the job."""
     for group in groups:
         for host in group.hosts:
             if host not in hosts:

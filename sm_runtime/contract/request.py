@@ -288,7 +288,7 @@ def _metrics(at: Field) -> tuple[Metric, ...]:
         try:
             groups = re.compile(regex).groups
         except (re.error, RecursionError, OverflowError) as error:
-            item.get("Regex").wrong(f"{regex!r} is no regular expression: {error}")
+            item.get("Regex").wrong(f"{regex!r} is not a regular expression: {error}")
             continue
         if not groups:
             item.get("Regex").wrong(f"{regex!r} has no (group) that holds the value")

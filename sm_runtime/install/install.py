@@ -21,6 +21,7 @@ from sm_runtime.code.fetch import Code, channel_at
 from sm_runtime.install import OWN_NAME
 from sm_runtime.job.errors import InstallError
 from sm_runtime.job.model import Job, Options
+from sm_runtime.job.text import some
 
 if TYPE_CHECKING:
     from sm_runtime.install.pip import Pip, Run
@@ -251,13 +252,11 @@ def _put_back(before: dict[str, tuple[bytes, int]]) -> None:
         raise InstallError(
             f"a file of {OWN_NAME} was replaced, and cannot be put back: {error}"
         ) from error
-    more = len(replaced) - _NAMED
-    names = ", ".join(replaced[:_NAMED]) + (f" and {more} more" if more > 0 else "")
     log.warning(
         "%s replaced files of %s, which were put back: %s (see docs/migration.md)",
         " and ".join(owners) or "the installation",
         OWN_NAME,
-        names,
+        some(replaced, _NAMED),
     )
 
 

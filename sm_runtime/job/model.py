@@ -216,7 +216,7 @@ def _option(kind: str, default: Any) -> Any:
 class Options:
     """The runtime's own settings: ``SM_RUNTIME_<NAME>`` or ``sagemaker_runtime_<name>``.
 
-    The table in ``contract.py`` says how each is read; docs/options.md tells users.
+    The readers in ``contract/options.py`` say how each is read; docs/options.md tells users.
     """
 
     argument_style: frozenset[str] = _option("argument styles", frozenset())
@@ -345,7 +345,7 @@ class Job:
     def stop_seconds(self) -> float:
         """From a stop request to when all has to be saved, a little before the engine's SIGKILL.
 
-        Whoever gives the script more than the engine's time has an engine that gives more.
+        A script that is given more than the engine's time has an engine that gives more.
         """
         whole, grace = self.options.stop_timeout_seconds, self.stop_grace_seconds
         if grace >= whole:

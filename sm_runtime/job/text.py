@@ -5,6 +5,7 @@ people.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 
 HEAD_BYTES = 2**13
 """How much is kept of the beginning of a long line, and of what comes before that line."""
@@ -91,6 +92,12 @@ def lines(text: str) -> list[str]:
         states = [state for state in line.split("\r") if state] or [""]
         found += map(printable, states[:1] + states[1:][-1:])
     return found
+
+
+def some(names: Sequence[str], most: int) -> str:
+    """Return the first ``most`` of ``names`` in a row, and how many more there are."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def human_size(count: int) -> str:

@@ -83,7 +83,7 @@ class Launch:
     flags: tuple[Flag, ...]
     program: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
-    """What mpirun's own environment must have on top: what nobody may see in ``ps``, and nothing
+    """What mpirun's own environment must have on top: what must not be seen in ``ps``, and nothing
     where the script's would break the launch."""
 
     @property
@@ -230,7 +230,7 @@ def problems(job: Job, hosts: tuple[str, ...]) -> list[str]:
     named = [part for f in flags if f.key == "host" for part in f.tokens[1].split(",")]
     strange = [part for part in named if _host(part) not in hosts]
     if strange:
-        found.append(f"{place}: --host: {', '.join(strange)}: none of {', '.join(hosts)}")
+        found.append(f"{place}: --host: {', '.join(strange)}: not among {', '.join(hosts)}")
     return found
 
 
@@ -286,7 +286,7 @@ def _agent(
     origin = "runtime"
     yield Flag(tokens=("-mca", "plm", "rsh"), origin=origin)
     yield Flag(tokens=("-mca", "plm_rsh_agent", " ".join(agent)), origin=origin)
-    # Else the agent ends at once, and nobody knows whether the daemon lives.
+    # Else the agent ends at once, and it is unknown whether the daemon lives.
     yield Flag(tokens=("-mca", "orte_leave_session_attached", "1"), origin=origin)
     # Else a mpirun that is found by its path sends a shell script in place of a command.
     yield Flag(tokens=("--noprefix",), origin=origin)
@@ -356,7 +356,7 @@ def _kept(flags: list[Flag]) -> list[Flag]:
     for flag in flags:
         as_ours = flag.key in _OURS_TOO and flag.tokens[2] in ("1", "true")
         if flag.key in _LEFT_OUT and not as_ours:
-            # The name alone: nobody knows what is in the value.
+            # The name alone: the value may be a secret.
             name = " ".join(flag.tokens[: 2 if flag.key.startswith("mca ") else 1])
             log.warning("%s: %s is left out: %s", OPTIONS, name, _LEFT_OUT[flag.key])
     return kept

@@ -103,7 +103,7 @@ def parse(words: Iterable[str], origin: str) -> list[Flag]:
     """Return the options that ``words`` are; ``--NCCL_DEBUG X`` becomes ``-x NCCL_DEBUG=X``.
 
     The prefixes of that name count too (SageMaker training toolkit). Raises ValueError where an
-    option lacks its value, and where a word is none's.
+    option lacks its value, and where a word belongs to no option.
     """
     left = list(words)
     found = []

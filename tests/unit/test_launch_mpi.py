@@ -297,7 +297,7 @@ WRONG = [
     ("python train.py", "'python' belongs to no option"),
     ("-hostfile /h", "-hostfile /h: the hosts are those of resourceconfig.json"),
     ("-machinefile /h", "-machinefile /h: the hosts"),
-    ("-H algo-1:2,other", "--host: other: none of algo-1, algo-2"),
+    ("-H algo-1:2,other", "--host: other: not among algo-1, algo-2"),
     ("--version", "--version: it would take the place of the training"),
 ]
 

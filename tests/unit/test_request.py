@@ -232,7 +232,7 @@ def test_an_unknown_key_is_named(request_: Any, reason: str) -> None:
         ({"StoppingCondition": {"MaxRuntimeInSeconds": 0}}, "whole number of at least 1, not 0"),
         (
             {"AlgorithmSpecification": {"MetricDefinitions": [{"Name": "m", "Regex": "("}]}},
-            "'(' is no regular expression",
+            "'(' is not a regular expression",
         ),
         (
             {"AlgorithmSpecification": {"MetricDefinitions": [{"Name": "m", "Regex": "x"}]}},
