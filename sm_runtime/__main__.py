@@ -16,8 +16,8 @@ from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from sm_runtime import __version__
-from sm_runtime.code import search_path
-from sm_runtime.job.masking import Mask
+from sm_runtime.code import entry
+from sm_runtime.job.secrets import Mask
 from sm_runtime.processes import shortage
 from sm_runtime.processes.relay import Sink, open_sinks
 
@@ -101,7 +101,7 @@ def main() -> int:
     Platforms start an image with the single argument ``train``: an image whose entry point is
     ``train``, or ``sm-runtime train``, gets the word twice.
     """
-    search_path.add_user_packages(os.environ)
+    entry.add_user_packages(os.environ)
     words = sys.argv[1:]
     if words[:2] == ["train", "train"]:
         del words[0]

@@ -1,4 +1,6 @@
-"""Looks at a job without running it: what its script would get, and what is wrong with it."""
+"""Looks at a job without running it: what its script would get, what hosts would start, and what is
+wrong with it.
+"""
 
 from __future__ import annotations
 
@@ -8,17 +10,18 @@ import re
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 
 from sm_runtime import channels, sync
 from sm_runtime.code import fetch
 from sm_runtime.configure import Examined, configure, examine, paths_of
 from sm_runtime.contract import environment as environ
-from sm_runtime.install import own_files
+from sm_runtime.install import install
 from sm_runtime.job.errors import ConfigError, JobError
-from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Hardware, Job
+from sm_runtime.job.model import Entry, Hardware, Job
+from sm_runtime.job.secrets import Mask
 from sm_runtime.launch import distribution
+from sm_runtime.launch.distribution import MPI, PLAIN, SERVER, TORCHRUN, Plan
 from sm_runtime.output import artifacts
 from sm_runtime.processes import hardware
 
@@ -36,9 +39,9 @@ def show(variables: Mapping[str, str], mask: Mask, *, as_json: bool, secrets: bo
     exported |= environ.twins(exported)[0]
     exported = {name: hide(value) for name, value in exported.items()}
     arguments = [hide(argument) for argument in environ.arguments(job)]
-    command = _command(job, variables)
+    entry = _entry(job, variables)
     if as_json:
-        found = [hide(word) for word in command] if command else None
+        found = [hide(word) for word in entry.argv] if entry else None
         document = {"environment": exported, "arguments": arguments, "command": found}
         print(json.dumps(document, indent=1))
         return 0
@@ -53,19 +56,16 @@ def show(variables: Mapping[str, str], mask: Mask, *, as_json: bool, secrets: bo
 
 def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
     """Print what each host would start, and why each option is there; return the exit status."""
-    from sm_runtime.launch import description
-
     try:
         job = configure(variables, mask)
         devices = hardware.count({**variables, **job.environment})
-        arguments = environ.arguments(job)
-        # Where the code has to be fetched, nobody knows yet how its program is run.
-        program = _command(job, variables) or (job.program or "the program", *arguments)
+        # Where the code has to be fetched, it is unknown how its program is run.
+        entry = _entry(job, variables) or Entry(
+            program=(job.program or "the program",), arguments=environ.arguments(job)
+        )
         inherited = {**variables, **job.environment}
         files = _parameter_files(job, devices, inherited)
-        lines = description.lines(
-            job, devices, program, arguments, inherited, sys.executable, files
-        )
+        lines = launch_lines(job, devices, entry, inherited, sys.executable, files)
     except ConfigError as error:
         return _complain(error.problems, mask)
     hide = str if secrets else mask
@@ -101,7 +101,7 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
     found += [*distribution.problems(job), *environ.oversized(job)]
     if _is_code_known(examined):
         found += [*fetch.problems(job, variables), *_entry_point_problems(job, variables)]
-    found += [*channels.problems(job), *own_files.problems(variables.get("PATH"))]
+    found += [*channels.problems(job), *install.problems(variables.get("PATH"))]
     return _complain(list(dict.fromkeys(found)), mask)
 
 
@@ -155,10 +155,10 @@ def _parameter_files(job: Job, devices: Hardware, environ: Mapping[str, str]) ->
     return mpi.file_parameters({**environ, **mpirun.file_parameters(job)}, job.paths.code)
 
 
-def _command(job: Job, variables: Mapping[str, str]) -> tuple[str, ...] | None:
-    """Return the script's argv; None where the code has to be fetched to know it."""
+def _entry(job: Job, variables: Mapping[str, str]) -> Entry | None:
+    """Return how the script is run; None where the code has to be fetched to know it."""
     if job.entry_point:
-        return (*job.entry_point, *environ.arguments(job))
+        return Entry(program=job.entry_point, arguments=environ.arguments(job))
     try:
         code = fetch.in_place(job)
         if code is None:
@@ -175,3 +175,104 @@ def _complain(problems: list[str] | tuple[str, ...], mask: Mask) -> int:
     if not problems:
         print("no problem found")
     return 1 if problems else 0
+
+
+AGENT = ("sm-runtime", "agent")
+"""Stands for the launch agent, whose words differ from job to job."""
+
+
+def launch_lines(
+    job: Job,
+    devices: Hardware,
+    entry: Entry,
+    environ: Mapping[str, str],
+    python: str,
+    files: Mapping[str, str] | None = None,
+) -> list[str]:
+    """Return a line for each thing; ``devices`` are taken to be those of every host.
+
+    ``environ`` is what the script inherits, ``files`` the variables that say the same as Open MPI's
+    parameter files here. Raises ConfigError where the job cannot be started.
+    """
+    plans = [distribution.plan(job, devices, host) for host in job.cluster.hosts]
+    own = distribution.plan(job, devices)
+    found = [f"kind: {own.kind}{f', by {own.origin}' if own.origin else ''}"]
+    found.append(f"hosts: {', '.join(own.hosts)}{'; the first leads' if own.others else ''}")
+    if own.kind != PLAIN:
+        found.append(f"processes: {own.processes_per_host} on each host, {own.processes} together")
+    if own.ports:
+        ports = ", ".join(f"{port} for the {purpose}" for purpose, port in own.ports.items())
+        found.append(f"ports: {ports}; where one is taken, the next that is free on all hosts")
+    for plan in plans:
+        found += ["", f"{plan.host}:"]
+        if plan.kind == MPI:
+            found += _mpi(job, plan, entry.argv, environ, files or {})
+        elif plan.kind == TORCHRUN:
+            found += _torchrun(job, plan, entry.argv, environ, python)
+        else:
+            found += _roles(job, plan, devices, entry, environ, python)
+    return found
+
+
+def _roles(
+    job: Job,
+    plan: Plan,
+    devices: Hardware,
+    entry: Entry,
+    environ: Mapping[str, str],
+    python: str,
+) -> Iterator[str]:
+    for role in plan.roles:
+        task = f" ({role.task} {role.index})" if role.task else ""
+        if role.name == SERVER:
+            yield f"  parameter server{task}"
+        else:
+            argv = distribution.script_argv(job, plan, entry, devices, python)
+            yield f"  script{task}: {shlex.join(argv)}"
+        for name, value in distribution.role_variables(job, plan, role, environ).items():
+            yield f"    {name}={value}"
+
+
+def _torchrun(
+    job: Job, plan: Plan, program: tuple[str, ...], environ: Mapping[str, str], python: str
+) -> Iterator[str]:
+    from sm_runtime.launch import torchrun
+
+    argv = torchrun.command(plan, program, python, port=distribution.rendezvous_port(plan))
+    yield f"  {shlex.join(argv)}"
+    for name, value in distribution.role_variables(job, plan, plan.roles[0], environ).items():
+        yield f"    {name}={value}"
+
+
+def _mpi(
+    job: Job,
+    plan: Plan,
+    program: tuple[str, ...],
+    environ: Mapping[str, str],
+    files: Mapping[str, str],
+) -> Iterator[str]:
+    from sm_runtime.launch import mpirun, open_mpi
+
+    if not plan.is_leader:
+        yield f"  what {plan.leader} starts here, with this host's own environment"
+        return
+    run = mpirun.command(
+        job,
+        plan,
+        agent=AGENT,
+        interface=job.cluster.network_interface,
+        program=program,
+        environ=environ,
+        files=files,
+    )
+    refused = [host for host in plan.hosts if not open_mpi.is_accepted_name(host)]
+    if refused:
+        names = ", ".join(refused)
+        yield f"  Open MPI cannot use the host name{'s'[: len(refused) > 1]} {names}:"
+        yield "  mpirun gets the addresses of the hosts"
+    shown = [(shlex.join(flag.tokens), flag.origin) for flag in run.flags]
+    width = max(len(text) for text, _ in shown if len(text) <= 60)
+    yield "  mpirun"
+    for text, origin in shown:
+        yield f"    {text:{width}}  # {origin}"
+    yield f"    {shlex.join(run.program)}"

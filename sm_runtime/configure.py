@@ -8,14 +8,16 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sm_runtime.code import fetch
-from sm_runtime.contract import documents, environment, load, model_dir
+from sm_runtime.contract import config_files, environment, load
 from sm_runtime.contract.load import Parsed
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Job
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Job, Paths
+from sm_runtime.job.secrets import Mask
 
 log = logging.getLogger(__name__)
+
+WITHOUT_S3 = (2, 6)
+"""The first version of TensorFlow whose wheels have no S3 file system."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -50,9 +52,9 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     """Return the job as far as it can be read, and have its secrets masked from here on."""
     paths = paths_of(variables)
     mask.learn(environment.secrets(None, variables))
-    found, unreadable = documents.collect(paths, variables)
+    found, unreadable = config_files.collect(paths, variables)
     parsed = load.parse(found, variables, paths, os.uname().nodename)
-    job = fetch.as_files(model_dir.redirected(parsed.draft, model_dir.tensorflow_lacks_s3))
+    job = fetch.as_files(load.redirected(parsed.draft, tensorflow_lacks_s3))
     mask.learn(environment.secrets(job, variables))
     logging.getLogger("sm_runtime").setLevel(job.log_level)
     if not (unreadable or parsed.problems):
@@ -64,10 +66,31 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     )
 
 
+def tensorflow_lacks_s3() -> bool:
+    """Return whether TensorFlow is installed here without what opens ``s3://``, and we can sync.
+
+    Nothing is imported: TensorFlow's version is that of its metadata.
+    """
+    from importlib import metadata
+    from importlib.util import find_spec
+
+    if find_spec("tensorflow") is None or find_spec("tensorflow_io") is not None:
+        return False
+    if not (find_spec("boto3") and find_spec("obstore")):
+        return False
+    for name in ("tensorflow", "tensorflow-cpu", "tensorflow-gpu", "intel-tensorflow"):
+        try:
+            major, minor = metadata.version(name).split(".")[:2]
+            return (int(major), int(minor)) >= WITHOUT_S3
+        except (metadata.PackageNotFoundError, ValueError):
+            continue
+    return True
+
+
 def _tell(job: Job, parsed: Parsed) -> None:
     for note in parsed.notes:
         log.info("%s", note)
     for warning in parsed.warnings:
         log.warning("%s", warning)
-    if told := model_dir.note(job):
+    if told := load.redirection(job):
         log.info("%s", told)

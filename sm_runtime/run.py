@@ -11,13 +11,13 @@ from sm_runtime import channels, script, sync
 from sm_runtime.cluster.single_host import SingleHost
 from sm_runtime.code import fetch
 from sm_runtime.configure import configure, paths_of
-from sm_runtime.contract import documents, environment
+from sm_runtime.contract import config_files, environment
 from sm_runtime.contract.config_files import ConfigFiles
 from sm_runtime.inputs import Inputs
 from sm_runtime.install import install
 from sm_runtime.job.errors import JobError
-from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Hardware, Job
+from sm_runtime.job.secrets import Mask
 from sm_runtime.launch import distribution
 from sm_runtime.metrics import Measurement
 from sm_runtime.output import artifacts
@@ -151,8 +151,8 @@ class _Attempt:
         channels.check(job)
         sync.check(job, self.variables)
         _warn(channels.absent(job))
-        if not documents.is_inside(job.paths, self.variables):
-            self.config_files.write(job, documents.request_file(job.paths, self.variables))
+        if not config_files.is_inside(job.paths, self.variables):
+            self.config_files.write(job, config_files.request_file(job.paths, self.variables))
 
     def _save(self) -> None:
         """Save what the script has left, and say what is where."""

@@ -11,19 +11,18 @@ from collections.abc import Callable, Mapping
 
 from sm_runtime import programs
 from sm_runtime.code import fetch
-from sm_runtime.contract import documents, environment
-from sm_runtime.contract.model_dir import tensorflow_variables
+from sm_runtime.contract import config_files, environment
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Command, Job
+from sm_runtime.job.model import Command, Entry, Job
+from sm_runtime.job.secrets import Mask
 from sm_runtime.processes import hardware
 
 log = logging.getLogger(__name__)
 
 INJECTED = os.path.join(os.path.dirname(os.path.abspath(__file__)), "inject")
 """The folder of the ``sitecustomize`` that lets SIGUSR1 dump the stacks of Python processes."""
-Launcher = Callable[[tuple[str, ...], tuple[str, ...]], tuple[str, ...]]
-"""Returns what starts a program, given its argument vector and the arguments at its end."""
+Launcher = Callable[[Entry], tuple[str, ...]]
+"""Returns the argument vector of what starts a script."""
 
 
 def command(
@@ -44,7 +43,7 @@ def command(
         raise ConfigError(problems)
     argv, extra = _entry(job, code, variables, launcher)
     inherited = {**variables, **installed, **extra}
-    inherited |= tensorflow_variables(job, inherited)
+    inherited |= environment.tensorflow_variables(job, inherited)
     devices = hardware.count({**inherited, **job.environment})
     search_path = (*code.search_path, INJECTED)
     env, warnings = environment.process_environment(job, devices, inherited, search_path)
@@ -81,18 +80,16 @@ def _entry(
     job: Job, code: fetch.Code, variables: Mapping[str, str], launcher: Launcher
 ) -> tuple[tuple[str, ...], dict[str, str]]:
     """Return the argv to start, and the variables by which a framework finds the script."""
-    arguments = environment.arguments(job)
-    if job.entry_point:
-        argv = fetch.entry_command(job, code, arguments, sys.executable)
-        return argv, {documents.INSIDE: job.paths.base}
-    if job.hook is None:
-        argv = fetch.entry_command(job, code, arguments, sys.executable, variables)
-        return launcher(argv, arguments), {}
-    hook = programs.start(sys.executable, job.hook)
-    if job.program is None:
+    hook = programs.start(sys.executable, job.hook) if job.hook else ()
+    if hook and job.program is None:
         return hook, {}
-    argv = fetch.entry_command(job, code, arguments, sys.executable, variables)
-    return hook, {"SM_RUNTIME_COMMAND": json.dumps(argv)}
+    arguments = environment.arguments(job)
+    entry = fetch.entry_command(job, code, arguments, sys.executable, variables)
+    if hook:
+        return hook, {"SM_RUNTIME_COMMAND": json.dumps(entry.argv)}
+    if job.entry_point:
+        return entry.argv, {config_files.INSIDE: job.paths.base}
+    return launcher(entry), {}
 
 
 def _working_folder(job: Job, code: fetch.Code) -> str:

@@ -20,11 +20,10 @@ from typing import TYPE_CHECKING
 from sm_runtime.cluster.ranks import Launcher
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Ended
-from sm_runtime.launch.host_names import restored
-from sm_runtime.launch.mca import PREFIX, file_variables
+from sm_runtime.launch.open_mpi import PREFIX, file_variables, restored_names
 
 if TYPE_CHECKING:
-    from sm_runtime.launch.mca import HostParameters
+    from sm_runtime.launch.open_mpi import HostParameters
 
 log = logging.getLogger(__name__)
 
@@ -124,7 +123,7 @@ class OpenMpi(Launcher):
             return replace(found, message=message, rank=rank, host=self._host_of_rank(rank))
         if said := _PARAGRAPH.search(ended.tail):
             text = " ".join(said[1].decode("utf-8", "replace").split())
-            return replace(found, message=f"mpirun: {restored(text, self._settings.names)}")
+            return replace(found, message=f"mpirun: {restored_names(text, self._settings.names)}")
         return found
 
     def _abort(self, said: re.Match[bytes]) -> Failure:

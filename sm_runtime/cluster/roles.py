@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 
 from sm_runtime import programs
 from sm_runtime.cluster import network
-from sm_runtime.job.model import Command, Hardware, Job, Json
-from sm_runtime.launch import commands, distribution
+from sm_runtime.job.model import Command, Entry, Hardware, Job, Json
+from sm_runtime.launch import distribution
 from sm_runtime.launch.distribution import Plan, Role
 
 if TYPE_CHECKING:
@@ -27,18 +27,10 @@ class Roles:
     ) -> None:
         self.job, self.plan, self._start = job, plan, start
 
-    def launcher(
-        self, program: tuple[str, ...], arguments: tuple[str, ...], devices: Hardware
-    ) -> tuple[str, ...]:
-        """Return the argument vector of what starts ``program``, where that is not done here."""
-        return commands.script(
-            self.job,
-            self.plan,
-            program,
-            arguments,
-            devices,
-            sys.executable,
-            ports=self._ports(),
+    def launcher(self, entry: Entry, devices: Hardware) -> tuple[str, ...]:
+        """Return the argument vector of what starts the script, where that is not done here."""
+        return distribution.script_argv(
+            self.job, self.plan, entry, devices, sys.executable, ports=self._ports()
         )
 
     def commands(self, script: Command, name: str) -> tuple[Command, ...]:
@@ -57,11 +49,11 @@ class Roles:
     def open_mpi(self, rank: Command) -> OpenMpiSettings:
         """Return what this host's Open MPI is configured with, and what the hosts are called."""
         from sm_runtime.cluster import mpi
-        from sm_runtime.launch import host_names, mpirun
+        from sm_runtime.launch import mpirun, open_mpi
 
         files = mpi.file_parameters({**rank.env, **mpirun.file_parameters(self.job)}, rank.cwd)
         addresses = (self._start() or {}).get("addresses", {})
-        names = host_names.names(self.plan.hosts, addresses)
+        names = open_mpi.host_names(self.plan.hosts, addresses)
         host = mpirun.of_host(
             self.job,
             self.plan,
@@ -98,13 +90,13 @@ class Roles:
             self.plan,
             (*_launcher_stub(), "rank"),
             sys.executable,
-            port=commands.meeting(self.plan, self._ports()),
+            port=distribution.rendezvous_port(self.plan, self._ports()),
             installed=shutil.which("torchrun", path=rank.env.get("PATH")) is not None,
         )
         return Command(argv=argv, cwd=rank.cwd, env={**rank.env, **door}, name="torchrun")
 
     def _command(self, script: Command, role: Role) -> Command:
-        more = commands.variables(
+        more = distribution.role_variables(
             self.job,
             self.plan,
             role,

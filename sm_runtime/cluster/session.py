@@ -18,11 +18,11 @@ from sm_runtime.cluster.link import Link
 from sm_runtime.cluster.network import Interface
 from sm_runtime.cluster.ranks import Launcher, RankProcesses
 from sm_runtime.cluster.roles import Roles
-from sm_runtime.contract import environment, regular
+from sm_runtime.contract import config_files, environment
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
 from sm_runtime.job.failure import Failure
-from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Command, Job
+from sm_runtime.job.model import Command, Entry, Job
+from sm_runtime.job.secrets import Mask
 from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan
 from sm_runtime.processes import hardware
@@ -113,9 +113,9 @@ class Session:
         """How many processes of the script run on each host."""
         return self.plan.processes_per_host
 
-    def launcher(self, program: tuple[str, ...], arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """Return the argument vector of what starts ``program``, where that is not done here."""
-        return self.roles.launcher(program, arguments, self._devices)
+    def launcher(self, entry: Entry) -> tuple[str, ...]:
+        """Return the argument vector of what starts the script, where that is not done here."""
+        return self.roles.launcher(entry, self._devices)
 
     def check(self) -> None:
         """Raise LaunchError where this host can do nothing for the job: the others can be told."""
@@ -291,7 +291,7 @@ def secret(variables: Mapping[str, str]) -> bytes:
     if path and not text:
         name = SECRET_FILE
         try:
-            data = regular.read(path)
+            data = config_files.read_regular(path)
         except ConfigError as error:
             raise ConfigError(f"environment: {name}: {error}") from None
         if data is None:

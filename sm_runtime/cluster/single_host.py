@@ -6,8 +6,8 @@ import logging
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from sm_runtime.job.masking import Mask
-from sm_runtime.job.model import Command, Ended
+from sm_runtime.job.model import Command, Ended, Entry
+from sm_runtime.job.secrets import Mask
 from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
 from sm_runtime.processes.workload import SingleProcess
@@ -30,9 +30,9 @@ class SingleHost:
         self.started = False
         """Whether the script has begun, so that there may be something to save."""
 
-    def launcher(self, program: tuple[str, ...], arguments: tuple[str, ...]) -> tuple[str, ...]:
-        """Return ``program``: nothing else starts it."""
-        return program
+    def launcher(self, entry: Entry) -> tuple[str, ...]:
+        """Return the entry's argument vector: nothing else starts it."""
+        return entry.argv
 
     def wait_for_peers(self) -> None:
         """Return at once."""

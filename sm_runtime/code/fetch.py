@@ -9,12 +9,11 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from sm_runtime.code import search_path
-from sm_runtime.code.entry import Found, entry
-from sm_runtime.code.program import look, walk
+from sm_runtime.code.entry import Found, added_folders, look, program_words, walk
 from sm_runtime.job import location
 from sm_runtime.job.errors import CodeError, ConfigError, JobError
-from sm_runtime.job.model import Channel, Job
+from sm_runtime.job.model import Channel, Entry, Job
+from sm_runtime.job.text import some
 
 log = logging.getLogger(__name__)
 
@@ -56,7 +55,7 @@ def _placed(job: Job, source: str, stopped: Callable[[], bool]) -> Code:
 
     folder, limit = job.paths.code, job.options.code_max_bytes
     vacant = is_vacant(folder)
-    if vacant and _can_fill(folder):
+    if vacant and can_write(folder):
         fill(source, folder, limit, stopped=stopped)
         return Code(directory=folder, search_path=(folder,))
     target, is_ours = _fresh_folder(job, source)
@@ -118,22 +117,22 @@ def entry_command(
     arguments: tuple[str, ...],
     python: str,
     environ: Mapping[str, str] | None = None,
-) -> tuple[str, ...]:
-    """Return the argument vector that runs the job's program with ``arguments``.
+) -> Entry:
+    """Return how the job's program is run with ``arguments``.
 
     ``python`` is the interpreter for scripts and modules, ``environ`` what the script inherits.
-    Raises what ``script.entry`` raises.
+    Raises what ``entry.program_words`` raises.
     """
     if job.entry_point:
-        return (*job.entry_point, *arguments)
+        return Entry(program=job.entry_point, arguments=arguments)
     program = job.program
     if program and program.startswith(job.paths.code + "/"):
         inside = os.path.relpath(program, job.paths.code)
         if os.path.isfile(os.path.join(code.directory, inside)):
             program = inside
-    searched = search_path.added_folders({**(environ or {}), **job.environment})
+    searched = added_folders({**(environ or {}), **job.environment})
     found = look(program, code.search_path, code.directory, job.options.requirements, searched)
-    return entry(program, found, arguments, python)
+    return Entry(program=program_words(program, found, python), arguments=arguments)
 
 
 def problems(job: Job, environ: Mapping[str, str] | None = None) -> list[str]:
@@ -142,7 +141,7 @@ def problems(job: Job, environ: Mapping[str, str] | None = None) -> list[str]:
         code = in_place(job)
         if channel_of_code(job) or (job.program and channel_at(job, job.program)):
             if not job.program:
-                entry(None, Found(folder=job.paths.code), (), sys.executable)
+                program_words(None, Found(folder=job.paths.code), sys.executable)
             return []  # it is looked for when the channel is there
         if code is not None:
             entry_command(job, code, (), sys.executable, environ)
@@ -154,7 +153,7 @@ def problems(job: Job, environ: Mapping[str, str] | None = None) -> list[str]:
             return s3.problems(uri)
         source = _existing(uri)
         if not (job.program or job.entry_point):
-            entry(None, Found(folder=source), (), sys.executable)
+            program_words(None, Found(folder=source), sys.executable)
     except ConfigError as error:
         return list(error.problems)
     except JobError as error:
@@ -238,7 +237,7 @@ def is_vacant(folder: str) -> bool:
     return not _names(folder)
 
 
-def _can_fill(folder: str) -> bool:
+def can_write(folder: str) -> bool:
     """Whether ``folder`` can be written to, or made."""
     while not os.path.lexists(folder):
         folder = os.path.dirname(folder)
@@ -251,17 +250,15 @@ def _fresh_folder(job: Job, source: str) -> tuple[str, bool]:
 
     folder = job.paths.under("code-submitted")
     inside = os.path.realpath(source) + "/"
-    if _can_fill(job.paths.base) and not inside.startswith(os.path.realpath(folder) + "/"):
+    if can_write(job.paths.base) and not inside.startswith(os.path.realpath(folder) + "/"):
         return folder, True
     return tempfile.mkdtemp(prefix="sm-runtime-code-"), False
 
 
 def _shadow_warning(target: str, folder: str) -> str:
     shadowed = [name for name in walk(target) if os.path.lexists(os.path.join(folder, name))]
-    more = len(shadowed) - _SHOWN
-    names = ", ".join(shadowed[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
     return (
         f"{folder} holds code of the image: the submitted code runs in {target}, and"
         f" {folder} stays importable behind it; files that the submitted code replaces:"
-        f" {names or 'none'}"
+        f" {some(shadowed, _SHOWN) or 'none'}"
     )

@@ -10,8 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from fnmatch import fnmatch
 
-from sm_runtime.code.archive import MAX_DEPTH, extract
-from sm_runtime.code.members import kind_of, shown
+from sm_runtime.code.archive import MAX_DEPTH, extract, kind_of, shown
 from sm_runtime.job.errors import CodeError
 from sm_runtime.storage.writing import Room
 

@@ -1,13 +1,16 @@
-"""Reads which hosts take part: ``resourceconfig.json``, else variables, else this host alone."""
+"""Reads which hosts take part: ``resourceconfig.json``, else variables, else this host alone.
+
+The ``ResourceConfig`` of a request says of which types they are, and how many there must be.
+"""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from sm_runtime.contract.hyperparameters import DISTRIBUTIONS
 from sm_runtime.contract.reader import Document, Field
-from sm_runtime.contract.request import Group, Request, Resources
 from sm_runtime.job.model import Cluster, InstanceGroup, Json
 
 _GROUP = "homogeneousCluster"
@@ -15,9 +18,30 @@ _TYPE = "local"
 _HOST = re.compile(r"[^\s/,=\0]+")
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Group:
+    """An instance group of the request."""
+
+    name: str
+    instance_type: str | None
+    count: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Resources:
+    """The hosts that a request asks for."""
+
+    instance_type: str | None = None
+    counts: Mapping[int, str | None] = field(default_factory=dict)
+    """The numbers of hosts that the job may have, each with their instance type; empty: any."""
+    groups: tuple[Group, ...] = ()
+    at: Field | None = None
+    """What says the number of hosts."""
+
+
 def read_cluster(
     root: Field,
-    request: Request,
+    asked: Resources,
     environ: Mapping[str, str],
     hostname: str,
     framework: Mapping[str, Json],
@@ -28,7 +52,8 @@ def read_cluster(
 ) -> tuple[Cluster, dict[str, Json]]:
     """Return the cluster, and ``resourceconfig.json`` as it is or would have been.
 
-    ``document`` is the file, if there is one; ``bare`` says that there is no file at all.
+    ``asked`` are the hosts of the request, ``document`` is the file, if there is one; ``bare`` says
+    that there is no file at all.
     """
     hosts = _hosts(root, environ, required=managed and document is not None)
     current = _current_host(root, environ, hosts, hostname)
@@ -39,8 +64,8 @@ def read_cluster(
             " host"
         )
     if root.present or document is None:  # else a file that cannot be read may name them
-        _check_count(request.resources, hosts)
-    config = _synthesised(root, request.resources, hosts, current)
+        _check_count(asked, hosts)
+    config = _synthesised(root, asked, hosts, current)
     at = root.with_value(config)
     groups = _groups(at.get("instance_groups"))
     if not managed:
@@ -173,7 +198,7 @@ def _group_of(groups: Json, host: str) -> Mapping[str, Json]:
 
 
 def _check_groups(at: Field, groups: tuple[InstanceGroup, ...], hosts: tuple[str, ...]) -> None:
-    """Note each host of a group that is none of the job's."""
+    """Note each host of a group that is not a host of the job."""
     for group in groups:
         for host in group.hosts:
             if host not in hosts:
@@ -229,3 +254,60 @@ def _first(framework: Mapping[str, Json], groups: tuple[InstanceGroup, ...]) -> 
     if not any(framework.get(flag) for flag in DISTRIBUTIONS):
         return ""
     return next((group.hosts[0] for group in groups if group.hosts), "")
+
+
+def requested_resources(at: Field) -> Resources:
+    """Return the hosts that ``ResourceConfig`` asks for."""
+    instance_type = at.get("SelectedInstanceType").text() or at.get("InstanceType").text()
+    groups = _requested_groups(at.get("InstanceGroups"))
+    count_at = at.get("InstanceCount")
+    count = count_at.integer(minimum=0)
+    if at.get("InstanceGroups").spoiled:
+        return Resources(instance_type=instance_type)
+    if groups:
+        total = sum(group.count for group in groups)
+        if count and count != total:
+            count_at.wrong(f"is {count}, but InstanceGroups have {total} hosts together")
+        return Resources(groups=groups, counts={total: None}, at=at.get("InstanceGroups"))
+    selected_at = at.get("SelectedInstanceCount")
+    selected = selected_at.integer(minimum=0)
+    if selected:
+        return Resources(counts={selected: instance_type}, at=selected_at)
+    preferences_at = at.get("InstancePreferences")
+    if preferences := _preferences(preferences_at, count):
+        return Resources(counts=preferences, at=preferences_at)
+    counts = {count: instance_type} if count else {}
+    return Resources(instance_type=instance_type, counts=counts, at=count_at)
+
+
+def _preferences(at: Field, count: int | None) -> dict[int, str | None]:
+    """Return the instance type for each number of hosts that ``InstancePreferences`` allow.
+
+    Which of them was chosen the request does not say: the number of hosts does, if it is one's
+    alone. ``count`` is for those that have no number of their own.
+    """
+    found: dict[int, str | None] = {}
+    for item in at.items():
+        own = item.get("InstanceCount").integer(minimum=1) or count
+        instance_type = item.get("InstanceType").text()
+        if not own:
+            return {}
+        found[own] = instance_type if found.get(own, instance_type) == instance_type else None
+    return found
+
+
+def _requested_groups(at: Field) -> tuple[Group, ...]:
+    found: list[Group] = []
+    for item in at.items():
+        if not item.is_object():
+            continue
+        name = item.required("InstanceGroupName")
+        if not item.get("InstanceCount").present:
+            item.get("InstanceCount").wrong("is missing")
+        count = item.get("InstanceCount").integer(minimum=0)
+        instance_type = item.get("InstanceType").text()
+        if name in [group.name for group in found]:
+            item.get("InstanceGroupName").wrong(f"another group has the name {name!r} already")
+        elif name is not None and count is not None:
+            found.append(Group(name=name, instance_type=instance_type, count=count))
+    return tuple(found)

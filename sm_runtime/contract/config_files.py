@@ -1,10 +1,11 @@
-"""Writes the files of ``input/config`` that scripts open, where no platform has written them.
+"""The files that describe a job: read as bytes, and written where no platform has written them.
 
-In a self-managed job they follow from the request, in the platform's shape; what is there wins, key
-by key. A record beside them says which were written here and what was there before: the next job on
-the same folder reads them as they were, else the first request would win over every later one. The
-record is written before the files and read after them, so that no runtime that shares the folder
-takes another's file for the user's.
+What they say is the business of ``load``. Those of ``input/config`` that scripts open follow, in a
+self-managed job, from the request, in the platform's shape; what is there wins, key by key. A
+record beside them says which were written here and what was there before: the next job on the same
+folder reads them as they were, else the first request would win over every later one. The record is
+written before the files and read after them, so that no runtime that shares the folder takes
+another's file for the user's.
 """
 
 from __future__ import annotations
@@ -18,11 +19,160 @@ from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 
-from sm_runtime.contract import regular
-from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Job, Json
+from sm_runtime.contract.reader import Document
+from sm_runtime.job import location
+from sm_runtime.job.errors import ConfigError, DataError
+from sm_runtime.job.model import Job, Json, Paths
 
 log = logging.getLogger(__name__)
+
+
+MAX_BYTES = 16 << 20
+"""The most that a file of configuration may hold."""
+_KINDS = {
+    stat.S_IFDIR: "a directory",
+    stat.S_IFIFO: "a FIFO",
+    stat.S_IFSOCK: "a socket",
+    stat.S_IFCHR: "a device",
+    stat.S_IFBLK: "a device",
+}
+
+
+def read_regular(path: str) -> bytes | None:
+    """Return what the file ``path`` holds; None if there is no such file.
+
+    A FIFO is refused, which would wait for a writer, and a device is not even opened, which may do
+    something. Raises ConfigError where it is no regular file, too large, or cannot be read.
+    """
+    try:
+        _check(path, os.stat(path).st_mode)
+        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
+        with open(fd, "rb") as file:
+            _check(path, os.fstat(fd).st_mode)  # another may have taken its place
+            data = file.read(MAX_BYTES + 1)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (OSError, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else str(error)
+        raise ConfigError(f"{path}: cannot be read: {reason}") from None
+    if len(data) > MAX_BYTES:
+        raise ConfigError(f"{path}: is larger than {MAX_BYTES >> 20} MiB")
+    return data
+
+
+def _check(path: str, mode: int) -> None:
+    if not stat.S_ISREG(mode):
+        kind = _KINDS.get(stat.S_IFMT(mode), "no file")
+        raise ConfigError(f"{path}: is {kind}, it must be a file")
+
+
+_FILES = {
+    "hyperparameters": "hyperparameters.json",
+    "inputdataconfig": "inputdataconfig.json",
+    "resourceconfig": "resourceconfig.json",
+    "job": "job.json",
+    "checkpointconfig": "checkpointconfig.json",
+}
+_REGIONS = ("AWS_REGION", "AWS_DEFAULT_REGION", "SAGEMAKER_REGION")
+VARIABLE = "SM_RUNTIME_JOB"
+"""Names the request, or holds it, instead of ``input/config/job.json``."""
+INSIDE = "SM_RUNTIME_INSIDE"
+"""Names the base folder whose job runs an entry point: for a runtime that this one starts."""
+
+
+def read(paths: Paths, environ: Mapping[str, str]) -> dict[str, Document]:
+    """Return the documents that exist, by ``hyperparameters``, ``inputdataconfig``,
+    ``resourceconfig``, ``job`` and ``checkpointconfig``.
+
+    Raises ConfigError, naming every file that exists and cannot be read.
+    """
+    found, problems = collect(paths, environ)
+    if problems:
+        raise ConfigError(problems.values())
+    return found
+
+
+def collect(paths: Paths, environ: Mapping[str, str]) -> tuple[dict[str, Document], dict[str, str]]:
+    """Return the documents that exist, and a sentence for each one that cannot be read.
+
+    What an earlier job has written is as it was before that: see ``Record``.
+    """
+    found: dict[str, Document] = {}
+    problems: dict[str, str] = {}
+    inside = is_inside(paths, environ)
+    for key, name in _FILES.items():
+        path = f"{paths.config}/{name}"
+        try:
+            if key == "job" and inside:
+                continue
+            if key == "job" and environ.get(VARIABLE, "").strip():
+                found[key] = _named(environ[VARIABLE].strip(), environ)
+                continue
+            if key == "checkpointconfig" and "job" not in found:
+                continue  # a platform's, of which only the script makes something
+            data = read_regular(path)
+            if data is not None:
+                found[key] = Document(path, data)
+        except ConfigError as error:
+            found[key] = Document(path, None)
+            problems[key] = str(error)
+    record = Record() if inside else read_record(paths.config)
+    for key in record.files.keys() & found.keys() - problems.keys():
+        data = record.original(key, found[key].data)
+        if data is None:
+            del found[key]
+        else:
+            found[key] = Document(found[key].path, data)
+    return found, problems
+
+
+def is_inside(paths: Paths, environ: Mapping[str, str]) -> bool:
+    """Return whether a runtime has started this one as the entry point of its request.
+
+    To it that one is the platform: the files are there, the data is placed, and what is left will
+    be saved. With the request it would start itself again, without an end.
+    """
+    return environ.get(INSIDE) == paths.base
+
+
+def request_file(paths: Paths, environ: Mapping[str, str]) -> str | None:
+    """Return the file in the folder of the configuration that holds the request, if one does."""
+    return None if environ.get(VARIABLE, "").strip() else f"{paths.config}/job.json"
+
+
+def _named(value: str, environ: Mapping[str, str]) -> Document:
+    """Return the request that ``SM_RUNTIME_JOB`` names or holds."""
+    if value.startswith("{"):
+        return Document(VARIABLE, value.encode("utf-8", "surrogateescape"))
+    if "{" in value:  # not shown: what is meant for JSON may hold secrets
+        raise ConfigError(f"environment: {VARIABLE}: is neither a path, a URI nor a JSON object")
+    if location.scheme(value) and not location.is_file(value):
+        return Document(value, _fetch(value, environ))
+    try:
+        path = location.parse(value).path if location.is_file(value) else value
+    except ValueError as error:
+        raise ConfigError(f"environment: {VARIABLE}: {error}") from None
+    data = read_regular(path)
+    if data is None:
+        raise ConfigError(f"environment: {VARIABLE}: the file {path!r} does not exist")
+    return Document(path, data)
+
+
+def _fetch(uri: str, environ: Mapping[str, str]) -> bytes:
+    """Return the request from object storage, with the credentials that ``environ`` leads to."""
+    if not location.is_s3(uri):
+        raise ConfigError(
+            f"environment: {VARIABLE}: {uri!r} must be a path, a file:// or s3:// URI, or a JSON"
+            " object"
+        )
+    from sm_runtime.storage import s3
+
+    region = next((environ[name] for name in _REGIONS if environ.get(name)), "")
+    try:
+        return s3.read(uri, environ, region, MAX_BYTES)
+    except DataError as error:
+        raise ConfigError(f"environment: {VARIABLE}: {error}") from error
+
 
 RECORD = ".sm-runtime.json"
 LOCK = ".sm-runtime.lock"
@@ -81,7 +231,7 @@ def read_record(folder: str) -> Record:
     """Return the record of a folder; an empty one where there is none that can be read."""
     path = f"{folder}/{RECORD}"
     try:
-        found = json.loads(regular.read(path) or b"{}")
+        found = json.loads(read_regular(path) or b"{}")
         files = {
             name: Written(digests=tuple(entry["digests"]), before=entry["before"])
             for name, entry in found.get("files", {}).items()
@@ -185,7 +335,7 @@ def _changes(job: Job, record: Record) -> dict[str, _Change]:
     wanted = _wanted(job)
     found: dict[str, _Change] = {}
     for name in _NAMES:
-        data = regular.read(f"{job.paths.config}/{name}.json")
+        data = read_regular(f"{job.paths.config}/{name}.json")
         ours = record.wrote(name, data)
         if name not in wanted and not ours:
             continue

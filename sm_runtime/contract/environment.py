@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from itertools import pairwise
 
+from sm_runtime.job import location
 from sm_runtime.job.model import Hardware, Job, Json
 from sm_runtime.job.secrets import secrets_in
 
@@ -22,6 +23,7 @@ CLUSTER_SECRET = ("SM_RUNTIME_CLUSTER_SECRET", "SM_RUNTIME_CLUSTER_SECRET_FILE")
 MASTER_PORT = 7777
 """Where PyTorch's processes meet in jobs of the SDK 3."""
 
+_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _NOT_SHELL = re.compile(r"[^A-Z0-9_]")
 
 
@@ -181,6 +183,37 @@ def process_environment(
             f" {LONGEST} bytes that the kernel allows",
         )
     return fitting, warnings + more
+
+
+def tensorflow_variables(job: Job, environ: Mapping[str, str]) -> dict[str, str]:
+    """Return what TensorFlow's S3 file system needs to know, where the script is given an S3 URI.
+
+    The first three are those of the SageMaker TensorFlow training toolkit; what ``environ`` or the
+    job's environment has is left alone.
+    """
+    if remote_model_dir(job) is None:
+        return {}
+    endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
+    host = endpoint.rpartition("://")[2].rstrip("/")
+    found = {
+        "S3_REGION": job.region,
+        "S3_USE_HTTPS": "0" if endpoint.startswith("http://") else "1",
+        "TF_CPP_MIN_LOG_LEVEL": "1",
+        "S3_REQUEST_TIMEOUT_MSEC": "60000",  # its 3 s are too few for a large file
+        "AWS_LOG_LEVEL": "3",  # else each file that does not exist yet is an error in the log
+        "S3_ENDPOINT": host,
+    }
+    return {
+        name: value
+        for name, value in found.items()
+        if value and not environ.get(name) and name not in job.environment
+    }
+
+
+def remote_model_dir(job: Job) -> str | None:
+    """Return the ``model_dir`` of a script that is in S3; None where it is not."""
+    uri = job.hyperparameters.get("model_dir")
+    return str(uri) if location.is_s3(uri) else None
 
 
 def secrets(job: Job | None, environ: Mapping[str, str]) -> tuple[str, ...]:

@@ -8,27 +8,23 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 
+from sm_runtime.contract.channels import read_channels
 from sm_runtime.contract.cluster import read_cluster
-from sm_runtime.contract.hyperparameters import DISTRIBUTIONS as DISTRIBUTED
-from sm_runtime.contract.hyperparameters import Hyperparameters, encoded, read_hyperparameters
-from sm_runtime.contract.hyperparameters import log_level as read_log_level
+from sm_runtime.contract.environment import remote_model_dir
+from sm_runtime.contract.hyperparameters import (
+    DISTRIBUTIONS,
+    Hyperparameters,
+    encoded,
+    log_level,
+    read_hyperparameters,
+)
 from sm_runtime.contract.options import read_options
 from sm_runtime.contract.reader import Document, Field, Findings, load, unfit
-from sm_runtime.contract.request import (
-    DISTRIBUTIONS,
-    MODES,
-    WRAPPERS,
-    Request,
-    absolute_path,
-    channel_name,
-    read_request,
-    storage_uri,
-)
-from sm_runtime.job.model import BUILT_IN, Channel, Cluster, Job, Json, Options, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.contract.request import Request, read_request
+from sm_runtime.job.model import BUILT_IN, Job, Json, Options, Paths, Sync
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,7 +84,7 @@ def _job(
     faults = len(findings.problems)
     cluster, resource_config = read_cluster(
         roots["resourceconfig"],
-        request,
+        request.resources,
         settings,
         hostname,
         keys.framework,
@@ -98,7 +94,9 @@ def _job(
     )
     if len(findings.problems) > faults:  # nothing else is to be held to groups that may be others
         cluster = replace(cluster, groups=(), distribution_groups=())
-    channels, input_data_config = _channels(roots["inputdataconfig"], request, paths, cluster)
+    channels, input_data_config = read_channels(
+        roots["inputdataconfig"], request.channels, cluster, paths
+    )
     name = _name(roots["job"], request, settings)
     options = read_options(settings, keys.decoded, request.arguments, findings)
     if request.entry_point:
@@ -155,7 +153,7 @@ def _written(root: Field, request: Request, texts: Mapping[str, str]) -> dict[st
 
 def _warn_of_distribution(keys: Hyperparameters, options: Options, findings: Findings) -> None:
     """Note what asks for distributed training: an entry point does that by itself."""
-    asked = [f"hyperparameter {flag}" for flag in DISTRIBUTED if keys.framework.get(flag)]
+    asked = [f"hyperparameter {flag}" for flag in DISTRIBUTIONS if keys.framework.get(flag)]
     asked += ["option launcher"] * bool(options.launcher)
     findings.warnings.extend(
         f"{name}: has no effect: ContainerEntrypoint is run on each host, once" for name in asked
@@ -197,46 +195,8 @@ def _log_level(keys: Hyperparameters, settings: Mapping[str, str], findings: Fin
     level = keys.reserved.get("sagemaker_container_log_level")
     if level is None:
         name = "SAGEMAKER_CONTAINER_LOG_LEVEL"
-        level = read_log_level(Field("environment", name, settings.get(name) or None, findings))
+        level = log_level(Field("environment", name, settings.get(name) or None, findings))
     return 20 if level is None else int(level)
-
-
-def _channels(
-    root: Field, request: Request, paths: Paths, cluster: Cluster
-) -> tuple[tuple[Channel, ...], dict[str, Json]]:
-    """Return this host's channels; what the file says wins over the request, key by key."""
-    described: dict[str, Field] = {
-        name: Field("request", name, dict(config), root.findings)
-        for name, config in request.input_data_config.items()
-    }
-    for name, at in root.fields().items():
-        if channel_name(root, name) is None:
-            continue
-        if not isinstance(at.value, dict):
-            at.must("an object")
-            continue
-        described[name] = at.with_value({**request.input_data_config.get(name, {}), **at.value})
-    channels = tuple(
-        Channel(
-            name=name,
-            path=f"{paths.data}/{name}",
-            mode=at.get("TrainingInputMode").text(choices=MODES) or MODES[0],
-            distribution=at.get("S3DistributionType").text(choices=DISTRIBUTIONS)
-            or DISTRIBUTIONS[0],
-            record_wrapper=at.get("RecordWrapperType").text(choices=WRAPPERS) or WRAPPERS[0],
-            content_type=at.get("ContentType").text(),
-            source=request.sources.get(name),
-        )
-        for name, at in described.items()
-    )
-    mine = tuple(
-        channel
-        for channel in channels
-        if channel.reaches(cluster)
-        and channel.name not in request.spoiled
-        and not described[channel.name].spoiled
-    )
-    return mine, {channel.name: described[channel.name].value for channel in mine}
 
 
 def _checkpoints(root: Field | None, asked: Sync | None) -> Sync | None:
@@ -248,8 +208,8 @@ def _checkpoints(root: Field | None, asked: Sync | None) -> Sync | None:
         return asked
     path, uri = root.get("LocalPath"), root.get("S3Uri")
     return Sync(
-        local_path=absolute_path(path, asked.local_path),
-        uri=(storage_uri(uri) if uri.present else None) or asked.uri,
+        local_path=path.absolute_path(asked.local_path),
+        uri=(uri.uri() if uri.present else None) or asked.uri,
     )
 
 
@@ -277,3 +237,43 @@ def _tuned(
     own = f"{model_dir.rstrip('/')}/{job_name}/model"
     findings.notes.append(f"Appending the training job name to model_dir: {own}")
     return {**keys.user, "model_dir": own}, {**keys.texts, "model_dir": json.dumps(own)}
+
+
+def redirected(job: Job, lacks_s3: Callable[[], bool]) -> Job:
+    """Return ``job`` with a local ``model_dir`` that is synced with the one that was given.
+
+    TensorFlow's wheels lost their S3 file system in 2.6 (tensorflow/io has it): a script that
+    writes to ``s3://`` fails there, or writes without the retries and the encryption that this
+    runtime has.
+
+    A managed job, whose arguments are the toolkit's, is left as it is where
+    ``Options.redirect_model_dir`` says so, or says nothing and TensorFlow opens ``s3://`` itself
+    (not so where ``lacks_s3``, which is asked then).
+    """
+    uri = remote_model_dir(job)
+    wanted = job.options.redirect_model_dir
+    if uri is None or wanted is False:
+        return job
+    by_itself = job.managed and wanted is None
+    if by_itself and not lacks_s3():
+        return job
+    # Where the SageMaker SDK has it in local mode.
+    path = job.paths.under("shared", "model")
+    return replace(
+        job,
+        hyperparameters={**job.hyperparameters, "model_dir": path},
+        texts={**job.texts, "model_dir": json.dumps(path)},
+        hyperparameter_config={**job.hyperparameter_config, "model_dir": json.dumps(path)},
+        model_dir=Sync(local_path=path, uri=uri, optional=by_itself),
+    )
+
+
+def redirection(job: Job) -> str | None:
+    """Return the sentence that tells of the redirection, if there is one."""
+    if job.model_dir is None:
+        return None
+    why = "TensorFlow has no S3 file system here: " if job.model_dir.optional else ""
+    return (
+        f"{why}model_dir is {job.model_dir.local_path} to the script and is synced with"
+        f" {job.model_dir.uri} (SM_RUNTIME_REDIRECT_MODEL_DIR=0: the script gets the URI)"
+    )

@@ -16,7 +16,7 @@ VARIABLE_PREFIX = "SM_RUNTIME_"
 KEY_PREFIX = "sagemaker_runtime_"
 _STYLES = ("sagemaker", "flags", "json")
 _PORTS = 10
-"""How many ports from ``cluster_port`` on the leader tries: see ``link.gate``."""
+"""How many ports from ``cluster_port`` on the leader tries: see ``cluster/admission.py``."""
 _SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
 _LAST_ID = 2**32 - 2
 """The largest id of a user or a group; the one after it means none to chown(2)."""

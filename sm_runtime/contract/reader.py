@@ -12,6 +12,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 
+from sm_runtime.job import location
 from sm_runtime.job.model import Json
 from sm_runtime.job.secrets import MASK, hidden, is_secret, secret_name
 
@@ -194,6 +195,46 @@ class Field:
             self.must(f"a number of seconds of at most {LONGEST_SECONDS}")
             return None
         return found
+
+    def is_object(self) -> bool:
+        """Whether there is an object; if not, that is a problem."""
+        if not isinstance(self.value, dict):
+            self.must("an object")
+        return isinstance(self.value, dict)
+
+    def required(self, name: str) -> str | None:
+        """Return the string at ``name``, which must be there."""
+        part = self.get(name)
+        if not part.present or part.value == "":
+            part.wrong("is missing")
+            return None
+        return part.text()
+
+    def uri(self) -> str | None:
+        """Return an ``s3://`` or ``file://`` URI."""
+        uri = self.text()
+        if uri is None:
+            return None
+        try:
+            location.parse(uri)
+        except ValueError as error:
+            if "credentials" in str(error):  # then the value is not shown
+                self.wrong(str(error))
+            else:
+                self.must("s3://bucket/prefix or file:///path")
+            return None
+        return uri
+
+    def required_uri(self, name: str) -> str | None:
+        """Return the URI at ``name``, which must be there."""
+        return None if self.required(name) is None else self.get(name).uri()
+
+    def absolute_path(self, default: str) -> str:
+        """Return the path of a folder of the container."""
+        path = self.text(default) or default
+        if not path.startswith("/"):
+            self.must("an absolute path")
+        return path
 
     def _part(self, name: str) -> Field:
         value = self.value.get(name, ABSENT) if isinstance(self.value, Mapping) else ABSENT

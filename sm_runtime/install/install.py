@@ -1,4 +1,9 @@
-"""Installs what the user's code asks for, once per host, and only what is not there already."""
+"""Installs what the user's code asks for, once per host, and only what is not there already.
+
+pip overwrites the files of another package silently, and has no option to leave out a package that
+a requirement depends on. What a package with the same command or module names has replaced of this
+one is therefore put back.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +14,25 @@ import re
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from sm_runtime.code.entry import has_project
 from sm_runtime.code.fetch import Code, channel_at
-from sm_runtime.code.program import has_project
-from sm_runtime.install.pip import LOOK_SECONDS, STOPPED, Pip, Run
+from sm_runtime.install import OWN_NAME
 from sm_runtime.job.errors import InstallError
 from sm_runtime.job.model import Job, Options
+from sm_runtime.job.text import some
 
 if TYPE_CHECKING:
+    from sm_runtime.install.pip import Pip, Run
     from sm_runtime.install.requirements import InstalledDistributions, Line
 
 log = logging.getLogger(__name__)
 
-_LOCK_SECONDS = 1800.0
+_COMMANDS = ("train", "sm-runtime")
+_MARKS = (b"sm_runtime", b"sm-runtime")
+_HEAD_BYTES = 8192
+_NAMED = 5
 _PATH = re.compile(r"[^\s=]*/[^\s=]*")
 
 
@@ -60,6 +70,8 @@ def install(
     if not job.options.install:
         what = name if file else "the package in the code folder"
         return Installed(summary=f"{what} is not installed (SM_RUNTIME_INSTALL is off)")
+    from sm_runtime.install.pip import Pip
+
     try:
         return _install(job, code, file, package, Pip(job, code, environ, python, run, stopped))
     except OSError as error:
@@ -73,10 +85,10 @@ def needs_channels(job: Job, code: Code, environ: Mapping[str, str]) -> bool:
     """
     if not job.options.install or not any(channel.source for channel in job.channels):
         return False
-    from sm_runtime.install import index, requirements
+    from sm_runtime.install import pip, requirements
 
     file = os.path.join(code.directory, job.options.requirements)
-    texts = [file, *index.settings(environ).values()]
+    texts = [file, *pip.settings(environ).values()]
     with contextlib.suppress(OSError):
         texts += [line.text for line in requirements.read(file, environ)]
     words = (word for text in texts for word in _PATH.findall(text))
@@ -96,7 +108,6 @@ def _is_package(job: Job, code: Code) -> bool:
 
 def _install(job: Job, code: Code, file: str, package: bool, pip: Pip) -> Installed:
     from sm_runtime.install import requirements
-    from sm_runtime.install.own_files import kept
 
     name = job.options.requirements
     lines = requirements.read(file, pip.environ) if file else []
@@ -119,7 +130,7 @@ def _install(job: Job, code: Code, file: str, package: bool, pip: Pip) -> Instal
     pip.check()
     started = time.monotonic()
     done: list[str] = []
-    with _lock(pip.environ, pip.stopped), kept():
+    with pip.locked(), own_files_kept():
         # Another runtime on this host may have installed it in the meantime.
         present = requirements.InstalledDistributions(pip.place.folders)
         if present.missing(wanted) is not None:
@@ -144,39 +155,143 @@ def _refuse_framework_change(lines: list[Line], present: InstalledDistributions)
 
 
 @contextlib.contextmanager
-def _lock(environ: Mapping[str, str], stopped: Callable[[], bool]) -> Iterator[None]:
-    """Hold the host's lock: two installers in one site-packages ruin each other's work.
-
-    Raises InstallError when another one holds it for half an hour, or ``stopped`` says so.
-    """
-    import fcntl
-    import threading
-
-    folder = environ.get("TMPDIR") or "/tmp"
-    path = os.path.join(folder, f"sm-runtime-install-{os.getuid()}.lock")
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+def own_files_kept() -> Iterator[None]:
+    """Put back, at the end of the block, the files of this package that it altered or removed."""
+    before = _contents()
     try:
-        lock = os.open(path, flags, 0o600)
-    except OSError as error:
-        log.warning("installing without a lock: %s", error)
-        yield
-        return
-    try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            log.info("waiting for another installation on this host")
-            waiter = threading.Thread(target=fcntl.flock, args=(lock, fcntl.LOCK_EX), daemon=True)
-            waiter.start()
-            deadline = time.monotonic() + _LOCK_SECONDS
-            while waiter.is_alive():
-                waiter.join(LOOK_SECONDS)
-                if stopped():
-                    raise InstallError(STOPPED) from None
-                if time.monotonic() > deadline:
-                    raise InstallError(
-                        f"another installation holds {path} for {_LOCK_SECONDS:.0f} s"
-                    ) from None
         yield
     finally:
-        os.close(lock)
+        _put_back(before)
+
+
+def problems(path: str | None) -> list[str]:
+    """Return a sentence for each command of this package that another one has taken or removed.
+
+    ``path`` is that of the environment: what it finds as ``train`` is what platforms start.
+    """
+    import shutil
+
+    again = f"install {OWN_NAME} again (see docs/migration.md)"
+    found = []
+    train = shutil.which("train", path=path)
+    if train is not None and not _is_ours(train):
+        owner = _owner(train)
+        whose = f"is that of {owner}" if owner else f"is not that of {OWN_NAME}"
+        first = "uninstall that" if owner else "remove it"
+        found.append(f"the command train on PATH, {train}, {whose}: {first}, then {again}")
+    for script in _scripts():
+        if not os.path.exists(script):
+            found.append(f"{script} is gone: {again}")
+        elif script != train and not _is_ours(script):
+            found.append(f"{script} is no longer that of {OWN_NAME}: {again}")
+    return found
+
+
+def _own() -> Any:
+    """Return this package's distribution, or None where it is not installed as one."""
+    from importlib.metadata import PackageNotFoundError, distribution
+
+    try:
+        return distribution(OWN_NAME)
+    except PackageNotFoundError:
+        return None
+
+
+def _files() -> Iterator[tuple[str, Any]]:
+    """Yield the path of each of this package's files, and the hash that pip has recorded."""
+    own = _own()
+    for file in (own.files or ()) if own is not None else ():
+        if not file.name.endswith(".pyc"):
+            yield os.path.normpath(str(own.locate_file(file))), file.hash
+
+
+def _scripts() -> list[str]:
+    paths = [path for path, _ in _files() if os.path.basename(path) in _COMMANDS]
+    return [path for path in paths if os.path.basename(os.path.dirname(path)) == "bin"]
+
+
+def _is_ours(path: str) -> bool:
+    """Whether a command starts this package: pip's script for it, or a wrapper that names it."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(_HEAD_BYTES)
+    except OSError:
+        return True  # nothing can be said against it
+    return any(mark in head for mark in _MARKS)
+
+
+def _contents() -> dict[str, tuple[bytes, int]]:
+    """Return the content and the mode of this package's files that are as pip put them there."""
+    found: dict[str, tuple[bytes, int]] = {}
+    for path, recorded in _files():
+        with contextlib.suppress(OSError), open(path, "rb") as file:
+            content, mode = file.read(), os.fstat(file.fileno()).st_mode
+            if recorded is None or _has_hash(content, recorded):
+                found[path] = (content, mode)
+    return found
+
+
+def _has_hash(content: bytes, recorded: Any) -> bool:
+    import base64
+    import hashlib
+
+    digest = hashlib.new(recorded.mode, content).digest()
+    return bool(base64.urlsafe_b64encode(digest).rstrip(b"=").decode() == recorded.value)
+
+
+def _put_back(before: dict[str, tuple[bytes, int]]) -> None:
+    replaced = [path for path, (content, _) in before.items() if _read(path) != content]
+    if not replaced:
+        return
+    owners = sorted({owner for path in replaced if (owner := _owner(path))})
+    try:
+        for path in replaced:
+            content, mode = before[path]
+            _write(path, content, mode)
+    except OSError as error:
+        raise InstallError(
+            f"a file of {OWN_NAME} was replaced, and cannot be put back: {error}"
+        ) from error
+    log.warning(
+        "%s replaced files of %s, which were put back: %s (see docs/migration.md)",
+        " and ".join(owners) or "the installation",
+        OWN_NAME,
+        some(replaced, _NAMED),
+    )
+
+
+def _read(path: str) -> bytes | None:
+    try:
+        with open(path, "rb") as file:
+            return file.read()
+    except OSError:
+        return None
+
+
+def _write(path: str, content: bytes, mode: int) -> None:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    part = f"{path}.sm-runtime-part"
+    try:
+        with open(part, "wb") as file:
+            file.write(content)
+            os.fchmod(file.fileno(), mode & 0o7777)
+        os.replace(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+
+
+def _owner(path: str) -> str | None:
+    """Return the name and the version of another distribution whose files include ``path``."""
+    import importlib
+    from importlib.metadata import distributions
+
+    importlib.invalidate_caches()
+    for each in distributions():
+        name = each.metadata["Name"] or ""
+        record = each.read_text("RECORD") or ""
+        inside = os.path.relpath(path, str(each.locate_file("")))
+        if name.lower().replace("_", "-") != OWN_NAME and f"\n{inside}," in f"\n{record}":
+            return f"{name} {each.version}"
+    return None

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
+from sm_runtime.install import OWN_NAME
+
 _COMMENT = re.compile(r"(^|\s+)#.*$")
 _VARIABLE = re.compile(r"\$\{([A-Z0-9_]+)\}")
 _INCLUDE = re.compile(r"(-r|--requirement|-c|--constraint)(?:\s+|=|(?<=-[rc]))(\S.*)")
@@ -50,8 +52,6 @@ _FRAMEWORKS = _TENSORFLOW | {
     "mxnet",
 }
 
-
-OWN_NAME = "sm-runtime"
 _CLAIMANTS = frozenset({"sagemaker-training", "sagemaker-containers", "sagemaker-tensorflow"})
 """Distributions that bring a command ``train`` or a package ``sagemaker_tensorflow``."""
 

@@ -1,16 +1,276 @@
-"""Finds why a process ended that raised no exception: pure functions of the last lines it wrote.
+"""Finds why a process ended in the last lines that it wrote: pure functions of these.
 
-What ended it may be a library that aborts, a shell that finds no command, a parser of arguments, or
-``sys.exit("reason")``.
+It is the exception of a traceback, or what else ends a process: a library that aborts, a shell that
+finds no command, a parser of arguments, ``sys.exit("reason")``.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
-from sm_runtime.job.reason import has_words
+from sm_runtime.job.secrets import MASK
+
+LAST_LINES = 20
+"""A traceback that so many other lines follow did not end the process."""
+
+_FRAME = re.compile(r'^\s*File "(?P<file>[^"]+)", line (?P<line>\d+)')
+_RAISED = re.compile(
+    r"^(?P<name>[^\W\d][\w.]*(?:\.<locals>[\w.]+)*(?:\(\w+\))?)"
+    r"(?:: ?(?P<message>.*))?$"
+)
+_START = "Traceback (most recent call last):"
+_CHAINED = (
+    "The above exception was the direct cause of the following exception:",
+    "During handling of the above exception, another exception occurred:",
+)
+_GROUP_MARGIN = re.compile(r"^ *[+|] ?")
+_MEMBER = re.compile(r"^ *\+[-+]+ \d+ -+$")
+_MEMBER_LINE = re.compile(r"^ *\| (?=\S)(.*)$")
+_TAGGED = re.compile(
+    r"^(\[[^\]\s]{1,80}\](?:<std(?:out|err)>)?:? ?|\([^()]{0,80}\bpid=[^()]{0,80}\) )Traceback \("
+)
+"""A traceback behind the name of a rank, as PyTorch, Open MPI and Ray write it."""
+_NOISE = (
+    "Exception ignored in",
+    "Exception in thread",
+    "Task exception was never retrieved",
+    "future: ",
+    "Error in atexit",
+)
+_WRAPPERS = frozenset({"CalledProcessError", "ChildFailedError"})
+"""What a parent raises because its child has failed, whose own traceback says why."""
+_EMPTY = (
+    re.compile(r".*:$"),
+    re.compile(r"\w+ \d+$"),  # the toolkit's `ExitCode 1`
+    re.compile(r"\w+[:=]? ?(['\"])\1$"),
+    re.compile(r"Node: ?'[^']*'$"),  # TensorFlow's, before the reason
+    re.compile(r"\d+ validation errors? for \S+$"),  # pydantic's
+)
+"""Lines of a message that announce what the next one says."""
+_HEADINGS = 40
+"""How many characters of these the first line that says something is given."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Raised:
+    """An exception that ended a process."""
+
+    name: str
+    """Its class, without the module."""
+    message: str
+    frames: tuple[tuple[str, int], ...] = ()
+    """File and line, the outermost first."""
+    lines: tuple[str, ...] = ()
+    """Its traceback with those that led to it, and what follows."""
+
+
+def raised(lines: list[str]) -> Raised | None:
+    """Return the exception that may have ended the process that wrote ``lines`` last.
+
+    Not those of destructors, threads and forgotten tasks, which end nothing, and not one that much
+    other output follows: it was handled.
+    """
+    found = _last_traceback(lines) or _syntax_error(lines)
+    if found is None or found.name in _WRAPPERS:
+        tagged = filter(None, map(_TAGGED.match, lines))
+        for tag in dict.fromkeys(match[1] for match in tagged):
+            own = [_untagged(line, tag) for line in lines if line.startswith(tag.rstrip())]
+            if inner := _last_traceback(own):
+                return inner
+    return found
+
+
+def summary(message: Iterable[str], name: str = "") -> str:
+    """Return the first lines of a message that have information, on one line.
+
+    What only announces them is left out where it is long; so is the ``name`` of the exception.
+    """
+    parts: list[str] = []
+    for line in _without_tracebacks(message):
+        text = " ".join(line.split())
+        if not has_words(text) or text.rstrip(":") == name:
+            continue
+        parts.append(text)
+        if _says_something(text):
+            while len(parts) > 1 and sum(map(len, parts[:-1])) > _HEADINGS:
+                del parts[-2]
+            break
+    return " ".join(parts)
+
+
+def has_words(text: str) -> bool:
+    """Return whether a line is no rule or frame: it has words, or what masks a secret."""
+    return any(map(str.isalnum, text)) or MASK in text.split()
+
+
+def causes(lines: Iterable[str]) -> list[str]:
+    """Return the exceptions that led to the last one of a traceback, a line each.
+
+    Each is followed by Python's own sentence about how it led to the next one.
+    """
+    found: list[str] = []
+    section: list[str] = []
+    for line in lines:
+        if line not in _CHAINED:
+            section.append(line)
+            continue
+        starts = [i for i, part in enumerate(section) if _is_start(part)]
+        if starts and (cause := _traceback(section[starts[-1] :])):
+            message = cause.raised.message
+            found += [f"{cause.raised.name}: {message}" if message else cause.raised.name, line]
+        section = []
+    return found
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Block:
+    """A traceback in the lines of a process."""
+
+    raised: Raised
+    length: int
+    """How many lines it has, the one that names the exception included."""
+    opens: bool
+    """Whether that line only announces the message."""
+
+
+def _last_traceback(lines: list[str]) -> Raised | None:
+    starts = [i for i, line in enumerate(lines) if _is_start(line)]
+    end = len(lines)
+    for position in range(len(starts) - 1, -1, -1):
+        start = starts[position]
+        before = _line_before(lines, start)
+        # One that begins in the message of another has to look the more like one.
+        strict = position > 0 and before not in _CHAINED
+        block = _traceback(lines[start:end], strict=strict)
+        if block is None:
+            continue
+        if before.startswith(_NOISE):
+            end = start
+            continue
+        after = [line for line in lines[start + block.length : end] if line.strip()]
+        if len(after) > LAST_LINES and not block.opens:
+            return None
+        if block.raised.name in _WRAPPERS and before not in _CHAINED:
+            inner = _last_traceback(lines[:start])
+            if inner:
+                return replace(inner, lines=(*inner.lines, *lines[start:end]))
+        return _with_causes(lines, starts[:position], start, end, block.raised)
+    return None
+
+
+def _with_causes(
+    lines: list[str], starts: list[int], start: int, end: int, raised: Raised
+) -> Raised:
+    """Return the exception with the lines of those that led to it."""
+    first, frames = start, raised.frames
+    for earlier in reversed(starts):
+        if _line_before(lines, first) not in _CHAINED:
+            break
+        cause = _traceback(lines[earlier:first])
+        if cause is None:
+            continue
+        same = (cause.raised.name, cause.raised.message) == (raised.name, raised.message)
+        if same and first == start:  # another process raised it, and this one once more
+            frames = cause.raised.frames
+        first = earlier
+    return replace(raised, frames=frames, lines=tuple(lines[first:end]))
+
+
+def _is_start(line: str) -> bool:
+    text = line.lstrip(" +").removeprefix("Exception Group ")
+    return text.removeprefix("Original ") == _START  # PyTorch's, of a worker
+
+
+def _line_before(lines: list[str], index: int) -> str:
+    """Return the last line before ``index`` that is not blank."""
+    return next((lines[i] for i in range(index - 1, -1, -1) if lines[i].strip()), "")
+
+
+def _untagged(line: str, tag: str) -> str:
+    return line.removeprefix(tag) if line.startswith(tag) else ""
+
+
+def _traceback(block: list[str], *, strict: bool = False) -> _Block | None:
+    """Return what the traceback at the start of ``block`` says."""
+    is_group = "+" in block[0]
+    body = [_GROUP_MARGIN.sub("", line) for line in block] if is_group else block
+    margin = len(body[0]) - len(body[0].lstrip())
+    frames: list[tuple[str, int]] = []
+    length = 1
+    for line in body[1:]:
+        length += 1
+        if frame := _FRAME.match(line):
+            frames.append((frame["file"], int(frame["line"])))
+        elif match := _RAISED.match(line[margin:]):
+            break
+    else:
+        return None
+    name = match["name"].rpartition(".")[2]
+    if not frames or (strict and "." not in match["name"] and not name[0].isupper()):
+        return None
+    opening, message = match["message"], ""
+    if opening is not None:  # without a colon there is no message: what follows are notes
+        message = summary((opening, *_message_rest(body[length:])), name)
+    if is_group and (members := _members(block)):
+        message = f"{message}: {'; '.join(members)}"
+    raised = Raised(name=name, message=message, frames=tuple(frames))
+    opens = opening is not None and not _says_something(" ".join(opening.split()))
+    return _Block(raised=raised, length=length, opens=opens)
+
+
+def _message_rest(lines: list[str]) -> Iterator[str]:
+    """Yield the lines that may belong to a message, after its first one."""
+    for line in lines:
+        if line in _CHAINED or line.startswith(_NOISE) or _MEMBER.match(line):
+            return
+        yield line
+
+
+def _members(block: list[str]) -> list[str]:
+    """Return the exceptions of a group, a line each."""
+    found: list[str] = []
+    waiting = False
+    for line in block:
+        if _MEMBER.match(line):
+            waiting = True
+        elif waiting and (inner := _MEMBER_LINE.match(line)) and _RAISED.match(inner[1]):
+            found.append(inner[1])
+            waiting = False
+    return found
+
+
+def _without_tracebacks(lines: Iterable[str]) -> Iterator[str]:
+    depth: int | None = None
+    for line in lines:
+        indent = len(line) - len(line.lstrip())
+        if line.rstrip().endswith("(most recent call last):"):
+            depth = indent
+        elif depth is None or (line.strip() and indent <= depth):
+            depth = None
+            yield line
+
+
+def _says_something(text: str) -> bool:
+    return bool(text) and not any(empty.match(text) for empty in _EMPTY)
+
+
+def _syntax_error(lines: list[str]) -> Raised | None:
+    """Return the same for a script that did not compile: Python prints no ``Traceback`` then."""
+    for i in range(len(lines) - 1, -1, -1):
+        match = _RAISED.match(lines[i])
+        if match and match["name"] in ("SyntaxError", "IndentationError", "TabError"):
+            for j in range(i - 1, max(-1, i - 6), -1):
+                if frame := _FRAME.match(lines[j]):
+                    return Raised(
+                        name=match["name"],
+                        message=match["message"] or "",
+                        frames=((frame["file"], int(frame["line"])),),
+                        lines=tuple(lines[j : i + 1]),
+                    )
+    return None
+
 
 LOOKED_AT = 40
 """How many of the last lines may say why a process ended."""

@@ -133,9 +133,11 @@ def _fitting(lines: list[str], room: int) -> str:
     whole = "\n".join(lines)
     if len(whole) <= room:
         return whole
-    from sm_runtime.job import reason  # with many expressions to compile, and only for few jobs
+    from sm_runtime.job import diagnosis  # with many expressions to compile, and only for few jobs
 
-    causes = "".join(f"{_clip(line, room // 6)}\n" for line in reason.causes(lines)[-2 * _CAUSES :])
+    causes = "".join(
+        f"{_clip(line, room // 6)}\n" for line in diagnosis.causes(lines)[-2 * _CAUSES :]
+    )
     tail = "\n".join(_clip(line, _LINE_CHARACTERS) for line in lines) if len(lines) > 1 else whole
     room -= len(causes)
     if len(tail) > room:
@@ -200,14 +202,14 @@ def _reason(
     ended: Ended, lines: list[str], *, is_stderr: bool
 ) -> tuple[str, str, Sequence[tuple[str, int]], Sequence[str]]:
     """Return the class, the message, the frames and the last lines of a failure."""
-    from sm_runtime.job import diagnosis, reason
+    from sm_runtime.job import diagnosis
 
     how, last = _how(ended), lines[-LAST_LINES:]
     name = "ExecuteUserScriptError"
     if ended.stopped_by:
         return name, how, (), last
     crashed = ended.signal in _CRASHES
-    if (crashed or not ended.signal) and (raised := reason.raised(lines)):
+    if (crashed or not ended.signal) and (raised := diagnosis.raised(lines)):
         message = f"{raised.message}; then {how}".lstrip("; ") if crashed else raised.message
         if _BUS.search(message):  # a child's end, say
             message += f"; {_bus_error(ended)}"

@@ -5,11 +5,82 @@ Nothing here touches a file, the environment or a process.
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
-from sm_runtime.job.paths import Paths
+
+@dataclass(frozen=True, slots=True)
+class Paths:
+    """The folders and files of a job below ``base`` (``/opt/ml``, or ``$SAGEMAKER_BASE_DIR``)."""
+
+    base: str = "/opt/ml"
+
+    def under(self, *parts: str) -> str:
+        """Return the path of ``parts`` below the base folder."""
+        return posixpath.join(self.base, *parts)
+
+    @property
+    def code(self) -> str:
+        """The folder of the user's code."""
+        return self.under("code")
+
+    @property
+    def model(self) -> str:
+        """The folder that becomes ``model.tar.gz``."""
+        return self.under("model")
+
+    @property
+    def input(self) -> str:
+        """The folder of the configuration and of the channels."""
+        return self.under("input")
+
+    @property
+    def config(self) -> str:
+        """The folder of the JSON files that describe the job."""
+        return self.under("input", "config")
+
+    @property
+    def data(self) -> str:
+        """The folder below which each channel has its folder or FIFOs."""
+        return self.under("input", "data")
+
+    @property
+    def pipe_state(self) -> str:
+        """The folder in which readers of Pipe channels count epochs."""
+        return self.under("pipe_state")
+
+    @property
+    def output(self) -> str:
+        """The folder of ``success``, ``failure`` and ``data``."""
+        return self.under("output")
+
+    @property
+    def output_data(self) -> str:
+        """The folder that becomes ``output.tar.gz``."""
+        return self.under("output", "data")
+
+    @property
+    def intermediate(self) -> str:
+        """The folder that is synced while the job runs."""
+        return self.under("output", "intermediate")
+
+    @property
+    def failure(self) -> str:
+        """The file that tells the platform why a job failed."""
+        return self.under("output", "failure")
+
+    @property
+    def success(self) -> str:
+        """The empty file that marks a job that succeeded."""
+        return self.under("output", "success")
+
+    @property
+    def checkpoints(self) -> str:
+        """The default folder of checkpoints."""
+        return self.under("checkpoints")
+
 
 Json: TypeAlias = Any
 """A value as ``json.loads`` gives it."""
@@ -147,7 +218,7 @@ def _option(kind: str, default: Any) -> Any:
 class Options:
     """The runtime's own settings: ``SM_RUNTIME_<NAME>`` or ``sagemaker_runtime_<name>``.
 
-    The table in ``contract.py`` says how each is read; docs/options.md tells users.
+    The readers in ``contract/options.py`` say how each is read; docs/options.md tells users.
     """
 
     argument_style: frozenset[str] = _option("argument styles", frozenset())
@@ -278,7 +349,7 @@ class Job:
     def stop_seconds(self) -> float:
         """From a stop request to when all has to be saved, a little before the engine's SIGKILL.
 
-        Whoever gives the script more than the engine's time has an engine that gives more.
+        A script that is given more than the engine's time has an engine that gives more.
         """
         whole, grace = self.options.stop_timeout_seconds, self.stop_grace_seconds
         if grace >= whole:
@@ -293,6 +364,21 @@ class Hardware:
     cpus: int
     gpus: int = 0
     neurons: int = 0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Entry:
+    """How the job's program is run plainly, without what a launcher puts before it."""
+
+    program: tuple[str, ...]
+    """The words that run it: ``python train.py``, ``python -m pkg.mod``, ``./run.sh``."""
+    arguments: tuple[str, ...] = ()
+    """The words that it is given."""
+
+    @property
+    def argv(self) -> tuple[str, ...]:
+        """The argument vector."""
+        return (*self.program, *self.arguments)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

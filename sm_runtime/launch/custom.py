@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from sm_runtime.job.errors import ConfigError
 
 if TYPE_CHECKING:
-    from sm_runtime.job.model import Hardware
+    from sm_runtime.job.model import Entry, Hardware
     from sm_runtime.launch.distribution import Plan
 
 _WORDS = ("args", "command")
@@ -65,8 +65,7 @@ def problems(words: tuple[str, ...]) -> list[str]:
 def command(
     words: tuple[str, ...],
     plan: Plan,
-    program: tuple[str, ...],
-    arguments: tuple[str, ...],
+    entry: Entry,
     devices: Hardware,
     python: str,
     *,
@@ -74,13 +73,11 @@ def command(
 ) -> tuple[str, ...]:
     """Return the argument vector that the template ``words`` stands for.
 
-    ``program`` is the argument vector that would run the script plainly, and ends in ``arguments``.
     Raises ConfigError where the template asks for a script and the program is a module, or the
     other way round.
     """
-    own = program[: len(program) - len(arguments)]
     values = {
-        **_of_program(own, python),
+        **_of_program(entry.program, python),
         "python": python,
         "num_gpus": str(devices.gpus),
         "num_cpus": str(devices.cpus),
@@ -93,10 +90,10 @@ def command(
         "leader": plan.leader,
         "port": str(port),
     }
-    several = {"{args}": arguments, "{command}": program}
+    several = {"{args}": entry.arguments, "{command}": entry.argv}
     argv: list[str] = []
     for word in words:
-        argv += several[word] if word in several else (_expanded(word, values, own),)
+        argv += several[word] if word in several else (_expanded(word, values, entry.program),)
     return tuple(argv)
 
 

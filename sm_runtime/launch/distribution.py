@@ -1,12 +1,18 @@
-"""Decides which way of distributed training a job runs, and what each of its hosts does for it."""
+"""Decides which way of distributed training a job runs, what each of its hosts does for it, and
+what a host starts for that.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TypeAlias
 
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Hardware, Job
+from sm_runtime.job.model import Entry, Hardware, Job
+
+Ports: TypeAlias = Mapping[str, int | Mapping[str, int]]
+"""By what they are for, the ports that the hosts have agreed on: one, or one for each host."""
 
 MOST_PROCESSES = 1024
 """The most processes that a host may be asked to run, five times the CPUs of the largest training
@@ -294,3 +300,62 @@ def _too_many(job: Job) -> list[str]:
         f"hyperparameters: {key}: must be a whole number of at most {MOST_PROCESSES * hosts} on"
         f" {hosts} host{'s' * (hosts > 1)}, not {asked}"
     ]
+
+
+def script_argv(
+    job: Job,
+    plan: Plan,
+    entry: Entry,
+    devices: Hardware,
+    python: str,
+    *,
+    ports: Ports | None = None,
+) -> tuple[str, ...]:
+    """Return the argument vector of the script's process, as this host's supervisor starts it.
+
+    ``ports`` are agreed on by the hosts. Raises ConfigError where a template does not fit the
+    program.
+    """
+    if plan.kind == TEMPLATE:
+        from sm_runtime.launch import custom
+
+        port = rendezvous_port(plan, ports)
+        return custom.command(job.options.launcher, plan, entry, devices, python, port=port)
+    return entry.argv
+
+
+def role_variables(
+    job: Job,
+    plan: Plan,
+    role: Role,
+    environ: Mapping[str, str],
+    *,
+    ports: Ports | None = None,
+    interface: str | None = None,
+) -> dict[str, str]:
+    """Return the variables that a process has for its role, on top of ``environ``.
+
+    ``interface`` is the device in use, by default the configured one; what ``environ`` says about
+    it is left alone.
+    """
+    if plan.kind == PLAIN:
+        return {}
+    if role.task:
+        from sm_runtime.launch import tf_config
+
+        found = {tf_config.VARIABLE: tf_config.text(plan, role, ports)}
+        # A parameter server that sees the GPUs takes their memory.
+        return found | ({"CUDA_VISIBLE_DEVICES": "-1"} if role.name == SERVER else {})
+    device = interface or job.cluster.network_interface
+    if plan.kind == TORCHRUN:
+        from sm_runtime.launch import torchrun
+
+        return torchrun.variables(device, job.cluster.current_instance_type, environ)
+    found = {"NCCL_SOCKET_IFNAME": device, "HOROVOD_GLOO_IFACE": device}
+    return {name: value for name, value in found.items() if name not in environ}
+
+
+def rendezvous_port(plan: Plan, ports: Ports | None = None) -> int:
+    """Return the port at which the processes of all hosts meet: the leader's."""
+    port = {**plan.ports, **(ports or {})}[RENDEZVOUS]
+    return port if isinstance(port, int) else port[plan.leader]

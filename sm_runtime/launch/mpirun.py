@@ -17,10 +17,17 @@ from typing import TYPE_CHECKING
 from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Job
 from sm_runtime.job.secrets import secrets_in
-from sm_runtime.launch import host_names
-from sm_runtime.launch.fabric import EFA, EFA_RDMA
-from sm_runtime.launch.mca import PREFIX, HostParameters
-from sm_runtime.launch.mpi_options import Flag, meant, merged, parse, split
+from sm_runtime.launch.open_mpi import (
+    PREFIX,
+    Flag,
+    HostParameters,
+    meant,
+    merged,
+    parse,
+    split,
+    strip_prefix,
+)
+from sm_runtime.launch.torchrun import EFA, EFA_RDMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -76,7 +83,7 @@ class Launch:
     flags: tuple[Flag, ...]
     program: tuple[str, ...]
     environ: Mapping[str, str] = field(default_factory=dict)
-    """What mpirun's own environment must have on top: what nobody may see in ``ps``, and nothing
+    """What mpirun's own environment must have on top: what must not be seen in ``ps``, and nothing
     where the script's would break the launch."""
 
     @property
@@ -149,7 +156,7 @@ def of_host(
             defaults[name] = flag.tokens[2]
     if f"mca {_STRIP}" not in users:
         keeps = _keeps_dots(plan, names) or _is_true(_value_of(job, _KEEP_DOTS, given))
-        prefix = host_names.strip_prefix(hostname, whole=keeps)
+        prefix = strip_prefix(hostname, whole=keeps)
         name = PREFIX + _STRIP
         values[name] = environ.get(name) if name in given else prefix
     return HostParameters(values=values, defaults=defaults)
@@ -223,7 +230,7 @@ def problems(job: Job, hosts: tuple[str, ...]) -> list[str]:
     named = [part for f in flags if f.key == "host" for part in f.tokens[1].split(",")]
     strange = [part for part in named if _host(part) not in hosts]
     if strange:
-        found.append(f"{place}: --host: {', '.join(strange)}: none of {', '.join(hosts)}")
+        found.append(f"{place}: --host: {', '.join(strange)}: not among {', '.join(hosts)}")
     return found
 
 
@@ -279,7 +286,7 @@ def _agent(
     origin = "runtime"
     yield Flag(tokens=("-mca", "plm", "rsh"), origin=origin)
     yield Flag(tokens=("-mca", "plm_rsh_agent", " ".join(agent)), origin=origin)
-    # Else the agent ends at once, and nobody knows whether the daemon lives.
+    # Else the agent ends at once, and it is unknown whether the daemon lives.
     yield Flag(tokens=("-mca", "orte_leave_session_attached", "1"), origin=origin)
     # Else a mpirun that is found by its path sends a shell script in place of a command.
     yield Flag(tokens=("--noprefix",), origin=origin)
@@ -349,7 +356,7 @@ def _kept(flags: list[Flag]) -> list[Flag]:
     for flag in flags:
         as_ours = flag.key in _OURS_TOO and flag.tokens[2] in ("1", "true")
         if flag.key in _LEFT_OUT and not as_ours:
-            # The name alone: nobody knows what is in the value.
+            # The name alone: the value may be a secret.
             name = " ".join(flag.tokens[: 2 if flag.key.startswith("mca ") else 1])
             log.warning("%s: %s is left out: %s", OPTIONS, name, _LEFT_OUT[flag.key])
     return kept

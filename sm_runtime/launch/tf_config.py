@@ -6,20 +6,18 @@ The text is to the byte that of SageMaker's TensorFlow training toolkit, where t
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from sm_runtime.launch.distribution import Plan, Role
+    from sm_runtime.launch.distribution import Plan, Ports, Role
 
 VARIABLE = "TF_CONFIG"
 
 
-def text(plan: Plan, role: Role, ports: Mapping[str, int | Mapping[str, int]] | None = None) -> str:
+def text(plan: Plan, role: Role, ports: Ports | None = None) -> str:
     """Return the TF_CONFIG of a process of ``plan``.
 
-    ``ports`` hold what the hosts have agreed on, by what they are for: one port, or one for each
-    host. Without them it is the ports that the plan wants.
+    Without ``ports`` it is those that the plan wants.
     """
     return json.dumps(
         {
@@ -30,9 +28,7 @@ def text(plan: Plan, role: Role, ports: Mapping[str, int | Mapping[str, int]] | 
     )
 
 
-def cluster(
-    plan: Plan, ports: Mapping[str, int | Mapping[str, int]] | None = None
-) -> dict[str, list[str]]:
+def cluster(plan: Plan, ports: Ports | None = None) -> dict[str, list[str]]:
     """Return the addresses of the cluster by task type, in the order of the toolkit."""
     agreed = {**plan.ports, **(ports or {})}
 

@@ -5,10 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sm_runtime.launch.fabric import EFA, EFA_RDMA
-
 if TYPE_CHECKING:
     from sm_runtime.launch.distribution import Plan
+
+
+EFA = frozenset(
+    {
+        "ml.g4dn.8xlarge",
+        "ml.g4dn.12xlarge",
+        "ml.g5.48xlarge",
+        "ml.p3dn.24xlarge",
+        "ml.p4d.24xlarge",
+        "ml.p4de.24xlarge",
+        "ml.p5.48xlarge",
+        "ml.trn1.32xlarge",
+        "ml.p6e-gb200.36xlarge",
+    }
+)
+"""The types whose traffic between hosts goes through the adapter."""
+EFA_RDMA = frozenset(
+    {"ml.p4d.24xlarge", "ml.p4de.24xlarge", "ml.trn1.32xlarge", "ml.p6e-gb200.36xlarge"}
+)
+"""Those whose devices the adapter reads and writes by itself."""
 
 
 MONITOR_SECONDS = "0.1"

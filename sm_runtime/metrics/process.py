@@ -13,7 +13,7 @@ import struct
 import sys
 from typing import Any, BinaryIO
 
-from sm_runtime.job.masking import Mask
+from sm_runtime.job.secrets import Mask
 from sm_runtime.metrics.scan import LINE_CHARACTERS, Definition, interrupt_what_is_slow
 
 BLOCK = struct.Struct("=IdI")

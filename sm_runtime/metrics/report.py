@@ -15,7 +15,7 @@ from html import escape
 from typing import Any
 
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 from sm_runtime.metrics import record
 
 NAME = "report.html"

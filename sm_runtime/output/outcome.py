@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from sm_runtime.job.errors import JobError, LaunchError
-from sm_runtime.job.masking import Mask
+from sm_runtime.job.secrets import Mask
 from sm_runtime.output.report import Report
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from contextlib import suppress
 from typing import TYPE_CHECKING
 
 from sm_runtime.job.errors import ArtifactError, ConfigError
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 
 if TYPE_CHECKING:
     from sm_runtime.job.failure import Failure

@@ -16,7 +16,7 @@ import threading
 import time
 from collections.abc import Callable
 
-from sm_runtime.job.tail import Tail
+from sm_runtime.job.text import Tail
 
 log = logging.getLogger(__name__)
 

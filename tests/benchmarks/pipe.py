@@ -19,8 +19,7 @@ from pathlib import Path
 
 from sm_runtime.channels.objects import Origins
 from sm_runtime.channels.pipe import Feeds
-from sm_runtime.job.model import Channel, Cluster, Job, Source
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Channel, Cluster, Job, Paths, Source
 from tests.benchmarks.report import Report, Row, at_most, measured, parser, take_part, times
 from tests.benchmarks.servers import BUCKET, REGION, environ, store
 

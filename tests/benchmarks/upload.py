@@ -20,8 +20,7 @@ from functools import partial
 from importlib import import_module
 from pathlib import Path
 
-from sm_runtime.job.model import Cluster, Job, Output
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Job, Output, Paths
 from sm_runtime.output import artifacts
 from tests.benchmarks.pack import write_weights
 from tests.benchmarks.report import (

@@ -18,8 +18,7 @@ from urllib.parse import quote
 import pytest
 
 from sm_runtime.job.errors import ArtifactError, ConfigError
-from sm_runtime.job.model import Cluster, Job, Options, Output, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Job, Options, Output, Paths, Sync
 from sm_runtime.output import artifacts
 from sm_runtime.storage import open_store
 from tests.harness import eventually

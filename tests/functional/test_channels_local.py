@@ -294,7 +294,7 @@ def test_hosts_share_a_local_folder(tmp_path: Path, data: Path) -> None:
         assert result.status == 0, result.out
         code = (
             "import os, sys; from sm_runtime.configure import configure;"
-            "from sm_runtime.job.masking import Mask; from sm_runtime import channels;"
+            "from sm_runtime.job.secrets import Mask; from sm_runtime import channels;"
             "channels.prepare(configure(dict(os.environ), Mask()), dict(os.environ))"
         )
         subprocess.run((sys.executable, "-c", code), env=base.environ, check=True)

@@ -22,8 +22,7 @@ from sm_runtime import channels
 from sm_runtime.channels import fastfile, mounts
 from sm_runtime.channels.download import Progress
 from sm_runtime.job.errors import DataError
-from sm_runtime.job.model import Channel, Cluster, InstanceGroup, Job, Options, Source
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Channel, Cluster, InstanceGroup, Job, Options, Paths, Source
 from sm_runtime.storage.s3 import S3Origin
 from tests.harness import eventually, processes_with
 from tests.mounting import can_mount

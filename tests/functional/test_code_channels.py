@@ -11,8 +11,7 @@ import pytest
 
 from sm_runtime.code.fetch import Code
 from sm_runtime.install.install import needs_channels
-from sm_runtime.job.model import Channel, Cluster, Job, Options, Source
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Channel, Cluster, Job, Options, Paths, Source
 from tests.faults import Request, proxying
 from tests.functional.buckets import channel, request
 from tests.functional.test_channels_jobs import WAIT, index

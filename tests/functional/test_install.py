@@ -30,7 +30,7 @@ import subprocess
 from sm_runtime.job.errors import InstallError
 from sm_runtime.install.install import install
 from sm_runtime.job.model import Cluster, Job, Options
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 from sm_runtime.code.fetch import fetch
 
 asked = json.loads(sys.argv[1])

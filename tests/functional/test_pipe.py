@@ -20,8 +20,7 @@ import pytest
 
 from sm_runtime.channels.pipe import Feeds
 from sm_runtime.job.errors import DataError
-from sm_runtime.job.model import Channel, Cluster, Job, Options, Source
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Channel, Cluster, Job, Options, Paths, Source
 from tests.harness import eventually
 from tests.s3 import CREDENTIALS, serving
 
@@ -315,7 +314,7 @@ LARGE = """
 import resource, sys, threading
 from sm_runtime.channels.pipe import Feeds
 from sm_runtime.job.model import Channel, Cluster, Job, Source
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 folder, uri = sys.argv[1:]
 source = Channel(name="train", path=folder + "/train", mode="Pipe", source=Source(uri=uri))
 job = Job(paths=Paths(folder), cluster=Cluster(current_host="a", hosts=("a",)), channels=(source,))

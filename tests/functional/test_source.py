@@ -19,8 +19,7 @@ import pytest
 from sm_runtime.code import fetch as source
 from sm_runtime.code.fetch import Code, entry_command, problems
 from sm_runtime.job.errors import CodeError, ConfigError, JobError
-from sm_runtime.job.model import Cluster, Job, Options
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Job, Options, Paths
 
 DUMP = "import json, os, sys\nprint(json.dumps([os.getcwd(), [ascii(a) for a in sys.argv[1:]]]))\n"
 HOSTILE = (
@@ -70,7 +69,7 @@ def files(root: str | Path) -> dict[str, str]:
 
 
 def started(job: Job, code: Code, arguments: tuple[str, ...] = ()) -> Any:
-    argv = entry_command(job, code, arguments, sys.executable)
+    argv = entry_command(job, code, arguments, sys.executable).argv
     env = {"PYTHONDONTWRITEBYTECODE": "1", "PYTHONPATH": ":".join(code.search_path)}
     result = subprocess.run(argv, cwd=code.directory, env=env, capture_output=True, check=False)
     assert result.returncode == 0, result.stderr
@@ -354,7 +353,7 @@ def test_every_kind_of_program_gets_its_arguments_byte_for_byte(
         (code_folder / name).chmod(mode)
     wanted = job(base, program=program)
     code = fetch(wanted)
-    argv = entry_command(wanted, code, HOSTILE, sys.executable)
+    argv = entry_command(wanted, code, HOSTILE, sys.executable).argv
     result = subprocess.run(argv, cwd=code.directory, capture_output=True, check=False)
     assert result.stdout.split(b"\0")[:-1] == [os.fsencode(a) for a in HOSTILE], result.stderr
     assert result.returncode == 0
@@ -366,7 +365,7 @@ def test_a_shell_script_with_cr_lf_keeps_its_name_status_and_input(base: Path) -
     text = 'set -e\r\nread line\r\nif true; then\r\n  echo "$0:$line"\r\nfi\r\nexit 7\r\n'
     write(base / "code", {"run.sh": text})
     wanted = job(base, program="run.sh")
-    argv = entry_command(wanted, fetch(wanted), (), sys.executable)
+    argv = entry_command(wanted, fetch(wanted), (), sys.executable).argv
     result = subprocess.run(
         argv, cwd=base / "code", input=b"hello\n", capture_output=True, check=False
     )

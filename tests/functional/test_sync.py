@@ -17,10 +17,9 @@ from typing import Any
 import pytest
 
 from sm_runtime import sync
-from sm_runtime.contract.model_dir import redirected
+from sm_runtime.contract.load import redirected
 from sm_runtime.job.errors import ArtifactError, DataError
-from sm_runtime.job.model import Cluster, Job, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Job, Paths, Sync
 from sm_runtime.output import artifacts
 from sm_runtime.storage.files import LocalStore
 from sm_runtime.sync.folders import Syncs

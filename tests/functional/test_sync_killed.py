@@ -54,7 +54,7 @@ JOB = """
 import json, os, signal, subprocess, sys
 from sm_runtime import sync
 from sm_runtime.job.model import Cluster, Job, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 base, uri, writer = sys.argv[1:]
 job = Job(paths=Paths(base), cluster=Cluster(current_host="a", hosts=("a",)), managed=False,
           checkpoints=Sync(local_path=base + "/checkpoints", uri=uri))

@@ -17,10 +17,10 @@ import botocore.session
 import pytest
 
 from sm_runtime.contract import load
-from sm_runtime.contract.api import REQUEST, Refused, Unused, Used, members
 from sm_runtime.contract.load import Parsed
 from sm_runtime.contract.reader import Document
-from sm_runtime.job.paths import Paths
+from sm_runtime.contract.request import REQUEST, Refused, Unused, Used, members
+from sm_runtime.job.model import Paths
 
 KNOWN_OF = (1, 44, 8)
 """The botocore that the table was made from: an older one may lack what it has."""
@@ -110,7 +110,7 @@ def request_with(path: str, value: Any, shape: Any = SHAPE) -> Any:
 def test_each_member_of_the_api_was_decided_on() -> None:
     undecided = sorted(set(LEAVES) - set(DECIDED))
     assert not undecided, (
-        f"botocore {botocore.__version__}: decide on these in sm_runtime/contract/api.py"
+        f"botocore {botocore.__version__}: decide on these in sm_runtime/contract/request.py"
     )
 
 

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.code.archive import MAX_DEPTH, extract
-from sm_runtime.code.members import kind_of
+from sm_runtime.code.archive import MAX_DEPTH, extract, kind_of
 from sm_runtime.job.errors import CodeError
 
 LIMIT = 10 << 20
@@ -175,11 +174,11 @@ REFUSED = {
     "link over a file": ([entry("evil", b"x"), symlink("evil", "a")], "comes twice"),
     "file over a folder": ([folder("evil"), entry("evil", b"x")], "comes twice"),
     "folder below a file": ([entry("evil", b"x"), entry("evil/y", b"y")], "through the file"),
-    "hard link out": ([hardlink("evil", "../../etc/passwd")], "no file before it"),
-    "hard link to an absolute name": ([hardlink("evil", "/etc/passwd")], "no file before it"),
+    "hard link out": ([hardlink("evil", "../../etc/passwd")], "not a file before it"),
+    "hard link to an absolute name": ([hardlink("evil", "/etc/passwd")], "not a file before it"),
     "hard link to a link": (
         [symlink("a", "b"), hardlink("evil", "a")],
-        "no file before it",
+        "not a file before it",
     ),
     "device": ([entry("evil", kind=tarfile.CHRTYPE)], "a device or a FIFO"),
     "block device": ([entry("evil", kind=tarfile.BLKTYPE)], "a device or a FIFO"),

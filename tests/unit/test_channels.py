@@ -16,8 +16,7 @@ from sm_runtime import channels
 from sm_runtime.channels import coding, download, folder, objects
 from sm_runtime.channels.survey import Spool, Survey, below_prefix, survey
 from sm_runtime.job.errors import ConfigError, DataError
-from sm_runtime.job.model import Channel, Cluster, InstanceGroup, Job, Source
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Channel, Cluster, InstanceGroup, Job, Paths, Source
 from sm_runtime.storage import Blob
 
 HOSTS = ("algo-1", "algo-2", "algo-3")
@@ -388,7 +387,7 @@ def test_what_a_mode_does_not_have_is_refused_before_anything_is_done(case: str)
 def test_a_job_without_sources_imports_nothing_more() -> None:
     code = (
         "import sys; from sm_runtime import channels; from sm_runtime.job.model import *;"
-        "from sm_runtime.job.paths import Paths; c = Channel(name='a', path='/proc/self');"
+        "from sm_runtime.job.model import Paths; c = Channel(name='a', path='/proc/self');"
         "here = Cluster(current_host='a', hosts=('a',));"
         "job = Job(paths=Paths('/x'), cluster=here, channels=(c,)); before = set(sys.modules);"
         "channels.prepare(job, {});\nwith channels.mounted(job, {}):"

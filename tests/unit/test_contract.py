@@ -14,8 +14,7 @@ from sm_runtime.contract import load
 from sm_runtime.contract.load import Parsed
 from sm_runtime.contract.options import OPTIONS
 from sm_runtime.contract.reader import Document
-from sm_runtime.job.model import Hardware, Job, Options
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Hardware, Job, Options, Paths
 
 CONFIG = "/opt/ml/input/config"
 RESOURCES = {"current_host": "algo-1", "hosts": ["algo-1", "algo-2"]}

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.code.entry import Found, entry
+from sm_runtime.code.entry import Found, program_words
 from sm_runtime.job.errors import CodeError, ConfigError, LaunchError
 
 PYTHON = "/usr/bin/python3"
@@ -98,7 +98,7 @@ def found(**facts: Any) -> Found:
     ],
 )
 def test_what_is_run(program: str, facts: dict[str, Any], expected: tuple[str, ...]) -> None:
-    assert entry(program, found(**facts), ARGUMENTS, PYTHON) == (*expected, *ARGUMENTS)
+    assert program_words(program, found(**facts), PYTHON) == expected
 
 
 @pytest.mark.parametrize(
@@ -153,7 +153,7 @@ def test_what_cannot_be_run_is_one_sentence(
     program: str | None, facts: dict[str, Any], expected: str
 ) -> None:
     with pytest.raises((ConfigError, CodeError)) as caught:
-        entry(program, found(**facts), (), PYTHON)
+        program_words(program, found(**facts), PYTHON)
     assert expected in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -162,7 +162,7 @@ def test_what_cannot_be_run_is_one_sentence(
 def test_python_without_an_interpreter_is_an_error(program: str) -> None:
     facts = found(is_file=program.endswith(".py"), module_here=True)
     with pytest.raises(LaunchError, match=r"sys\.executable is empty"):
-        entry(program, facts, (), "")
+        program_words(program, facts, "")
 
 
 @pytest.mark.parametrize(
@@ -181,7 +181,7 @@ def test_a_function_runs_as_a_program_and_its_value_is_the_status(
         "def nothing(): print(ascii(sys.argv))\n"
     )
     program = f"pkg.mod:{function}"
-    argv = entry(program, found(module_here=True), ARGUMENTS, sys.executable)
+    argv = (*program_words(program, found(module_here=True), sys.executable), *ARGUMENTS)
     result = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=False)
     assert result.returncode == status
     assert result.stdout.decode() == ascii([program, *ARGUMENTS]) + "\n"

@@ -15,8 +15,7 @@ from hypothesis import strategies as st
 
 from sm_runtime.contract import environment, load
 from sm_runtime.contract.reader import Document
-from sm_runtime.job.model import Channel, Cluster, Hardware, Job, Options
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Channel, Cluster, Hardware, Job, Options, Paths
 
 GOLDEN = Path(__file__).parent / "golden"
 ARGV = json.loads((GOLDEN / "argv.json").read_text())

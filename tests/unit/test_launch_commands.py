@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 
+from sm_runtime import check
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Cluster, Hardware, Job, Options
-from sm_runtime.job.paths import Paths
-from sm_runtime.launch import commands, description, distribution, torchrun
+from sm_runtime.job.model import Cluster, Entry, Hardware, Job, Options, Paths
+from sm_runtime.launch import distribution, torchrun
 from sm_runtime.launch.distribution import Plan, Role
 
 PYTHON = "/usr/bin/python3"
@@ -44,7 +44,14 @@ def command(
 ) -> tuple[str, ...]:
     devices = devices or Hardware(cpus=8, gpus=4)
     plan = distribution.plan(given, devices)
-    return commands.script(given, plan, program, ARGUMENTS, devices, PYTHON, **more)
+    return distribution.script_argv(
+        given,
+        plan,
+        Entry(program=program[: len(program) - len(ARGUMENTS)], arguments=ARGUMENTS),
+        devices,
+        PYTHON,
+        **more,
+    )
 
 
 def launcher(given: Job, program: tuple[str, ...] = SCRIPT, **more: Any) -> str:
@@ -71,8 +78,8 @@ def test_torchrun_meets_at_the_leader() -> None:
 
 def test_the_hosts_meet_at_the_port_that_the_leader_has_free() -> None:
     plan = distribution.plan(job(host="algo-2", **{TORCH: True}), Hardware(cpus=8))
-    assert commands.meeting(plan) == 7777
-    assert commands.meeting(plan, {"rendezvous": {"algo-1": 7780, "algo-2": 9}}) == 7780
+    assert distribution.rendezvous_port(plan) == 7777
+    assert distribution.rendezvous_port(plan, {"rendezvous": {"algo-1": 7780, "algo-2": 9}}) == 7780
 
 
 def test_torchrun_is_a_module_where_it_is_not_on_the_path() -> None:
@@ -99,23 +106,23 @@ def test_torchruns_processes_get_what_the_toolkit_sets(
 ) -> None:
     given = job(instance_type=instance_type, **{TORCH: True})
     plan = distribution.plan(given, Hardware(cpus=1))
-    assert commands.variables(given, plan, SCRIPT_ROLE, environ) == expected
+    assert distribution.role_variables(given, plan, SCRIPT_ROLE, environ) == expected
 
 
 def test_a_device_that_is_chosen_wins_over_the_configured_one() -> None:
     given = job(**{"sagemaker_mpi_enabled": True})
     plan = distribution.plan(given, Hardware(cpus=1))
-    found = commands.variables(given, plan, SCRIPT_ROLE, {}, interface="ens5")
+    found = distribution.role_variables(given, plan, SCRIPT_ROLE, {}, interface="ens5")
     assert found == {"NCCL_SOCKET_IFNAME": "ens5", "HOROVOD_GLOO_IFACE": "ens5"}
     users = {"NCCL_SOCKET_IFNAME": "ib0", "HOROVOD_GLOO_IFACE": "ib0"}
-    assert commands.variables(given, plan, SCRIPT_ROLE, users, interface="ens5") == {}
+    assert distribution.role_variables(given, plan, SCRIPT_ROLE, users, interface="ens5") == {}
 
 
 def test_a_plain_process_gets_nothing() -> None:
     given = job()
     plan = distribution.plan(given, Hardware(cpus=1))
     assert command(given, SCRIPT) == SCRIPT
-    assert commands.variables(given, plan, SCRIPT_ROLE, {}) == {}
+    assert distribution.role_variables(given, plan, SCRIPT_ROLE, {}) == {}
 
 
 TEMPLATES = [
@@ -179,7 +186,13 @@ def test_a_template_and_a_key_contradict_each_other() -> None:
 
 def shown(given: Job, program: tuple[str, ...] = SCRIPT) -> list[str]:
     devices = Hardware(cpus=8, gpus=2)
-    return description.lines(given, devices, program, ARGUMENTS, {}, PYTHON)
+    return check.launch_lines(
+        given,
+        devices,
+        Entry(program=program[: len(program) - len(ARGUMENTS)], arguments=ARGUMENTS),
+        {},
+        PYTHON,
+    )
 
 
 def test_env_launch_says_where_each_option_of_mpirun_is_from() -> None:

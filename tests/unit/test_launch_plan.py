@@ -11,9 +11,8 @@ import pytest
 from sm_runtime.contract import load
 from sm_runtime.contract.reader import Document
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Hardware, Job
-from sm_runtime.job.paths import Paths
-from sm_runtime.launch import commands, distribution, tf_config
+from sm_runtime.job.model import Hardware, Job, Paths
+from sm_runtime.launch import distribution, tf_config
 from sm_runtime.launch.distribution import Plan, Role
 
 GOLDEN = Path(__file__).parent / "golden" / "tf_config.json"
@@ -67,7 +66,7 @@ def texts(case: Any, host: str) -> dict[str, str]:
     given = job(case["hosts"], host, case["hyperparameters"], case["groups"], **case["environ"])
     found = distribution.plan(given, CPU)
     return {
-        role.name: commands.variables(given, found, role, {})["TF_CONFIG"]
+        role.name: distribution.role_variables(given, found, role, {})["TF_CONFIG"]
         for role in found.roles
         if role.task
     }
@@ -105,9 +104,9 @@ def test_the_ports_are_those_that_the_hosts_agreed_on(ports: Any, addresses: lis
 def test_a_parameter_server_sees_no_gpu() -> None:
     given = job(["a", "b"], "a", {PS: True})
     server, script = distribution.plan(given, CPU).roles
-    found = commands.variables(given, distribution.plan(given, CPU), server, {})
+    found = distribution.role_variables(given, distribution.plan(given, CPU), server, {})
     assert found["CUDA_VISIBLE_DEVICES"] == "-1"
-    found = commands.variables(given, distribution.plan(given, CPU), script, {})
+    found = distribution.role_variables(given, distribution.plan(given, CPU), script, {})
     assert list(found) == ["TF_CONFIG"]
 
 

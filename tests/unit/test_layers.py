@@ -20,7 +20,7 @@ PURE = [
     *sorted(PACKAGE.glob("launch/*.py")),
     *(
         PACKAGE / f"contract/{name}.py"
-        for name in ("api", "cluster", "environment", "hyperparameters", "load", "options")
+        for name in ("channels", "cluster", "environment", "hyperparameters", "load", "options")
     ),
     *(PACKAGE / f"contract/{name}.py" for name in ("reader", "request")),
     PACKAGE / "cluster/agreement.py",

@@ -12,7 +12,7 @@ from sm_runtime.contract import load
 from sm_runtime.contract.load import Parsed
 from sm_runtime.contract.options import OPTIONS
 from sm_runtime.contract.reader import Document, Field
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Paths
 from sm_runtime.launch import distribution
 
 HUGE = 10**400

@@ -10,8 +10,7 @@ import pytest
 from sm_runtime.contract import environment, load
 from sm_runtime.contract.load import Parsed
 from sm_runtime.contract.reader import Document
-from sm_runtime.job.model import Hardware, Job, Metric, Output, Source, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Hardware, Job, Metric, Output, Paths, Source, Sync
 from sm_runtime.launch import distribution
 
 S3 = {"S3DataType": "S3Prefix", "S3Uri": "s3://b/p"}
@@ -233,7 +232,7 @@ def test_an_unknown_key_is_named(request_: Any, reason: str) -> None:
         ({"StoppingCondition": {"MaxRuntimeInSeconds": 0}}, "whole number of at least 1, not 0"),
         (
             {"AlgorithmSpecification": {"MetricDefinitions": [{"Name": "m", "Regex": "("}]}},
-            "'(' is no regular expression",
+            "'(' is not a regular expression",
         ),
         (
             {"AlgorithmSpecification": {"MetricDefinitions": [{"Name": "m", "Regex": "x"}]}},

@@ -11,8 +11,7 @@ import urllib.parse
 
 import pytest
 
-from sm_runtime.job.masking import Mask
-from sm_runtime.job.secrets import secrets_in
+from sm_runtime.job.secrets import Mask, secrets_in
 from tests.secrets_table import (
     ADDRESSES,
     ALNUM,

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 
 from sm_runtime import sync
-from sm_runtime.contract.model_dir import note, redirected, tensorflow_variables
+from sm_runtime.contract.environment import tensorflow_variables
+from sm_runtime.contract.load import redirected, redirection
 from sm_runtime.job.errors import ConfigError
-from sm_runtime.job.model import Cluster, Job, Options, Sync
-from sm_runtime.job.paths import Paths
+from sm_runtime.job.model import Cluster, Job, Options, Paths, Sync
 from sm_runtime.sync.folders import folders
 from sm_runtime.sync.snapshot import (
     MAX_KEY_BYTES,
@@ -343,7 +343,7 @@ def test_a_model_dir_in_s3_is_a_local_folder_to_the_script() -> None:
     assert found.hyperparameters == {"model_dir": "/opt/ml/shared/model", "x": 1}
     assert found.texts == {"model_dir": '"/opt/ml/shared/model"', "x": "1"}
     assert found.model_dir == Sync(local_path="/opt/ml/shared/model", uri="s3://b/m")
-    assert "SM_RUNTIME_REDIRECT_MODEL_DIR=0" in str(note(found))
+    assert "SM_RUNTIME_REDIRECT_MODEL_DIR=0" in str(redirection(found))
 
 
 @pytest.mark.parametrize(
@@ -360,7 +360,7 @@ def test_a_model_dir_in_s3_is_a_local_folder_to_the_script() -> None:
 def test_another_model_dir_is_left_alone(fields: Any) -> None:
     given = job(**fields)
     assert redirected(given, bool) is given
-    assert note(given) is None
+    assert redirection(given) is None
 
 
 def test_a_managed_job_may_ask_for_a_local_model_dir() -> None:
@@ -372,7 +372,9 @@ def test_a_managed_job_gets_a_local_model_dir_where_tensorflow_cannot_open_the_u
     given = job(**REMOTE, managed=True)
     found = redirected(given, lambda: True)
     assert found.model_dir == Sync(local_path="/opt/ml/shared/model", uri="s3://b/m", optional=True)
-    assert str(note(found)).startswith("TensorFlow has no S3 file system here: model_dir is ")
+    assert str(redirection(found)).startswith(
+        "TensorFlow has no S3 file system here: model_dir is "
+    )
     refused = job(**REMOTE, managed=True, options=Options(redirect_model_dir=False))
     assert redirected(refused, lambda: True) is refused
 

@@ -6,7 +6,7 @@ import random
 
 import pytest
 
-from sm_runtime.job.tail import GAP, HEAD_BYTES, Tail
+from sm_runtime.job.text import GAP, HEAD_BYTES, Tail
 
 SIZE = 2**14
 
