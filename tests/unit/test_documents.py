@@ -15,6 +15,13 @@ from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Paths
 
 
+def documents(paths: Paths, environ: dict[str, str]) -> dict[str, Document]:
+    found, problems = config_files.collect(paths, environ)
+    if problems:
+        raise ConfigError(problems.values())
+    return found
+
+
 @pytest.fixture
 def paths(tmp_path: Path) -> Paths:
     (tmp_path / "input/config").mkdir(parents=True)
@@ -22,10 +29,10 @@ def paths(tmp_path: Path) -> Paths:
 
 
 def test_absent_files_and_folders_are_absent_keys(tmp_path: Path, paths: Paths) -> None:
-    assert config_files.read(paths, {}) == {}
-    assert config_files.read(Paths(str(tmp_path / "none")), {}) == {}
+    assert documents(paths, {}) == {}
+    assert documents(Paths(str(tmp_path / "none")), {}) == {}
     (tmp_path / "file").touch()
-    assert config_files.read(Paths(str(tmp_path / "file")), {}) == {}
+    assert documents(Paths(str(tmp_path / "file")), {}) == {}
 
 
 def test_each_file_is_read_as_bytes(paths: Paths) -> None:
@@ -35,7 +42,7 @@ def test_each_file_is_read_as_bytes(paths: Paths) -> None:
     }
     for document in expected.values():
         Path(document.path).write_bytes(document.data)
-    assert config_files.read(paths, {"SM_RUNTIME_JOB": ""}) == expected
+    assert documents(paths, {"SM_RUNTIME_JOB": ""}) == expected
 
 
 @pytest.mark.parametrize("form", ["{}", "file://{}", "file://localhost{}", " {} "])
@@ -43,12 +50,12 @@ def test_the_request_may_be_a_file_elsewhere(tmp_path: Path, paths: Paths, form:
     Path(paths.config, "job.json").write_text("unused")
     file = tmp_path / "my job.json"
     file.write_text("{}")
-    found = config_files.read(paths, {"SM_RUNTIME_JOB": form.format(file)})
+    found = documents(paths, {"SM_RUNTIME_JOB": form.format(file)})
     assert found == {"job": Document(str(file), b"{}")}
 
 
 def test_the_request_may_be_the_variable_itself(paths: Paths) -> None:
-    found = config_files.read(paths, {"SM_RUNTIME_JOB": ' {"a": "\udcff"}'})
+    found = documents(paths, {"SM_RUNTIME_JOB": ' {"a": "\udcff"}'})
     assert found == {"job": Document("SM_RUNTIME_JOB", b'{"a": "\xff"}')}
 
 
@@ -69,7 +76,7 @@ def test_the_request_may_be_the_variable_itself(paths: Paths) -> None:
 )
 def test_a_request_that_cannot_be_read_is_named(paths: Paths, value: str, reason: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        config_files.read(paths, {"SM_RUNTIME_JOB": value})
+        documents(paths, {"SM_RUNTIME_JOB": value})
     assert reason in str(caught.value)
 
 
@@ -77,7 +84,7 @@ def test_every_file_that_cannot_be_read_is_named(paths: Paths) -> None:
     os.mkdir(f"{paths.config}/hyperparameters.json")
     os.symlink("resourceconfig.json", f"{paths.config}/resourceconfig.json")
     with pytest.raises(ConfigError) as caught:
-        config_files.read(paths, {"SM_RUNTIME_JOB": "/nowhere"})
+        documents(paths, {"SM_RUNTIME_JOB": "/nowhere"})
     assert caught.value.problems == (
         f"{paths.config}/hyperparameters.json: is a directory, it must be a file",
         f"{paths.config}/resourceconfig.json: cannot be read: Too many levels of symbolic links",
@@ -114,7 +121,7 @@ def test_what_is_no_file_is_refused_by_name_and_at_once(
     monkeypatch.chdir(paths.config)  # the path of a socket is short
     KINDS[kind](Path(f"{name}.json"))
     with pytest.raises(ConfigError) as caught:
-        config_files.read(paths, {})
+        documents(paths, {})
     assert str(caught.value) == f"{paths.config}/{name}.json: is {kind}, it must be a file"
 
 
@@ -123,14 +130,14 @@ def test_a_fifo_that_the_variable_names_is_refused(paths: Paths, form: str) -> N
     path = f"{paths.base}/pipe"
     os.mkfifo(path)
     with pytest.raises(ConfigError, match="/pipe: is a FIFO, it must be a file"):
-        config_files.read(paths, {"SM_RUNTIME_JOB": form.format(path)})
+        documents(paths, {"SM_RUNTIME_JOB": form.format(path)})
 
 
 def test_a_file_of_configuration_is_no_data_set(paths: Paths) -> None:
     with open(f"{paths.config}/job.json", "wb") as file:
         file.truncate(config_files.MAX_BYTES + 1)
     with pytest.raises(ConfigError, match=r"job\.json: is larger than 16 MiB"):
-        config_files.read(paths, {})
+        documents(paths, {})
 
 
 def test_the_file_of_a_secret_is_a_file(paths: Paths) -> None:

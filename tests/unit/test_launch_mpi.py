@@ -280,10 +280,6 @@ def test_names_with_dots_are_kept_whole() -> None:
     assert option in words(launch(job(("a.jobs.local", "b.jobs.local"))))
 
 
-def test_open_mpis_own_files_go_where_they_shall() -> None:
-    assert "-mca orte_tmpdir_base /run/x" in words(launch(job(), folder="/run/x"))
-
-
 @pytest.mark.parametrize("agent", [("a b",), ("agent", ""), ("agent", "x\n")])
 def test_an_agent_that_open_mpi_would_split_is_an_error(agent: tuple[str, ...]) -> None:
     with pytest.raises(LaunchError, match="blanks"):
