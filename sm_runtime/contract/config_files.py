@@ -80,20 +80,11 @@ INSIDE = "SM_RUNTIME_INSIDE"
 """Names the base folder whose job runs an entry point: for a runtime that this one starts."""
 
 
-def read(paths: Paths, environ: Mapping[str, str]) -> dict[str, Document]:
-    """Return the documents that exist, by ``hyperparameters``, ``inputdataconfig``,
-    ``resourceconfig``, ``job`` and ``checkpointconfig``.
-
-    Raises ConfigError, naming every file that exists and cannot be read.
-    """
-    found, problems = collect(paths, environ)
-    if problems:
-        raise ConfigError(problems.values())
-    return found
-
-
 def collect(paths: Paths, environ: Mapping[str, str]) -> tuple[dict[str, Document], dict[str, str]]:
     """Return the documents that exist, and a sentence for each one that cannot be read.
+
+    Their keys are ``hyperparameters``, ``inputdataconfig``, ``resourceconfig``, ``job`` and
+    ``checkpointconfig``.
 
     What an earlier job has written is as it was before that: see ``Record``.
     """

@@ -152,16 +152,16 @@ class Field:
                 item.must("a string")
         return tuple(text for text in found if text is not None)
 
-    def flag(self, default: bool = False) -> bool:
+    def flag(self) -> bool:
         """Return a boolean; the texts ``true``, ``True``, ``false`` and ``False`` count too."""
         if not self.present:
-            return default
+            return False
         if isinstance(self.value, bool):
             return self.value
         if isinstance(self.value, str) and self.value in _TRUE | _FALSE:
             return self.value in _TRUE
         self.must("true or false")
-        return default
+        return False
 
     def integer(self, *, minimum: int, maximum: int = LARGEST) -> int | None:
         """Return a whole number from ``minimum`` to ``maximum``; its text counts too."""

@@ -102,14 +102,13 @@ def command(
     environ: Mapping[str, str],
     files: Mapping[str, str] | None = None,
     names: Mapping[str, str] | None = None,
-    folder: str | None = None,
 ) -> Launch:
     """Return how the leader starts ``program`` in every process of the job.
 
     ``agent`` is called as ``<agent> <host> <words of a command line>`` for each other host,
-    ``interface`` is a device or a network like 10.0.0.0/24, ``folder`` an existing one on every
-    host for Open MPI's own files. A default is left out where ``environ``, the script's, has its
-    variable already, or ``files``: the variables that say the same as the leader's parameter files.
+    ``interface`` is a device or a network like 10.0.0.0/24. A default is left out where
+    ``environ``, the script's, has its variable already, or ``files``: the variables that say the
+    same as the leader's parameter files.
     ``names`` is what Open MPI calls each host. Raises LaunchError where the agent's words have
     blanks, which Open MPI would split.
     """
@@ -120,7 +119,7 @@ def command(
     names, given = names or {}, {**(files or {}), **environ}
     users = [_renamed(flag, names) for flag in _kept(_users(job))]
     ours = [*_counted(job, plan, users, names), *_network(interface)]
-    ours += [*_agent(plan, agent, names, folder), *_defaults(interface)]
+    ours += [*_agent(plan, agent, names), *_defaults(interface)]
     ours = [flag for flag in ours if not _is_given(flag, given)]
     efa = [flag for flag in _efa(instance_type) if not _is_given(flag, given)]
     shown, secret = _without_secrets(users)
@@ -278,9 +277,7 @@ def _slots(hosts: str) -> int:
     return found
 
 
-def _agent(
-    plan: Plan, agent: tuple[str, ...], names: Mapping[str, str], folder: str | None
-) -> Iterator[Flag]:
+def _agent(plan: Plan, agent: tuple[str, ...], names: Mapping[str, str]) -> Iterator[Flag]:
     """Yield how other hosts are reached, and what keeps Open MPI to that."""
     yield Flag(tokens=("-mca", "plm_rsh_no_tree_spawn", "1"), origin="default")
     origin = "runtime"
@@ -293,8 +290,6 @@ def _agent(
     if _keeps_dots(plan, names):
         # Else the agent would be given what stands before the first dot.
         yield Flag(tokens=("-mca", _KEEP_DOTS, "1"), origin=origin)
-    if folder is not None:
-        yield Flag(tokens=("-mca", "orte_tmpdir_base", folder), origin=origin)
 
 
 def _keeps_dots(plan: Plan, names: Mapping[str, str]) -> bool:
