@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
+from tests.buckets import files, objects, reach, request
 from tests.faults import Plan, Request, always, proxying
-from tests.functional.buckets import files, objects, reach, request
 from tests.harness import Base, eventually
 from tests.s3 import CREDENTIALS, Server, serving
 

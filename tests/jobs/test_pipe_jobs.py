@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from tests.buckets import channel, request
 from tests.faults import Plan, Request, proxying
-from tests.functional.buckets import channel, request
 from tests.harness import Base, processes_with
 from tests.s3 import Server, serving
 

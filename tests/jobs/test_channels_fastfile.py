@@ -12,8 +12,8 @@ import pytest
 
 from sm_runtime.channels import fastfile
 from sm_runtime.job.model import Channel, Source
+from tests.buckets import channel, request
 from tests.faults import proxying
-from tests.functional.buckets import channel, request
 from tests.harness import RUNTIME, Base, processes_with
 from tests.mounting import can_mount
 from tests.s3 import Server, serving

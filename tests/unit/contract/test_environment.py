@@ -18,7 +18,7 @@ from sm_runtime.contract.reader import Document
 from sm_runtime.job.model import Channel, Cluster, Hardware, Job, Options
 from sm_runtime.job.paths import Paths
 
-GOLDEN = Path(__file__).parent / "golden"
+GOLDEN = Path(__file__).parents[1] / "golden"
 ARGV = json.loads((GOLDEN / "argv.json").read_text())
 CASES = sorted(path.stem for path in GOLDEN.glob("*.env"))
 CPU = Hardware(cpus=1)

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.buckets import channel, files
+from tests.buckets import channel, files
 from tests.harness import RUNTIME, Base, Result, eventually
 from tests.hosts import Cluster, logs, statuses
 from tests.s3 import CREDENTIALS, Server, serving

@@ -16,8 +16,8 @@ from typing import Any
 import pytest
 
 from sm_runtime.pipe_mode.errors import PipeModeDatasetException
-from tests.functional.pipes import RECORDIO, Pipes, numbered
 from tests.harness import Base, eventually
+from tests.pipes import RECORDIO, Pipes, numbered
 
 pytestmark = [
     pytest.mark.tensorflow,

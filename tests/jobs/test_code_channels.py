@@ -13,12 +13,12 @@ from sm_runtime.code.fetch import Code
 from sm_runtime.install.install import needs_channels
 from sm_runtime.job.model import Channel, Cluster, Job, Options, Source
 from sm_runtime.job.paths import Paths
+from tests.buckets import channel, request
 from tests.faults import Request, proxying
-from tests.functional.buckets import channel, request
-from tests.functional.test_channels_jobs import WAIT, index
-from tests.functional.test_install import wheel
-from tests.functional.test_s3_code import tar_gz
 from tests.harness import RUNTIME, Base
+from tests.jobs.test_channels_jobs import WAIT, index
+from tests.jobs.test_s3_code import tar_gz
+from tests.parts.test_install import wheel
 from tests.s3 import Server, serving
 
 SCRIPT = "import os, common.lib\nprint(common.lib.VALUE, os.environ['SM_CHANNEL_TRAIN'])\n"

@@ -15,8 +15,8 @@ from sm_runtime.pipe_mode.epochs import forget_epochs, take_epoch
 from sm_runtime.pipe_mode.errors import CorruptedError, PipeModeDatasetException
 from sm_runtime.pipe_mode.records import read_records
 from sm_runtime.records import tfrecord as read_tfrecords
-from tests.functional.pipes import RECORDIO, Pipes, numbered
 from tests.harness import eventually
+from tests.pipes import RECORDIO, Pipes, numbered
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ import pytest
 from sm_runtime.contract import options
 from sm_runtime.job.model import Options
 
-PAGE = (Path(__file__).parents[2] / "docs/options.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs/options.md").read_text(encoding="utf-8")
 NAMES = {options.VARIABLE_PREFIX + name.upper() for name in options.OPTIONS}
 OTHERS = {options.VARIABLE_PREFIX + name for name in options._OTHERS}
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| `SM_RUNTIME_")]

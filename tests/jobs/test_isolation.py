@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.functional.test_install import wheel
 from tests.harness import Base, package_alone
+from tests.parts.test_install import wheel
 from tests.wheels import built_wheel
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))

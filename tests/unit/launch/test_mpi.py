@@ -14,7 +14,7 @@ from sm_runtime.job.paths import Paths
 from sm_runtime.launch import distribution, mpirun
 from sm_runtime.launch.mpirun import Launch
 
-GOLDEN = Path(__file__).parent / "golden" / "mpirun.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "mpirun.json"
 CASES = json.loads(GOLDEN.read_text())
 PROGRAM = ("python3", "train.py", "--epochs", "1")
 LEFT_OUT = {

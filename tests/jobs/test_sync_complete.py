@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from tests.functional.buckets import files, objects, request
+from tests.buckets import files, objects, request
 from tests.harness import Base, eventually
 from tests.s3 import Server, serving
 

@@ -16,7 +16,7 @@ from sm_runtime.job.paths import Paths
 from sm_runtime.launch import commands, distribution, tf_config
 from sm_runtime.launch.distribution import Plan, Role
 
-GOLDEN = Path(__file__).parent / "golden" / "tf_config.json"
+GOLDEN = Path(__file__).parents[1] / "golden" / "tf_config.json"
 CASES = json.loads(GOLDEN.read_text())
 CPU = Hardware(cpus=4)
 PS = "sagemaker_parameter_server_enabled"

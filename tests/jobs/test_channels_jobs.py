@@ -13,10 +13,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.buckets import channel, files, request
 from tests.faults import Request, proxying
-from tests.functional.buckets import channel, files, request
-from tests.functional.test_install import wheel
 from tests.harness import Base
+from tests.parts.test_install import wheel
 from tests.s3 import Server, serving
 
 MIB = 1 << 20

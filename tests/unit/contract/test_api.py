@@ -25,7 +25,7 @@ from sm_runtime.job.paths import Paths
 KNOWN_OF = (1, 44, 8)
 """The botocore that the table was made from: an older one may lack what it has."""
 DECIDED = dict(members(REQUEST))
-PAGE = (Path(__file__).parents[2] / "docs/request.md").read_text(encoding="utf-8")
+PAGE = (Path(__file__).parents[3] / "docs/request.md").read_text(encoding="utf-8")
 ROWS = dict(re.findall(r"(?m)^\| `([A-Za-z0-9.]+)` \| (.+) \|$", PAGE))
 SHAPE = (
     botocore.session.get_session()

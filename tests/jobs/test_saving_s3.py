@@ -14,8 +14,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.buckets import files, objects, request
 from tests.faults import Request, proxying
-from tests.functional.buckets import files, objects, request
 from tests.harness import RUNTIME, Base
 from tests.s3 import CREDENTIALS, Server, serving
 

@@ -352,7 +352,7 @@ import sys
 sys.path.append({str(Path(__file__).parents[2])!r})
 from pathlib import Path
 from sm_runtime import channels
-from tests.functional.test_channels_s3 import Place
+from tests.parts.test_channels_s3 import Place
 place = Place(Path(sys.argv[1]), None)
 place.environ["S3_ENDPOINT_URL"] = sys.argv[2]
 print("ready", flush=True)
