@@ -27,6 +27,7 @@ from sm_runtime.sync.mirror import Mirror
 from sm_runtime.sync.plan import Folder
 from sm_runtime.sync.sending import MAPS_SECONDS
 from sm_runtime.sync.syncs import Syncs
+from sm_runtime.sync.writers import being_written
 from tests.harness import eventually
 from tests.s3 import CREDENTIALS, serving
 
@@ -643,3 +644,37 @@ def test_a_job_without_syncs_imports_nothing() -> None:
         " 'sm_runtime.storage', 'threading'))]\n"
     )
     subprocess.run((sys.executable, "-c", script), check=True)
+
+
+def test_only_files_that_another_process_writes_are_being_written(tmp_path: Path) -> None:
+    import subprocess
+    import sys
+
+    script = (
+        "import sys\n"
+        f"w = open({str(tmp_path / 'written')!r}, 'w')\n"
+        f"r = open({str(tmp_path / 'read')!r})\n"
+        "import mmap\n"
+        f"with open({str(tmp_path / 'mapped')!r}, 'r+b') as m: m = mmap.mmap(m.fileno(), 0)\n"
+        f"with open({str(tmp_path / 'private')!r}, 'r+b') as file:\n"
+        "    p = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)\n"
+        "import os\nfor name in os.listdir('/proc/self/fd'):\n"
+        "    if int(name) > 2 and int(name) not in (w.fileno(), r.fileno()):\n"
+        "        try: os.close(int(name))\n"
+        "        except OSError: pass\n"
+        "print('ready', flush=True)\nsys.stdin.read()\n"
+    )
+    identities = {}
+    for name in ("written", "read", "mapped", "private", "closed"):
+        (tmp_path / name).write_text(name)
+        status = (tmp_path / name).stat()
+        identities[name] = (status.st_dev, status.st_ino)
+    with subprocess.Popen(
+        (sys.executable, "-c", script), stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == b"ready\n"
+        found = being_written(set(identities.values()))
+        assert process.stdin is not None
+        process.stdin.close()
+    assert (found.opened, found.mapped) == ({identities["written"]}, {identities["mapped"]})

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import gzip
 import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import chain
 from pathlib import Path
@@ -198,32 +196,6 @@ def test_a_spool_gives_back_what_it_was_given() -> None:
     assert list(spool) == blobs == list(spool)
 
 
-MEMORY = """
-import resource, sys
-from sm_runtime.channels.survey import survey
-from sm_runtime.job.model import Channel, Cluster, Source
-from sm_runtime.storage import Blob
-class Bucket:
-    def list(self, uri, stopped):
-        for i in range(int(sys.argv[1])):
-            key = f"train/part-{i // 1000:05d}/image-{i:09d}.jpg"
-            tag = f"{hash(key) & (1 << 64) - 1:016x}" * 2
-            yield Blob(uri="s3://b/" + key, key=key, size_bytes=i, etag=tag)
-channel = Channel(name="train", path="/x", source=Source(uri="s3://b/train"))
-found = survey(channel, Cluster(current_host="a", hosts=("a",)), lambda _: Bucket(), lambda: False)
-assert found.files == int(sys.argv[1])
-print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-"""
-
-
-def test_a_listing_takes_little_memory() -> None:
-    def peak_kib(count: int) -> int:
-        command = (sys.executable, "-c", MEMORY, str(count))
-        return int(subprocess.run(command, check=True, capture_output=True).stdout)
-
-    assert (peak_kib(300_000) - peak_kib(1000)) * 1024 < 300_000 * 160  # a million: 160 MB
-
-
 def test_a_manifest_lists_objects_after_its_prefix() -> None:
     text = json.dumps([{"prefix": "s3://b/p/"}, "x/1", "2"])
     assert manifest.entries(text, "here") == ["s3://b/p/x/1", "s3://b/p/2"]
@@ -384,17 +356,3 @@ def test_what_a_mode_does_not_have_is_refused_before_anything_is_done(case: str)
     with pytest.raises(ConfigError, match=f"^channel train: {reason}"):
         channels.prepare(job, {})
     assert channels.problems(job)[0].startswith(f"channel train: {reason}")
-
-
-def test_a_job_without_sources_imports_nothing_more() -> None:
-    code = (
-        "import sys; from sm_runtime import channels; from sm_runtime.job.model import *;"
-        "from sm_runtime.job.paths import Paths; c = Channel(name='a', path='/proc/self');"
-        "here = Cluster(current_host='a', hosts=('a',));"
-        "job = Job(paths=Paths('/x'), cluster=here, channels=(c,)); before = set(sys.modules);"
-        "channels.prepare(job, {});\nwith channels.mounted(job, {}):"
-        " print(set(sys.modules) - before)\n"
-        "print([n for n in sys.modules if n.startswith(('sm_runtime.channels.', 'sm_runtime.st'))])"
-    )
-    done = subprocess.run((sys.executable, "-c", code), check=True, capture_output=True, text=True)
-    assert done.stdout == "set()\n[]\n"

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -163,25 +160,3 @@ def test_python_without_an_interpreter_is_an_error(program: str) -> None:
     facts = found(is_file=program.endswith(".py"), module_here=True)
     with pytest.raises(LaunchError, match=r"sys\.executable is empty"):
         entry(program, facts, (), "")
-
-
-@pytest.mark.parametrize(
-    ("function", "status"), [("main", 3), ("Job.run", 4), ("nothing", 0)], ids=str
-)
-def test_a_function_runs_as_a_program_and_its_value_is_the_status(
-    tmp_path: Path, function: str, status: int
-) -> None:
-    (tmp_path / "pkg").mkdir()
-    (tmp_path / "pkg" / "mod.py").write_text(
-        "import sys\n"
-        "def main(): print(ascii(sys.argv)); return 3\n"
-        "class Job:\n"
-        "    @staticmethod\n"
-        "    def run(): print(ascii(sys.argv)); return 4\n"
-        "def nothing(): print(ascii(sys.argv))\n"
-    )
-    program = f"pkg.mod:{function}"
-    argv = entry(program, found(module_here=True), ARGUMENTS, sys.executable)
-    result = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=False)
-    assert result.returncode == status
-    assert result.stdout.decode() == ascii([program, *ARGUMENTS]) + "\n"

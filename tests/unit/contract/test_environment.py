@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
-import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -192,14 +190,6 @@ def test_channels_that_share_a_name_are_warned_of() -> None:
     )
 
 
-def test_a_shell_sees_the_twin() -> None:
-    found, _ = environment.process_environment(job({"batch-size": 32}), CPU, {}, ())
-    shell = subprocess.run(
-        ("/bin/sh", "-c", 'echo "$SM_HP_BATCH_SIZE"'), env=found, capture_output=True, check=True
-    )
-    assert shell.stdout == b"32\n"
-
-
 def test_the_script_inherits_what_the_user_and_the_image_set() -> None:
     given = job(
         name="j",
@@ -236,42 +226,6 @@ def test_python_writes_at_once_unless_told_otherwise(
     assert found.get("PYTHONUNBUFFERED") == expected
     assert "PYTHONPATH" not in found
     assert "TRAINING_JOB_NAME" not in found
-
-
-@pytest.mark.parametrize(
-    ("excess", "dropped"),
-    [(0, "SM_HPS, SM_TRAINING_ENV, SM_USER_ARGS"), (1, "SM_HPS, SM_TRAINING_ENV, SM_USER_ARGS, ")],
-)
-def test_what_the_kernel_does_not_take_is_left_out_and_the_rest_arrives(
-    excess: int, dropped: str
-) -> None:
-    value = "x" * (environment.LONGEST - len("SM_HP_BIG=") + excess)
-    found, warnings = environment.process_environment(job({"big": value}), CPU, {}, ())
-    assert ("SM_HP_BIG" in found) is not bool(excess)
-    assert len(warnings) == 1
-    assert warnings[0].startswith(dropped)
-    assert "xxx" not in warnings[0]
-    script = subprocess.run(("/usr/bin/env", "-0"), env=found, capture_output=True, check=True)
-    assert sorted(script.stdout.decode().split("\0")[:-1]) == sorted(
-        f"{name}={value}" for name, value in found.items()
-    )
-
-
-def test_a_hyperparameter_that_no_argument_can_hold_is_named() -> None:
-    fits = job({"big": "x" * environment.LONGEST})
-    assert environment.oversized(fits) == ()
-    subprocess.run(("/bin/true", *environment.arguments(fits)), check=True)
-    (problem,) = environment.oversized(job({"big": "x" * (environment.LONGEST + 1), "ok": "1"}))
-    assert problem.startswith("hyperparameters: big: is 131072 bytes long")
-
-
-def test_undecodable_bytes_reach_the_process() -> None:
-    text = os.fsdecode(b"\xff \x80")
-    found, _ = environment.process_environment(job({"raw": text}), CPU, {}, ())
-    script = subprocess.run(
-        ("/usr/bin/printenv", "SM_HP_RAW"), env=found, capture_output=True, check=True
-    )
-    assert script.stdout == b"\xff \x80\n"
 
 
 @pytest.mark.parametrize(

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import subprocess
-import sys
 
 import pytest
 
@@ -34,15 +32,3 @@ def test_a_want_of_memory_or_threads_is_a_sentence(error: BaseException) -> None
 @pytest.mark.parametrize("error", OTHERS, ids=repr)
 def test_any_other_error_is_what_it_is(error: BaseException) -> None:
     assert shortage.reason(error) is None
-
-
-def test_a_limit_of_the_address_space_is_named() -> None:
-    """In a process of its own: a limit stays."""
-    code = (
-        "import resource\n"
-        "from sm_runtime.processes import shortage\n"
-        "resource.setrlimit(resource.RLIMIT_AS, (2**30, resource.RLIM_INFINITY))\n"
-        "print(shortage.reason(MemoryError()))\n"
-    )
-    out = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True).stdout
-    assert b"1024 MiB of address space (RLIMIT_AS, `ulimit -v`)" in out

@@ -24,7 +24,6 @@ from sm_runtime.sync.snapshot import (
     signature,
     take,
 )
-from sm_runtime.sync.writers import being_written
 
 ALONE = Cluster(current_host="algo-1", hosts=("algo-1",))
 SECOND = Cluster(current_host="algo-2", hosts=("algo-1", "algo-2"))
@@ -181,40 +180,6 @@ def test_a_file_that_is_rewritten_in_its_place_has_another_signature(tmp_path: P
     after = path.stat()
     assert (after.st_size, after.st_mtime_ns) == (before.st_size, before.st_mtime_ns)
     assert signature(after) != signature(before)
-
-
-def test_only_files_that_another_process_writes_are_being_written(tmp_path: Path) -> None:
-    import subprocess
-    import sys
-
-    script = (
-        "import sys\n"
-        f"w = open({str(tmp_path / 'written')!r}, 'w')\n"
-        f"r = open({str(tmp_path / 'read')!r})\n"
-        "import mmap\n"
-        f"with open({str(tmp_path / 'mapped')!r}, 'r+b') as m: m = mmap.mmap(m.fileno(), 0)\n"
-        f"with open({str(tmp_path / 'private')!r}, 'r+b') as file:\n"
-        "    p = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)\n"
-        "import os\nfor name in os.listdir('/proc/self/fd'):\n"
-        "    if int(name) > 2 and int(name) not in (w.fileno(), r.fileno()):\n"
-        "        try: os.close(int(name))\n"
-        "        except OSError: pass\n"
-        "print('ready', flush=True)\nsys.stdin.read()\n"
-    )
-    identities = {}
-    for name in ("written", "read", "mapped", "private", "closed"):
-        (tmp_path / name).write_text(name)
-        status = (tmp_path / name).stat()
-        identities[name] = (status.st_dev, status.st_ino)
-    with subprocess.Popen(
-        (sys.executable, "-c", script), stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    ) as process:
-        assert process.stdout is not None
-        assert process.stdout.readline() == b"ready\n"
-        found = being_written(set(identities.values()))
-        assert process.stdin is not None
-        process.stdin.close()
-    assert (found.opened, found.mapped) == ({identities["written"]}, {identities["mapped"]})
 
 
 def test_names_that_object_storage_cannot_hold_are_known(tmp_path: Path) -> None:

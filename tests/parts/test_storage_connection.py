@@ -9,12 +9,16 @@ from typing import Any
 
 import boto3
 import botocore.awsrequest
+import botocore.loaders
+import botocore.session
 import pytest
 
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage.s3 import connection
 from sm_runtime.storage.s3.connection import Bucket, Connection, proxies
 
+LOADER = botocore.loaders.create_loader()
+"""It keeps what it has read of boto3's data, which is most of what a client costs."""
 KEYS = {"AWS_ACCESS_KEY_ID": "AKIAENVIRONMENT", "AWS_SECRET_ACCESS_KEY": "b"}
 
 
@@ -27,6 +31,7 @@ def home(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
     monkeypatch.setattr(connection, "_region_of", lambda *_: ("", False))
+    monkeypatch.setattr(botocore.session, "create_loader", lambda *_: LOADER)
     (tmp_path / ".aws").mkdir()
     return tmp_path
 
@@ -40,8 +45,8 @@ def bucket(
     return Connection(f"s3://{name}/x", dict(os.environ), region).bucket(name)
 
 
-def asked_by_boto3(name: str, region: str) -> tuple[str, str, str]:
-    """Return the URL, the region and the access key of a request of boto3's own client."""
+def asked_by_boto3(names: tuple[str, ...], region: str) -> list[tuple[str, str, str]]:
+    """Return the URL, the region and the access key of requests of boto3's own client."""
     seen: list[Any] = []
 
     def catch(request: Any, **_: object) -> Any:
@@ -50,11 +55,16 @@ def asked_by_boto3(name: str, region: str) -> tuple[str, str, str]:
 
     client = boto3.session.Session().client("s3", region_name=region or None)
     client.meta.events.register("before-send.s3.GetObject", catch)
-    client.get_object(Bucket=name, Key="a")
-    proof = seen[0].headers["Authorization"].decode()
+    for name in names:
+        client.get_object(Bucket=name, Key="a")
+    return [_signed(request) for request in seen]
+
+
+def _signed(request: Any) -> tuple[str, str, str]:
+    proof = request.headers["Authorization"].decode()
     found = re.search(r"Credential=([^/]*)/\d{8}/([^/]*)/s3/", proof)
     assert found
-    return seen[0].url.removesuffix("/a"), found[2], found[1]
+    return request.url.removesuffix("/a"), found[2], found[1]
 
 
 CONFIG = """
@@ -114,18 +124,21 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize("name", ["bucket", "my.bucket", "an-alias-s3alias"])
+NAMES = ("bucket", "my.bucket", "an-alias-s3alias")
+
+
 @pytest.mark.parametrize(("case", "region"), CASES)
 def test_the_address_and_the_identity_are_those_of_boto3(
-    home: Path, monkeypatch: pytest.MonkeyPatch, case: str, region: str, name: str
+    home: Path, monkeypatch: pytest.MonkeyPatch, case: str, region: str
 ) -> None:
     (home / ".aws/config").write_text(CONFIG)
     (home / ".aws/credentials").write_text(SECRETS)
-    found = bucket(monkeypatch, name, region, **TABLE[case])
-    assert found.keys is not None
-    ours = found.url, found.region, found.keys.access_key
-    url, signed, key = asked_by_boto3(name, region)
-    assert ours == (url, "us-east-1" if signed == "aws-global" else signed, key)
+    ours = [bucket(monkeypatch, name, region, **TABLE[case]) for name in NAMES]
+    theirs = asked_by_boto3(NAMES, region)
+    for found, (url, signed, key) in zip(ours, theirs, strict=True):
+        assert found.keys is not None
+        expected = (url, "us-east-1" if signed == "aws-global" else signed, key)
+        assert (found.url, found.region, found.keys.access_key) == expected
 
 
 def test_the_toolkits_variable_counts_before_those_of_aws(monkeypatch: pytest.MonkeyPatch) -> None:
