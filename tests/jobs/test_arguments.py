@@ -5,14 +5,10 @@ from __future__ import annotations
 import json
 import os
 import sys
-import tempfile
 from pathlib import Path
 from random import Random
-from typing import Any
 
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 
 from tests.harness import RUNTIME, Base
 
@@ -68,11 +64,9 @@ def received(base: Base) -> list[str]:
 
 
 @pytest.mark.parametrize("entry", ENTRIES)
-@pytest.mark.parametrize("encoded", [False, True], ids=["plain", "encoded by an SDK"])
-def test_hostile_values_arrive_whole(base: Base, entry: str, encoded: bool) -> None:
+def test_hostile_values_arrive_whole(base: Base, entry: str) -> None:
     place(base, entry)
-    values = {k: json.dumps(v) if encoded else v for k, v in HOSTILE.items()}
-    result = base.hyperparameters(**values).run()
+    result = base.hyperparameters(**HOSTILE).run()
     assert result.status == 0, result.log
     expected = []
     for key in sorted(HOSTILE):
@@ -81,24 +75,7 @@ def test_hostile_values_arrive_whole(base: Base, entry: str, encoded: bool) -> N
     assert not list(base.root.rglob("PWN"))
 
 
-TEXT = st.text(st.characters(exclude_characters="\0", exclude_categories=("Cs",)), max_size=40)
-KEYS = TEXT.filter(lambda key: "=" not in key and not key.startswith("sagemaker_"))
-
-
-@settings(max_examples=25)
-@given(values=st.dictionaries(KEYS, TEXT, max_size=12))
-def test_random_keys_and_values_arrive_whole(values: dict[str, str]) -> None:
-    with tempfile.TemporaryDirectory() as folder:
-        base = Base(Path(folder))
-        place(base, "script")
-        base.hyperparameters(**{key: json.dumps(value) for key, value in values.items()})
-        result = base.run()
-        assert result.status == 0, result.log
-        expected = [word for key in sorted(values) for word in (option(key), values[key])]
-        assert received(base) == expected
-
-
-@pytest.mark.parametrize("seed", range(10))
+@pytest.mark.parametrize("seed", range(2))
 def test_a_thousand_random_byte_strings_arrive_whole(base: Base, seed: int) -> None:
     """Bytes that are no UTF-8 stand in JSON as the surrogates that os.fsdecode gives."""
     random = Random(seed)
@@ -131,51 +108,3 @@ def test_no_process_but_the_script_is_executed(base: Base, tmp_path: Path) -> No
     executed = [line for line in trace.read_text().splitlines() if line.endswith("= 0")]
     assert len(executed) == 2, executed
     assert RUNTIME[0] in executed[0] and "train.py" in executed[1]
-
-
-STYLES: dict[str, tuple[dict[str, str], dict[str, Any], list[str]]] = {
-    "default": (
-        {},
-        {"amp": "true", "ema": "false", "l": '["x","y"]', "v": "1.10"},
-        ["--amp", "True", "--ema", "False", "-l", "['x', 'y']", "-v", "1.1"],
-    ),
-    "flags": (
-        {"SM_RUNTIME_ARGUMENT_STYLE": "flags"},
-        {"amp": "true", "ema": "false", "lr": "0.10"},
-        ["--amp", "--lr", "0.1"],
-    ),
-    "json": (
-        {"SM_RUNTIME_ARGUMENT_STYLE": "json"},
-        {"ll": '["x", "y"]', "v": "1.10", "e": "1e3", "z": "007", "s": '"abc"', "t": "abc"},
-        ["-e", "1e3", "--ll", '["x", "y"]', "-s", "abc", "-t", "abc", "-v", "1.10", "-z", "007"],
-    ),
-    "a verbatim list": (
-        {"SM_RUNTIME_ARGS": '["--do_train", "--lr", "1", ""]'},
-        {},
-        ["--do_train", "--lr", "1", ""],
-    ),
-    "by hyperparameter": (
-        {},
-        {"sagemaker_runtime_argument_style": "flags", "amp": "true"},
-        ["--amp"],
-    ),
-}
-
-
-@pytest.mark.parametrize("style", STYLES)
-def test_argument_styles(base: Base, style: str) -> None:
-    environ, values, expected = STYLES[style]
-    place(base, "script")
-    result = base.hyperparameters(**values).run(**environ)
-    assert result.status == 0, result.log
-    assert received(base) == expected
-
-
-def test_an_sdk_and_a_plain_client_give_the_same_argv_without_noise(base: Base) -> None:
-    place(base, "script")
-    plain = {"s": "abc", "lr": "0.1", "n": "7"}
-    assert base.hyperparameters(**plain).run().status == 0
-    first = received(base)
-    result = base.hyperparameters(**{"s": '"abc"', "lr": "0.1", "n": 7}).run()
-    assert received(base) == first
-    assert "pars" not in result.log.lower()

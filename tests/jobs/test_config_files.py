@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import stat
 from pathlib import Path
 from typing import Any
 
@@ -61,15 +60,6 @@ def seen(base: Base, job: Any = None, **environ: str) -> dict[str, Any]:
 
 def config(base: Base, name: str) -> Any:
     return json.loads(base.path(f"input/config/{name}.json").read_text())
-
-
-def mode(base: Base, name: str) -> int:
-    return stat.S_IMODE(base.path(f"input/config/{name}").stat().st_mode)
-
-
-def ours(base: Base) -> list[str]:
-    """Return what the runtime has left in the folder."""
-    return sorted(name for name in os.listdir(base.path("input/config")) if name != "job.json")
 
 
 def test_a_script_finds_all_files_in_the_platforms_shape(base: Base) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.harness import RUNTIME, Base, Result, at_opt_ml, processes_with
+from tests.harness import Base, Result, at_opt_ml, processes_with
 
 DUMP = "import json, os, sys; print(json.dumps([sys.argv[1:], os.getcwd()]))"
 SHELL = ["/bin/sh", "-c"]
@@ -143,27 +143,6 @@ def test_a_program_that_cannot_be_started_is_named(base: Base, entry: str, reaso
     assert result.status == 1
     assert reason in base.failure().splitlines()[0] and f"{entry!r}" in base.failure()
     assert "Traceback" not in result.log
-
-
-@pytest.mark.parametrize(
-    ("entry", "reason"),
-    [
-        ("nosuch", "ContainerEntrypoint: 'nosuch' is not on PATH"),
-        ("/nosuch", "ContainerEntrypoint: '/nosuch' does not exist"),
-        ("/etc/passwd", "ContainerEntrypoint: '/etc/passwd' is not executable"),
-    ],
-)
-def test_check_names_a_program_that_cannot_be_started(base: Base, entry: str, reason: str) -> None:
-    request(base, [entry])
-    result = base.run("check", command=RUNTIME)
-    assert (result.status, result.out.decode()) == (1, f"{reason}\n")
-
-
-def test_check_and_env_know_an_entry_point(base: Base) -> None:
-    request(base, [*SHELL, "echo"], ["one"])
-    assert base.run("check", command=RUNTIME).out == b"no problem found\n"
-    found = json.loads(base.run("env", "--json", command=RUNTIME).out)
-    assert (found["command"], found["arguments"]) == ([*SHELL, "echo", "one"], ["one"])
 
 
 def test_a_secret_in_an_argument_is_not_shown(base: Base) -> None:

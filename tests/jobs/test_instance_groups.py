@@ -7,9 +7,7 @@ import tarfile
 from pathlib import Path
 from typing import Any
 
-import pytest
-
-from tests.harness import RUNTIME, Base
+from tests.harness import Base
 
 HOSTS = ("algo-1", "algo-2", "algo-3")
 GROUPS = [
@@ -83,26 +81,3 @@ def test_groups_that_train_by_themselves_do_not_take_each_others_model(tmp_path:
         result = base.run(SM_RUNTIME_HOSTS="algo-1,algo-2")
         assert result.status == 0, result.log
     assert models(tmp_path) == {"model.tar.gz": ["algo-1"], "model-algo-2.tar.gz": ["algo-2"]}
-
-
-@pytest.mark.parametrize("hosts", ["", "algo-1", "algo-1,algo-2", "algo-1,algo-2,algo-3,algo-4"])
-def test_too_few_hosts_or_too_many_are_an_error(tmp_path: Path, hosts: str) -> None:
-    base = bases(tmp_path)[0]
-    result = base.run(SM_RUNTIME_HOSTS=hosts)
-    assert result.status == 1
-    assert "InstanceGroups: asks for 3 hosts, but" in base.failure_json()["message"]
-    assert not (tmp_path / "out").exists()
-    assert b"InstanceGroups" in base.run("check", command=RUNTIME, SM_RUNTIME_HOSTS=hosts).out
-
-
-def test_the_groups_of_the_file_win(tmp_path: Path) -> None:
-    base = bases(tmp_path)[1]
-    own = [
-        {"instance_group_name": "readers", "instance_type": "t", "hosts": ["algo-1", "algo-3"]},
-        {"instance_group_name": "mine", "instance_type": "u", "hosts": ["algo-2"]},
-    ]
-    resources = {"hosts": list(HOSTS), "current_host": "algo-2", "instance_groups": own}
-    base.write("input/config/resourceconfig.json", resources)
-    result = base.run()
-    assert result.status == 0, result.log
-    assert json.loads(result.out)[:2] == ["mine", ["algo-2"]]
