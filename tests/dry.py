@@ -8,15 +8,23 @@ from __future__ import annotations
 
 import io
 import logging
+import os
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import dataclass, field
+from pathlib import Path
+from traceback import format_exception
+from types import CodeType
 from typing import Any
+from unittest import mock
 
 from sm_runtime import __main__ as command_line
 from sm_runtime import check, run
 from sm_runtime.job.masking import Mask
 from sm_runtime.job.model import Command, Ended
+from sm_runtime.job.tail import Tail
+from sm_runtime.processes.relay import TAIL_BYTES
 from tests.harness import Base, eventually
 
 Script = Callable[[Command], Ended | None]
@@ -100,6 +108,52 @@ def look(base: Base, *words: str, **environ: str) -> Dry:
         else:
             status = check.show(variables, mask, as_json="--json" in words, secrets=secrets)
     return Dry(status, out.getvalue(), log.text())
+
+
+class _Abort(BaseException):
+    pass
+
+
+def executed(command: Command) -> Ended:
+    """Run the code of a Python script here, and return how its process would have ended."""
+    out, err, folder = io.StringIO(), io.StringIO(), os.getcwd()
+    name = command.argv[1]
+    with (
+        mock.patch.dict(os.environ, command.env, clear=True),
+        mock.patch.object(sys, "argv", list(command.argv[1:])),
+        mock.patch.object(os, "abort", side_effect=_Abort),
+        redirect_stdout(out),
+        redirect_stderr(err),
+    ):
+        os.chdir(command.cwd)
+        try:
+            status = _status_of(compile(Path(name).read_text(), name, "exec"))
+        finally:
+            os.chdir(folder)
+    tails = []
+    for stream in (err, out):
+        tail = Tail(TAIL_BYTES)
+        tail.add(stream.getvalue().encode("utf-8", "backslashreplace"))
+        tails.append(tail.read())
+    number = status - 128 if status > 128 else None
+    return Ended(status=status, signal=number, tail=tails[0], stdout_tail=tails[1])
+
+
+def _status_of(code: CodeType) -> int:
+    try:
+        exec(code, {"__name__": "__main__"})
+    except SystemExit as error:
+        if isinstance(error.code, str):
+            print(error.code, file=sys.stderr)
+            return 1
+        return error.code or 0
+    except _Abort:
+        return 134
+    except Exception as error:
+        assert error.__traceback__ is not None
+        sys.stderr.write("".join(format_exception(type(error), error, error.__traceback__.tb_next)))
+        return 1
+    return 0
 
 
 class _Lines:

@@ -1,4 +1,4 @@
-"""What no job can mean ends it before anything is started, in a sentence; files at most are used."""
+"""What no job can mean ends it before anything is started, in a sentence."""
 
 from __future__ import annotations
 
