@@ -16,7 +16,7 @@ import pytest
 from tests.buckets import channel, files, request
 from tests.faults import Request, proxying
 from tests.harness import Base
-from tests.parts.test_install import wheel
+from tests.jobs.test_install import wheel
 from tests.s3 import Server, serving
 
 MIB = 1 << 20

@@ -13,8 +13,8 @@ from tests.buckets import channel, request
 from tests.faults import Request, proxying
 from tests.harness import RUNTIME, Base
 from tests.jobs.test_channels_jobs import WAIT, index
+from tests.jobs.test_install import wheel
 from tests.jobs.test_s3_code import tar_gz
-from tests.parts.test_install import wheel
 from tests.s3 import Server, serving
 
 SCRIPT = "import os, common.lib\nprint(common.lib.VALUE, os.environ['SM_CHANNEL_TRAIN'])\n"

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from tests.harness import Base, package_alone
-from tests.parts.test_install import wheel
+from tests.jobs.test_install import wheel
 from tests.wheels import built_wheel
 
 SCRIPTS = Path(sysconfig.get_path("scripts"))

@@ -15,7 +15,7 @@ import pytest
 
 from tests.faults import first, proxying
 from tests.harness import RUNTIME, Base, Result, package_alone
-from tests.parts.test_install import wheel
+from tests.jobs.test_install import wheel
 from tests.s3 import CREDENTIALS, Server, free_port, serving, serving_by_rclone
 
 URI = "s3://a-bucket/a-job/source/sourcedir.tar.gz"
