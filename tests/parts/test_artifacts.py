@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
 import os
 import random
@@ -509,28 +508,6 @@ def test_an_error_of_the_sink_after_the_first_bytes_leaves_no_part(tmp_path: Pat
     assert os.listdir(tmp_path) == []
 
 
-def test_memory_does_not_grow_with_the_model(case: Case) -> None:
-    with open(case.model / "weights", "wb") as file:
-        for seed in range(12):
-            file.write(noise(16 * MIB, seed))
-    program = (
-        "import json, re, sys\n"
-        "from sm_runtime.output import artifacts\n"
-        "from sm_runtime.job.model import Cluster, Job, Output, Paths\n"
-        "job = Job(paths=Paths(sys.argv[1]), name='j', managed=False,\n"
-        "    cluster=Cluster(current_host='a', hosts=('a',)), output=Output(uri=sys.argv[2]))\n"
-        "saved = artifacts.save(job, threads=2)\n"
-        # not ru_maxrss: it starts with what the parent had
-        "peak = re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1]\n"
-        "print(json.dumps([saved[0].size_bytes, int(peak)]))\n"
-    )
-    command = [sys.executable, "-c", program, str(case.base), f"file://{case.target}"]
-    done = subprocess.run(command, capture_output=True, check=True)
-    size_bytes, peak_kib = json.loads(done.stdout)
-    assert size_bytes == 192 * MIB
-    assert peak_kib < 64 * KIB
-
-
 def test_the_archive_is_a_single_member_that_python_reads_too(case: Case) -> None:
     fill(case.model, SAVED_MODEL)
     artifacts.save(case.job())
@@ -620,22 +597,3 @@ def test_s3_is_checked_without_a_request(case: Case) -> None:
         "AWS_REGION": "us-east-1",
     }
     artifacts.check(case.job(uri="s3://bucket/prefix"), environ)
-
-
-def test_memory_does_not_grow_with_a_model_that_is_sent_to_s3(case: Case, server: Server) -> None:
-    with open(case.model / "weights", "wb") as file:
-        for seed in range(20):
-            file.write(noise(16 * MIB, seed))
-    program = (
-        "import json, os, re, sys\n"
-        "from sm_runtime.output import artifacts\n"
-        "from sm_runtime.job.model import Cluster, Job, Output, Paths\n"
-        "job = Job(paths=Paths(sys.argv[1]), name='j', managed=False,\n"
-        "    cluster=Cluster(current_host='a', hosts=('a',)), output=Output(uri='s3://bucket'))\n"
-        "artifacts.save(job, threads=2, environ=os.environ)\n"
-        "print(re.search(r'VmHWM:\\s+(\\d+)', open('/proc/self/status').read())[1])\n"
-    )
-    environ = {**os.environ, **reaching(server), "AWS_EC2_METADATA_DISABLED": "true"}
-    command = [sys.executable, "-c", program, str(case.base)]
-    done = subprocess.run(command, capture_output=True, check=True, env=environ)
-    assert int(done.stdout) < 250 * KIB

@@ -23,9 +23,9 @@ from sm_runtime.job.model import Cluster, Job, Sync
 from sm_runtime.job.paths import Paths
 from sm_runtime.output import artifacts
 from sm_runtime.storage.local import LocalStore
+from sm_runtime.sync import sending
 from sm_runtime.sync.mirror import Mirror
 from sm_runtime.sync.plan import Folder
-from sm_runtime.sync.sending import MAPS_SECONDS
 from sm_runtime.sync.syncs import Syncs
 from sm_runtime.sync.writers import being_written
 from tests.harness import eventually
@@ -304,8 +304,9 @@ def test_what_is_written_through_a_mapping_whose_file_is_closed_arrives(case: Ca
 
 
 def test_where_mappings_change_no_times_the_end_sends_what_was_mapped(
-    case: Case, tmp_path: Path
+    case: Case, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(sending, "MAPS_SECONDS", 0.5)
     case.local.mkdir(parents=True)
     subprocess.run(("mount", "-t", "tmpfs", "tmpfs", case.local), check=True)
     try:
@@ -314,7 +315,7 @@ def test_where_mappings_change_no_times_the_end_sends_what_was_mapped(
             case.arrives(x="old")
             with mapping(case.local / "x") as write:
                 write("one")
-                time.sleep(MAPS_SECONDS + 2)  # from one look at the mappings to the next
+                time.sleep(2)  # from one look at the mappings to the next
                 write("two")
         assert files_of(case.remote) == {"x": "two"}
     finally:

@@ -266,7 +266,7 @@ def test_values_are_searched_for_secrets(name: str, value: str, secrets: set[str
     assert set(secrets_in(name, value)) == secrets
 
 
-COUNT = 200_000
+COUNT = 60_000
 HOSTILE = {
     "one word": "a" * COUNT,
     "names": "key" * (COUNT // 3),
@@ -304,9 +304,9 @@ HOSTILE = {
 
 @pytest.mark.parametrize("case", HOSTILE)
 def test_a_hostile_text_takes_no_longer_than_another(case: str) -> None:
-    """What goes back over a text again and again takes minutes or hours, not a second."""
+    """What goes back over a text again and again takes minutes, not a tenth of a second."""
     mask = Mask()
     mask.learn(["aaaaaaaaaaaaaaaa", "password", pem()])
     began = time.thread_time()
     mask(HOSTILE[case])
-    assert time.thread_time() - began < 10
+    assert time.thread_time() - began < 3

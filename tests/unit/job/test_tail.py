@@ -33,7 +33,7 @@ def test_the_end_is_kept_in_whole_lines(longest: int) -> None:
     lines = [b"%d %s\n" % (i, b"x" * (i % 200)) for i in range(3000)]
     data = b"".join(lines)
     assert data.startswith(kept(*pieces(data[:SIZE], longest)))
-    found = kept(*pieces(data, longest if longest > 1 else 3))
+    found = kept(*pieces(data, max(longest, 20)))
     assert SIZE <= len(found) <= SIZE + 200
     assert found.splitlines(True) == lines[-len(found.splitlines()) :]
 
