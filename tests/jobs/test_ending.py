@@ -16,7 +16,7 @@ import pytest
 from tests.harness import Base, control_group, processes_with
 
 
-@pytest.mark.parametrize("status", [0, 1, 2, 3, 42, 77, 125, 126, 127, 128, 143, 255])
+@pytest.mark.parametrize("status", [0, 3, 143, 255])
 @pytest.mark.parametrize("entry", ["script", "shell", "module"])
 def test_the_exit_status_is_the_scripts(base: Base, status: int, entry: str) -> None:
     if entry == "shell":
@@ -33,7 +33,7 @@ def test_the_exit_status_is_the_scripts(base: Base, status: int, entry: str) -> 
         assert base.failure_json()["exit"] == status
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGSEGV", "SIGABRT", "SIGTERM", "SIGFPE"])
+@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
 def test_a_signal_gives_128_plus_it_and_is_named(base: Base, name: str) -> None:
     number = signal.Signals[name]
     result = base.script(f"import os; os.kill(os.getpid(), {int(number)})").run()

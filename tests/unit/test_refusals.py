@@ -259,3 +259,12 @@ def test_more_processes_than_a_host_can_have_are_refused(base: Base, key: str, c
     base.hyperparameters(sagemaker_mpi_enabled="true", **{key: str(count)})
     sentence = refused(dry.train(base.script("")), base)
     assert key in sentence and f"not {count}" in sentence
+
+
+@pytest.mark.parametrize(
+    "value", ["mine", "mine:", ":main", "a b:c", "mine:main()", "a/b:main", "a..b:main", "m:a:b"]
+)
+def test_a_malformed_hook_is_a_configuration_error(base: Base, value: str) -> None:
+    result = dry.train(base.script(""), SAGEMAKER_TRAINING_MODULE=value)
+    assert (result.status, result.commands) == (1, [])
+    assert "SAGEMAKER_TRAINING_MODULE" in base.failure() and value in base.failure()

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sm_runtime.channels.epochs import Epochs
@@ -139,6 +139,7 @@ sizes = st.lists(st.integers(1, 60))
 payloads = st.lists(st.binary(max_size=50) | st.just(b"x" * 2_000_000), max_size=6)
 
 
+@settings(max_examples=40)
 @given(payloads, sizes)
 def test_tfrecords_are_read_in_whatever_pieces_they_come(
     found: list[bytes], cut: list[int]
@@ -149,6 +150,7 @@ def test_tfrecords_are_read_in_whatever_pieces_they_come(
     assert [bytes(record) for batch in batches for record in batch] == found
 
 
+@settings(max_examples=40)
 @given(payloads, sizes, st.sampled_from([1, 7, 30, 2**29 - 1]))
 def test_recordio_is_read_as_it_was_framed(found: list[bytes], cut: list[int], most: int) -> None:
     found = [payload[:5000] for payload in found]
