@@ -26,6 +26,8 @@ PAGE = 1000
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 SPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 ACCESS_KEY = "testing-access-key"
+THREAD = "store"
+"""The name of the threads that serve."""
 
 
 class Refusal(Exception):
@@ -323,7 +325,7 @@ class Listener:
             except OSError:
                 return
             self._lines.add(line)
-            threading.Thread(target=self._work, args=(line,), daemon=True).start()
+            threading.Thread(target=self._work, args=(line,), name=THREAD, daemon=True).start()
 
     def _work(self, line: socket.socket) -> None:
         try:
@@ -346,7 +348,7 @@ class Listener:
 def serving(folder: Path, host: str = "127.0.0.1") -> Iterator[int]:
     """Serve ``folder`` from threads of this process until the block ends; yield the port."""
     listener = Listener(folder, host)
-    thread = threading.Thread(target=listener.serve)
+    thread = threading.Thread(target=listener.serve, name=THREAD)
     thread.start()
     try:
         yield listener.port

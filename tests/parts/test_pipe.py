@@ -53,7 +53,7 @@ def channel(folder: Path, uri: str, name: str = "train", **values: Any) -> Chann
 
 def _threads() -> set[threading.Thread]:
     """Return the threads but those that wait in a library, and what serves those: left behind."""
-    left = ("s3", "process_request_thread")
+    left = ("s3", "store", "process_request_thread")
     found = threading.enumerate()
     return {thread for thread in found if not any(name in thread.name for name in left)}
 
