@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 import signal
 import threading
+from collections.abc import Iterator
+from contextlib import closing
 
 import pytest
 
 from tests.harness import eventually
-from tests.links import HOSTS, ONE, THREE, TWO, Hosts, config, failure
+from tests.links import HOSTS, ONE, THREE, TWO, Elsewhere, Hosts, config, failure
 
 
 @pytest.mark.parametrize("suspended", [ONE, TWO])
@@ -65,3 +68,16 @@ def test_a_short_silence_kills_no_healthy_job(hosts: Hosts) -> None:
     leader, worker, _ = hosts.start(beat_seconds=2.0, silence_seconds=1.0)
     threading.Event().wait(2.5)
     assert not leader.state.failure and not worker.state.failure
+
+
+@pytest.fixture
+def hosts() -> Iterator[Hosts]:
+    with closing(Hosts()) as found:
+        yield found
+
+
+def busy_seconds(seconds: float) -> float:
+    """Return what this process computes in ``seconds``."""
+    before = sum(os.times()[:2])
+    threading.Event().wait(seconds)
+    return sum(os.times()[:2]) - before

@@ -3,12 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-import threading
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -16,10 +12,9 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.cluster.config import ClusterConfig
 from sm_runtime.cluster.link import Link
 from tests.harness import eventually
-from tests.links import HOSTS, ONE, PAIR, SECRET, THREE, TWO, Hosts, config, failure
+from tests.links import HOSTS, ONE, PAIR, SECRET, THREE, TWO, Elsewhere, Hosts, config, failure
 
 
 @pytest.fixture
@@ -127,40 +122,6 @@ def test_a_lost_leader_ends_every_host(hosts: Hosts) -> None:
     hosts.all(lambda link: link.state.finished, "nobody waits for the lost")
 
 
-class Elsewhere:
-    """A host in a process of its own, which can be suspended."""
-
-    def __init__(self, found: ClusterConfig) -> None:
-        values = {
-            "host": found.current, "hosts": found.hosts, "port": found.port,
-            "silence_seconds": found.silence_seconds,
-        }  # fmt: skip
-        code = (
-            "import json, sys; from tests.links import *\n"
-            "found = json.loads(sys.argv[1])\n"
-            "found['hosts'] = tuple(found['hosts'])\n"
-            "link = Hosts().add(config(**found)); link.ready({})\n"
-            "eventually(lambda: link.state.start, 'it starts', 60); print('started', flush=True)\n"
-            "eventually(lambda: link.state.failure, 'it fails', 60)\n"
-            "print(link.state.failure.message)\n"
-            "link.close()\n"
-        )
-        self.process = subprocess.Popen(
-            [sys.executable, "-c", code, json.dumps(values)], stdout=subprocess.PIPE
-        )
-
-    def line(self) -> str:
-        assert self.process.stdout
-        return self.process.stdout.readline().decode().strip()
-
-    def __enter__(self) -> Elsewhere:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.process.kill()
-        self.process.communicate()
-
-
 @pytest.mark.parametrize("silent", [ONE, TWO])
 def test_a_host_that_falls_silent_is_lost(hosts: Hosts, silent: str) -> None:
     pair = HOSTS[:2]
@@ -197,13 +158,6 @@ def test_a_request_to_stop_reaches_all_with_the_host_that_received_it(
     others = [link for host, link in hosts.links.items() if host != at]
     eventually(lambda: all(link.state.stop_reason for link in others), "the others know")
     assert {link.state.stop_reason for link in others} == {f"SIGTERM on {at}"}
-
-
-def busy_seconds(seconds: float) -> float:
-    """Return what this process computes in ``seconds``."""
-    before = sum(os.times()[:2])
-    threading.Event().wait(seconds)
-    return sum(os.times()[:2]) - before
 
 
 # -- hosts that do not come, or should not -----------------------------------------------------
