@@ -75,7 +75,7 @@ def test_hostile_values_arrive_whole(base: Base, entry: str) -> None:
     assert not list(base.root.rglob("PWN"))
 
 
-@pytest.mark.parametrize("seed", range(2))
+@pytest.mark.parametrize("seed", [8, 9])
 def test_a_thousand_random_byte_strings_arrive_whole(base: Base, seed: int) -> None:
     """Bytes that are no UTF-8 stand in JSON as the surrogates that os.fsdecode gives."""
     random = Random(seed)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import tempfile
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import pytest
@@ -68,6 +70,24 @@ def test_random_keys_and_values_arrive_whole(values: dict[str, str]) -> None:
         assert result.status == 0, result.log
         expected = [word for key in sorted(values) for word in (option(key), values[key])]
         assert list(result.argv[2:]) == expected
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_a_thousand_random_byte_strings_arrive_whole(base: Base, seed: int) -> None:
+    """Bytes that are no UTF-8 stand in JSON as the surrogates that os.fsdecode gives."""
+    random = Random(seed)
+
+    def text(longest: int) -> str:
+        return os.fsdecode(
+            bytes(random.randrange(1, 256) for _ in range(random.randrange(longest)))
+        )
+
+    values = {text(20).replace("=", "-"): text(200) for _ in range(500)}
+    place(base).hyperparameters(**{key: json.dumps(value) for key, value in values.items()})
+    result = dry.train(base)
+    assert result.status == 0, result.log
+    expected = [word for key in sorted(values) for word in (option(key), values[key])]
+    assert list(result.argv[2:]) == expected
 
 
 def option(key: str) -> str:
