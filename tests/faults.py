@@ -148,7 +148,11 @@ class _Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         path, _, query = self.path.partition("?")
-        body = self.rfile.read(int(self.headers.get("content-length") or 0))
+        length = int(self.headers.get("content-length") or 0)
+        body = self.rfile.read(length)
+        if len(body) < length:  # the client has gone, and the server would wait for the rest
+            self.close_connection = True
+            return
         with self.proxy.lock:
             alike = sum(r.path == path and r.method == self.command for r in self.proxy.requests)
             request = Request(

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -81,3 +84,37 @@ class Hosts:
             link.close(30)
         threads = [link._thread for link in self.links.values() if link._thread]
         assert not [thread for thread in threads if thread.is_alive()]
+
+
+class Elsewhere:
+    """A host in a process of its own, which can be suspended."""
+
+    def __init__(self, found: ClusterConfig) -> None:
+        values = {
+            "host": found.current, "hosts": found.hosts, "port": found.port,
+            "silence_seconds": found.silence_seconds,
+        }  # fmt: skip
+        code = (
+            "import json, sys; from tests.links import *\n"
+            "found = json.loads(sys.argv[1])\n"
+            "found['hosts'] = tuple(found['hosts'])\n"
+            "link = Hosts().add(config(**found)); link.ready({})\n"
+            "eventually(lambda: link.state.start, 'it starts', 60); print('started', flush=True)\n"
+            "eventually(lambda: link.state.failure, 'it fails', 60)\n"
+            "print(link.state.failure.message)\n"
+            "link.close()\n"
+        )
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", code, json.dumps(values)], stdout=subprocess.PIPE
+        )
+
+    def line(self) -> str:
+        assert self.process.stdout
+        return self.process.stdout.readline().decode().strip()
+
+    def __enter__(self) -> Elsewhere:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.process.kill()
+        self.process.communicate()

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import store
 from tests.harness import eventually
 from tests.store import ACCESS_KEY
 
@@ -38,10 +39,9 @@ class Server:
 @contextmanager
 def serving(folder: Path, host: str = "127.0.0.1") -> Iterator[Server]:
     """Serve ``folder`` on an address of this machine until the block ends; see ``tests.store``."""
-    port = free_port(host)
-    command = (sys.executable, "-m", "tests.store", str(port), str(folder), host)
-    with _started(command, folder, host, port) as server:
-        yield server
+    folder.mkdir(parents=True, exist_ok=True)
+    with store.serving(folder.resolve(), host) as port:
+        yield Server(f"http://{host}:{port}", folder)
 
 
 @contextmanager

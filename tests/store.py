@@ -26,6 +26,8 @@ PAGE = 1000
 XML = '<?xml version="1.0" encoding="UTF-8"?>'
 SPACE = 'xmlns="http://s3.amazonaws.com/doc/2006-03-01/"'
 ACCESS_KEY = "testing-access-key"
+THREAD = "store"
+"""The name of the threads that serve."""
 
 
 class Refusal(Exception):
@@ -307,14 +309,53 @@ class Connection:
         self.line.sendall(head + (b"" if self.method == "HEAD" else body))
 
 
-def serve(port: int, folder: Path, host: str = "127.0.0.1") -> None:
-    """Serve until the process is ended."""
-    store = Store(folder)
-    with socket.create_server((host, port), backlog=512) as listener:
+class Listener:
+    """Accepts connections, each of which has a thread, until it is closed."""
+
+    def __init__(self, folder: Path, host: str = "127.0.0.1", port: int = 0) -> None:
+        self._store, self._lines = Store(folder), set[socket.socket]()
+        self._socket = socket.create_server((host, port), backlog=512)
+        self.port: int = self._socket.getsockname()[1]
+
+    def serve(self) -> None:
+        """Accept until another thread closes this."""
         while True:
-            line, _ = listener.accept()
-            threading.Thread(target=Connection(store, line).serve, daemon=True).start()
+            try:
+                line, _ = self._socket.accept()
+            except OSError:
+                return
+            self._lines.add(line)
+            threading.Thread(target=self._work, args=(line,), name=THREAD, daemon=True).start()
+
+    def _work(self, line: socket.socket) -> None:
+        try:
+            # What a client gets wrong ends its connection, and no test.
+            with contextlib.suppress(Exception):
+                Connection(self._store, line).serve()
+        finally:
+            line.close()
+            self._lines.discard(line)
+
+    def close(self) -> None:
+        """End all connections."""
+        for each in (self._socket, *list(self._lines)):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._socket.close()
+
+
+@contextlib.contextmanager
+def serving(folder: Path, host: str = "127.0.0.1") -> Iterator[int]:
+    """Serve ``folder`` from threads of this process until the block ends; yield the port."""
+    listener = Listener(folder, host)
+    thread = threading.Thread(target=listener.serve, name=THREAD)
+    thread.start()
+    try:
+        yield listener.port
+    finally:
+        listener.close()
+        thread.join()
 
 
 if __name__ == "__main__":
-    serve(int(sys.argv[1]), Path(sys.argv[2]).resolve(), *sys.argv[3:])
+    Listener(Path(sys.argv[2]).resolve(), *sys.argv[3:], port=int(sys.argv[1])).serve()

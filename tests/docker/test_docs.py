@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.container import docker
-from tests.functional.test_docs import TRAIN
+from tests.jobs.test_docs import TRAIN
 from tests.markdown import fences, run_in
 
 

@@ -18,7 +18,7 @@ from tests.docker import test_cluster_tensorflow  # noqa: F401  # runs some of t
 from tests.docker.container import Container, Ml, derived, docker, host_address, run
 from tests.docker.examples import EXAMPLES, RUN, fashion_mnist, prepare, runs
 from tests.examples.example import metric
-from tests.functional.test_install import wheel
+from tests.jobs.test_install import wheel
 from tests.wheels import built_wheel
 
 

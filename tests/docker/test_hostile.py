@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from tests.docker.container import Ml, run
-from tests.functional.test_isolation import LOADED, NAMES, TRACES
+from tests.jobs.test_isolation import LOADED, NAMES, TRACES
 
 PYTHONPATH = ("-e", "PYTHONPATH=/opt/ml/code", "-e", "SAGEMAKER_PROGRAM=train.py")
 """As AWS's images set it."""

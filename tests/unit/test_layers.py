@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import ast
-import json
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -71,42 +68,6 @@ def test_only_the_command_reads_the_environment(path: Path) -> None:
             and isinstance(node.value, ast.Name)
             and node.value.id == "os"
         ), f"line {node.lineno}"
-
-
-IMPORT_ALL = """
-import json, logging, os, signal, sys, threading
-def state():
-    handlers = [signal.getsignal(n) for n in (signal.SIGTERM, signal.SIGINT, signal.SIGCHLD)]
-    return [dict(os.environ), os.getcwd(), sys.path[:], threading.active_count(), os.umask(0o22),
-            list(map(str, handlers)), list(map(str, logging.root.handlers)), logging.root.level,
-            sorted(os.listdir("/proc/self/fd"))]
-before = state()
-for name in sys.argv[1:]:
-    __import__(name)
-print(json.dumps([state() == before, sorted({name.split(".")[0] for name in sys.modules})]))
-"""
-
-
-def test_importing_does_nothing(tmp_path: Path) -> None:
-    modules = [
-        ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for path in MODULES
-        # The hook for Python children is a sitecustomize: to act on import is what it is for.
-        if "inject" not in path.parts
-    ]
-    done = subprocess.run(
-        (sys.executable, "-B", "-X", "utf8", "-c", IMPORT_ALL, *modules),
-        cwd=tmp_path,
-        env={"HOME": str(tmp_path), "SAGEMAKER_BASE_DIR": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        check=True,
-    )
-    unchanged, loaded = json.loads(done.stdout)
-    assert unchanged
-    assert done.stderr == ""
-    assert list(tmp_path.iterdir()) == []
-    assert {"boto3", "botocore", "numpy", "tensorflow"}.isdisjoint(loaded)
 
 
 KNOWS_SCHEMES = ("job/location.py", "job/secrets.py", "storage/")

@@ -1,0 +1,115 @@
+"""A million objects are listed, planned and shuffled in bounded memory."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+
+KEYS = 1_000_000
+# As S3 writes it; the key's middle and the tag's start are put in for each page.
+ENTRY = (
+    "<Contents><Key>train/part-PAGE/image-{0:09d}.jpg</Key>"
+    "<LastModified>2026-11-20T10:11:12.000Z</LastModified>"
+    "<ETag>&quot;TAGS{0:024x}&quot;</ETag><Size>123456</Size>"
+    "<StorageClass>STANDARD</StorageClass></Contents>"
+)
+ENTRIES = "".join(ENTRY.format(number) for number in range(1000)).encode()
+HEAD = (
+    "<?xml version='1.0'?><ListBucketResult xmlns='http://s3.amazonaws.com/doc/2006-03-01/'>"
+    "<Name>b</Name><KeyCount>1000</KeyCount><IsTruncated>{}</IsTruncated>"
+    "<NextContinuationToken>{}</NextContinuationToken>"
+)
+
+
+class Million(BaseHTTPRequestHandler):
+    """Lists a million keys, a thousand at a time."""
+
+    protocol_version = "HTTP/1.1"
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+    def do_GET(self) -> None:
+        page = int(self.path.partition("continuation-token=")[2].partition("&")[0] or 0)
+        more = str(page < KEYS // 1000 - 1).lower()
+        entries = ENTRIES.replace(b"PAGE", b"%05d" % page).replace(b"TAGS", b"%08x" % page)
+        body = HEAD.format(more, page + 1).encode() + entries + b"</ListBucketResult>"
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+
+@pytest.fixture(scope="module")
+def url() -> Iterator[str]:
+    with ThreadingHTTPServer(("127.0.0.1", 0), Million) as server:
+        server.daemon_threads = True
+        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+PRELUDE = """
+import sys
+from sm_runtime.channels.pipe import Epochs
+from sm_runtime.channels.objects import Origins
+from sm_runtime.channels.survey import survey
+from sm_runtime.job.model import Channel, Cluster, Source
+environ = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "S3_ENDPOINT_URL": sys.argv[1]}
+origins, here = Origins(environ, "x"), Cluster(current_host="a", hosts=("a",))
+def channel(**more):
+    return Channel(name="train", path="/x", source=Source(uri="s3://b/train/", **more))
+"""
+REPORT = """
+with open("/proc/self/status") as file:
+    print(count, *(line.split()[1] for line in file if line.startswith("VmHWM")))
+"""
+USES = {
+    "a listing": "count = sum(1 for _ in origins('s3://b/').list('s3://b/train/'))",
+    "the plan of a File channel": "count = survey(channel(), here, origins, lambda: False).files",
+    "a shuffled epoch": (
+        "count = sum(1 for _ in Epochs(channel(shuffle_seed=1), here, origins).pieces(0))"
+    ),
+}
+
+
+@pytest.mark.parametrize("use", USES)
+def test_a_million_keys_take_less_than_200_mib(url: str, use: str) -> None:
+    command = (sys.executable, "-c", PRELUDE + USES[use] + REPORT, url)
+    done = subprocess.run(command, cwd="/", stdout=subprocess.PIPE, check=True, timeout=100)
+    count, kibibytes = map(int, done.stdout.split())
+    assert count == KEYS
+    assert kibibytes < 200 * 1024
+
+
+MEMORY = """
+import resource, sys
+from sm_runtime.channels.survey import survey
+from sm_runtime.job.model import Channel, Cluster, Source
+from sm_runtime.storage import Blob
+class Bucket:
+    def list(self, uri, stopped):
+        for i in range(int(sys.argv[1])):
+            key = f"train/part-{i // 1000:05d}/image-{i:09d}.jpg"
+            tag = f"{hash(key) & (1 << 64) - 1:016x}" * 2
+            yield Blob(uri="s3://b/" + key, key=key, size_bytes=i, etag=tag)
+channel = Channel(name="train", path="/x", source=Source(uri="s3://b/train"))
+found = survey(channel, Cluster(current_host="a", hosts=("a",)), lambda _: Bucket(), lambda: False)
+assert found.files == int(sys.argv[1])
+print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+
+def test_a_listing_takes_little_memory() -> None:
+    def peak_kib(count: int) -> int:
+        command = (sys.executable, "-c", MEMORY, str(count))
+        return int(subprocess.run(command, check=True, capture_output=True).stdout)
+
+    assert (peak_kib(300_000) - peak_kib(1000)) * 1024 < 300_000 * 160  # a million: 160 MB

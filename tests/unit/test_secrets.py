@@ -1,0 +1,225 @@
+"""No shape of a secret, in whatever place, gets into what the runtime prints or writes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+import pytest
+
+from tests import dry
+from tests.dry import Dry
+from tests.harness import Base
+from tests.secrets_table import ADDRESSES, HIDDEN_OF_ADDRESS, NAMED, SHAPES, key_lines, pem
+
+SECRETS = {
+    "hyperparameter": "hunter2-is-long",
+    "token": "tok-0123456789abcdef",
+    "environment": "env-secret-value-77",
+    "aws": "AKIAIOSFODNN7EXAMPLE",
+    "hf": "hf_abcdefghijklmnopqrstuvwxyz",
+    "url": "urlpassw0rd",
+}
+SCRIPT = """
+import os, sys
+values = sys.argv + list(os.environ.values())
+open("seen", "w").write(" ".join(values))
+raise ValueError("cannot connect with " + " ".join(values))
+"""
+
+
+def plant(base: Base) -> None:
+    base.hyperparameters(
+        db_password=SECRETS["hyperparameter"],
+        nested=json.dumps({"api_token": SECRETS["token"]}),
+        key_id=SECRETS["aws"],
+        hub=SECRETS["hf"],
+        index=f"https://user:{SECRETS['url']}@host/simple",
+    )
+    base.environ["MY_SECRET"] = SECRETS["environment"]
+
+
+def assert_clean(text: str) -> None:
+    assert not [name for name, value in SECRETS.items() if value in text], text
+
+
+@pytest.mark.parametrize("arguments", [("env",), ("env", "--json"), ("check",)])
+def test_the_other_commands_show_no_secret(base: Base, arguments: tuple[str, ...]) -> None:
+    plant(base)
+    result = dry.look(base.script(SCRIPT), *arguments)
+    assert_clean(result.out + result.log)
+
+
+def test_env_shows_secrets_where_they_are_asked_for(base: Base) -> None:
+    plant(base)
+    result = dry.look(base.script(""), "env", "--show-secrets")
+    assert SECRETS["hyperparameter"] in result.out
+
+
+RAISES = """
+import os, sys
+how = os.environ["HOW"]
+names = [name for name in os.environ if name.startswith(("THING", "ADDRESS", "CONFIG"))]
+chosen = {name: os.environ[name] for name in names}
+if how == "environment":
+    raise ValueError(os.environ)
+elif how == "arguments":
+    raise RuntimeError("cannot run with", sys.argv)
+elif how == "lines":
+    raise KeyError("\\n".join(f"{name}: {value}" for name, value in chosen.items()))
+elif how == "exit":
+    sys.exit(f"bad settings: {chosen}")
+elif how == "stdout":
+    print(chosen)
+    sys.exit(5)
+elif how == "crash":
+    print("what():", *chosen.values(), sep="\\n", file=sys.stderr)
+    os.abort()
+"""
+
+
+def plant_everywhere(base: Base, values: Mapping[str, str]) -> None:
+    """Put each value where people put one, under names that say nothing."""
+    hyperparameters = {}
+    for number, value in enumerate(values.values()):
+        hyperparameters[f"thing_{number}"] = value
+        hyperparameters[f"nested_{number}"] = json.dumps({"a": [{"b": value}]})
+        base.environ[f"THING_{number}"] = value
+        base.environ[f"ADDRESS_{number}"] = f"https://host.example.com/x?thing={value}&more=1"
+        base.environ[f"CONFIG_{number}"] = json.dumps({"a": {"b": json.dumps([value])}})
+    base.hyperparameters(**hyperparameters)
+
+
+def own(result: Dry) -> str:
+    return "\n".join(line for line in result.log.splitlines() if " sm-runtime " in line)
+
+
+def assert_hidden(text: str, values: Mapping[str, str]) -> None:
+    shown = [name for name, value in values.items() if value in text or value[-16:] in text]
+    assert not shown, text[:4000]
+
+
+def parts(values: Mapping[str, str], count: int) -> list[dict[str, str]]:
+    pairs = list(values.items())
+    return [dict(pairs[i::count]) for i in range(count)]
+
+
+SHAPES_IN_PARTS = parts({name: value for name, value in SHAPES.items() if len(value) < 800}, 4)
+HOWS = ["environment", "arguments", "lines", "exit", "stdout", "crash"]
+
+
+@pytest.mark.parametrize("part", range(4))
+@pytest.mark.parametrize("how", HOWS)
+def test_no_shape_of_a_secret_gets_into_the_reports_of_a_failure(
+    base: Base, part: int, how: str
+) -> None:
+    values = SHAPES_IN_PARTS[part]
+    plant_everywhere(base, values)
+    result = dry.train(base.script(RAISES), dry.executed, HOW=how)
+    assert result.status != 0
+    assert_hidden(own(result), values)
+    assert_hidden(base.failure(), values)
+    assert_hidden(base.path("output/data/failure.json").read_text(), values)
+    assert base.failure_json()["phase"] == "train"
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_no_address_with_a_secret_gets_into_the_reports_of_a_failure(base: Base, how: str) -> None:
+    for number, address in enumerate(ADDRESSES.values()):
+        base.environ[f"THING_{number}"] = "".join(address)
+    base.hyperparameters(**{f"thing_{n}": "".join(a) for n, a in enumerate(ADDRESSES.values())})
+    result = dry.train(base.script(RAISES), dry.executed, HOW=how)
+    assert result.status != 0
+    assert_hidden(own(result), HIDDEN_OF_ADDRESS)
+    assert_hidden(base.failure(), HIDDEN_OF_ADDRESS)
+    assert_hidden(base.path("output/data/failure.json").read_text(), HIDDEN_OF_ADDRESS)
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_no_named_secret_inside_of_a_variable_gets_into_the_reports_of_a_failure(
+    base: Base, how: str
+) -> None:
+    base.environ["CONFIG"] = json.dumps({"deep": [NAMED]})
+    base.environ["CONFIG_TEXT"] = json.dumps(json.dumps({"deep": NAMED}))
+    base.environ["THING"] = " ".join(f"--{n} '{v}'" for n, v in NAMED.items() if " " not in v)
+    base.hyperparameters(config=json.dumps({"deep": [NAMED]}))
+    result = dry.train(base.script(RAISES), dry.executed, HOW=how)
+    assert result.status != 0
+    assert_hidden(own(result), NAMED)
+    assert_hidden(base.failure(), NAMED)
+    assert_hidden(base.path("output/data/failure.json").read_text(), NAMED)
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_shape_of_a_secret_is_shown_without_a_failure(base: Base, part: int) -> None:
+    values = SHAPES_IN_PARTS[part]
+    plant_everywhere(base, values)
+    base.write("input/config/resourceconfig.json", {"current_host": "a", "hosts": ["a", "b"]})
+    base.environ["SM_RUNTIME_ARGS"] = json.dumps(["--other", *values.values()])
+    assert_hidden(own(dry.train(base.script(""))), values)
+    for arguments in (("env",), ("env", "--json"), ("env", "--launch")):
+        result = dry.look(base, *arguments)
+        assert result.status == 0, result.log
+        assert_hidden(result.out + result.log, values)
+    hyperparameters = json.loads(base.path("input/config/hyperparameters.json").read_text())
+    base.hyperparameters(
+        **hyperparameters,
+        sagemaker_mpi_enabled="true",
+        sagemaker_mpi_custom_mpi_options=" ".join(f"-x THING={v}" for v in values.values()),
+    )
+    result = dry.look(base, "env", "--launch", PATH="/nowhere")  # or Open MPI would be asked
+    assert_hidden(result.out + result.log, values)
+
+
+OPTIONS = ("SM_RUNTIME_CHOWN", "SM_RUNTIME_STOP_SIGNAL", "SM_RUNTIME_JOB", "SM_RUNTIME_LAUNCHER")
+
+
+@pytest.mark.parametrize("part", range(4))
+def test_no_shape_of_a_secret_is_shown_for_a_mistake(base: Base, part: int) -> None:
+    values = SHAPES_IN_PARTS[part]
+    base.script("")
+    for number, value in enumerate(values.values()):
+        option = OPTIONS[number % len(OPTIONS)]
+        result = dry.look(base, "check", **{option: f"x{'y' * 50} {value}"})
+        assert result.status == 1
+        assert option in result.out
+        assert_hidden(result.out + result.log, values)
+    plant_everywhere(base, values)
+    base.write("input/config/resourceconfig.json", "{")
+    result = dry.train(base, SM_RUNTIME_JOB="".join(ADDRESSES["AWS, presigned"]))
+    assert result.status == 1
+    assert "SM_RUNTIME_JOB" in base.failure()
+    assert_hidden(result.log + base.failure(), {**values, **HIDDEN_OF_ADDRESS})
+
+
+KEY = pem()
+KEYS = {f"line {number}": line for number, line in enumerate(key_lines(KEY))}
+
+
+@pytest.mark.parametrize("place", ["a variable", "escaped", "JSON", "a hyperparameter", "nowhere"])
+@pytest.mark.parametrize("how", ["raised", "printed", "line by line", "cut by the tail"])
+def test_no_line_of_a_private_key_gets_into_the_reports(base: Base, place: str, how: str) -> None:
+    if place == "a variable":
+        base.environ["DEPLOY"] = KEY
+    elif place == "escaped":
+        base.environ["DEPLOY"] = KEY.replace("\n", "\\n")
+    elif place == "JSON":
+        base.environ["DEPLOY"] = json.dumps({"a": {"b": KEY}})
+    elif place == "a hyperparameter":
+        base.hyperparameters(deploy=KEY)
+    base.write("code/key", KEY)
+    acts = {
+        "raised": "raise ValueError({'key': key})",
+        "printed": "raise ValueError('cannot load\\n' + key + '\\nas a key')",
+        "line by line": "for line in key.splitlines(): print(line, file=sys.stderr)\nsys.exit(3)",
+        # So that the last 64 KiB begin in the middle of it.
+        "cut by the tail": (
+            "sys.stderr.write(key + ('x' * 63 + '\\n') * (1024 - 6) + 'no key\\n')\nsys.exit(1)"
+        ),
+    }
+    base.script(f"import sys\nwith open('key') as file: key = file.read()\n{acts[how]}")
+    result = dry.train(base, dry.executed)
+    assert result.status != 0
+    assert_hidden(own(result), KEYS)
+    assert_hidden(base.failure(), KEYS)
+    assert_hidden(base.path("output/data/failure.json").read_text(), KEYS)
