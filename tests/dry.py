@@ -25,6 +25,7 @@ from sm_runtime.job.model import Command, Ended
 from sm_runtime.job.secrets import Mask
 from sm_runtime.job.text import Tail
 from sm_runtime.processes.relay import TAIL_BYTES
+from sm_runtime.processes.workload import Start, Workload
 from tests.harness import Base, eventually
 
 Script = Callable[[Command], Ended | None]
@@ -61,9 +62,11 @@ class _NoProcess:
         self.commands: list[Command] = []
         self._script = script
 
-    def run(self, command: Command, *_: object, **__: object) -> Ended:
-        self.commands.append(command)
-        return self._script(command) or Ended(status=0)
+    def run(self, workload: Workload, **_: object) -> dict[int, Ended]:
+        (start,) = workload.begin(0.0)
+        assert isinstance(start, Start)
+        self.commands.append(start.command)
+        return {start.key: self._script(start.command) or Ended(status=0)}
 
     def capture(self, command: Command, *_: object) -> Ended:
         raise AssertionError(f"an installer is started: {command.argv}")

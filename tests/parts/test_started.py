@@ -39,10 +39,8 @@ def test_a_function_runs_as_a_program_and_its_value_is_the_status(
         "def nothing(): print(ascii(sys.argv))\n"
     )
     program = f"pkg.mod:{function}"
-    argv = program_words(
-        program, Found(folder=str(tmp_path), module_here=True), ARGUMENTS, sys.executable
-    )
-    result = subprocess.run(argv, cwd=tmp_path, capture_output=True, check=False)
+    words = program_words(program, Found(folder=str(tmp_path), module_here=True), sys.executable)
+    result = subprocess.run([*words, *ARGUMENTS], cwd=tmp_path, capture_output=True, check=False)
     assert result.returncode == status
     assert result.stdout.decode() == ascii([program, *ARGUMENTS]) + "\n"
 

@@ -367,7 +367,8 @@ def test_intermediate_output_and_model_dir_are_synced_with_s3(case: Case, tmp_pa
                 region="us-east-1",
                 hyperparameters={"model_dir": "s3://bucket/model"},
                 reserved={"sagemaker_s3_output": "s3://bucket/rl"},
-            )
+            ),
+            bool,
         )
         environ = {**CREDENTIALS, "AWS_ENDPOINT_URL_S3": server.url}
         syncs = sync.open_syncs(job, environ)
