@@ -153,8 +153,8 @@ class HostProcesses:
 
     def failure_of(self, state: ProcessState, ended: Ended) -> Failure:
         """Return the failure that the end of a process is."""
-        folder = self.commands[state.key].cwd
-        return failure.of_script(ended, folder, self.policy.host, self.policy.mask)
+        command = self.commands[state.key]
+        return failure.of_script(ended, command, self.policy.host, self.policy.mask)
 
     def service_failure(self, state: ProcessState, ended: Ended) -> Failure:
         """Return why a service that has ended is the end of the job."""
@@ -162,7 +162,8 @@ class HostProcesses:
         whole = f"the {state.name}: {found.message}"
         if "the script" in found.message:
             whole = found.message.replace("the script", f"the {state.name}", 1)
-        return replace(found, name="LaunchError", message=whole, status=ended.status or 1)
+        status = ended.status or 1
+        return replace(found, name="LaunchError", message=whole, status=status, command=None)
 
     def service_priority(self, state: ProcessState) -> Priority:
         """Return how likely the failure of a service is to be the cause of others."""

@@ -45,7 +45,7 @@ class SingleHost:
         workload = SingleProcess(script, policy)
         [ended] = self._supervisor.run(workload, keep_stacks=keep_stacks).values()
         if not ended.ok:
-            return self._failure(ended, script.cwd)
+            return self._failure(ended, script)
         if ended.stopped_by:
             log.info("the script ended well after it was stopped by %s", ended.stopped_by)
         return None
@@ -65,12 +65,12 @@ class SingleHost:
     def close(self) -> None:
         """Do nothing: nothing is open."""
 
-    def _failure(self, ended: Ended, code: str) -> Failure:
+    def _failure(self, ended: Ended, command: Command) -> Failure:
         """Return the failure that the script's end is."""
         from sm_runtime.job import failure  # only a job that fails pays for it
 
         try:
-            return failure.of_script(ended, code, self._host, self._mask)
+            return failure.of_script(ended, command, self._host, self._mask)
         except Exception as error:  # whatever the script wrote, its status stands
             log.error("the reason of the failure cannot be determined", exc_info=error)
             message = f"the script ended with exit code {ended.status}"

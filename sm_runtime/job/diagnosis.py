@@ -52,6 +52,26 @@ _EMPTY = (
 _HEADINGS = 40
 """How many characters of these the first line that says something is given."""
 
+_MISSING = re.compile(r"No module named '([A-Za-z0-9_]+)")
+_IN_AWS_IMAGES = {
+    "awscli": "awscli",
+    "bokeh": "bokeh",
+    "cv2": "opencv-python-headless",
+    "imageio": "imageio",
+    "IPython": "ipython",
+    "numba": "numba",
+    "pandas": "pandas",
+    "plotly": "plotly",
+    "sagemaker": "sagemaker<3",
+    "seaborn": "seaborn",
+    "shap": "shap",
+    "smexperiments": "sagemaker-experiments",
+    "tensorflow_datasets": "tensorflow-datasets",
+    "tensorflow_io": "tensorflow-io==0.36.0",
+    "yaml": "PyYAML",
+}
+"""By module, the line of ``requirements.txt`` for what AWS images have and ours lack."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Raised:
@@ -427,3 +447,10 @@ def _dumped(lines: Sequence[str]) -> tuple[tuple[str, int], ...]:
             break
         frames.append((found["file"], int(found["line"])))
     return tuple(reversed(frames))
+
+
+def missing_module(name: str, message: str) -> str:
+    """Return what to do about a module that AWS's images have; empty for anything else."""
+    found = _MISSING.search(message) if name == "ModuleNotFoundError" else None
+    line = _IN_AWS_IMAGES.get(found[1]) if found else None
+    return f"; AWS's images have it: add {line} to requirements.txt" if line else ""

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sm_runtime.job import text as characters
 from sm_runtime.job.errors import JobError
-from sm_runtime.job.model import Ended, Json
+from sm_runtime.job.model import Command, Ended, Json
 from sm_runtime.job.text import printable
 
 HEADLINE_CHARACTERS = 200
@@ -22,6 +23,8 @@ _MESSAGE_CHARACTERS = 4096
 _HOST_CHARACTERS = 64
 _LINE_CHARACTERS = 400
 """How much of a line ``output/failure`` shows, where all do not fit."""
+_TOOLKIT_CHARACTERS = 100
+"""The most of a message, and of a command, in the form of SageMaker's toolkit."""
 _CAUSES = 3
 """How many of the exceptions that led to the last one are named there."""
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV)
@@ -46,6 +49,8 @@ class Failure:
     host: str | None = None
     rank: int | None = None
     last_lines: tuple[str, ...] = ()
+    command: str | None = None
+    """The command that failed, as a shell has it, where it is the user's."""
 
     def headline(self) -> str:
         """Return ``Class: message (file:line) [host, exit N]``, 200 characters at most."""
@@ -71,7 +76,22 @@ class Failure:
         ):
             room = _LINE_CHARACTERS if self.last_lines else TEXT_CHARACTERS - len(head) - 1
             head += f"{_clip(message, room)}\n"
-        return head + _fitting([*map(printable, self.last_lines)], TEXT_CHARACTERS - len(head))
+        tail = self._as_the_toolkit()
+        room = TEXT_CHARACTERS - len(head) - len(tail)
+        lines = _fitting([*map(printable, self.last_lines)], room - bool(tail))
+        return head + lines + ("\n" * (bool(tail) and bool(lines)) + tail)
+
+    def _as_the_toolkit(self) -> str:
+        """Return what tools look for: what SageMaker's training toolkit writes of a script."""
+        if self.command is None:
+            return ""
+        message = printable(" ".join(self.message.split())).replace('"', "'")
+        command = printable(self.command).replace("\n", " ")
+        return (
+            f"ExecuteUserScriptError:\nExitCode {self.status}\n"
+            f'ErrorMessage "{_clip(message, _TOOLKIT_CHARACTERS)}"\n'
+            f'Command "{_clip(command, _TOOLKIT_CHARACTERS)}"'
+        )
 
     def as_dict(self) -> dict[str, Json]:
         """Return what ``failure.json`` holds; ``from_dict`` is the way back."""
@@ -87,6 +107,7 @@ class Failure:
             "host": self.host,
             "oom": self.oom,
             "last_lines": list(self.last_lines),
+            "command": self.command,
         }
 
     @classmethod
@@ -104,6 +125,7 @@ class Failure:
             host=found["host"],
             oom=found["oom"],
             last_lines=tuple(found["last_lines"]),
+            command=found["command"],
         )
 
     def masked(self, mask: Callable[[str], str]) -> Failure:
@@ -113,6 +135,7 @@ class Failure:
             name=mask(self.name),
             message=mask(self.message),
             file=mask(self.file) if self.file else None,
+            command=mask(self.command) if self.command else None,
             # Together, for a secret may have lines.
             last_lines=tuple(mask("\n".join(self.last_lines)).split("\n"))
             if self.last_lines
@@ -170,14 +193,14 @@ def of_error(error: JobError, host: str | None, mask: Callable[[str], str]) -> F
     )
 
 
-def of_script(ended: Ended, code: str, host: str, mask: Callable[[str], str]) -> Failure:
-    """Return why the script failed; ``code`` is the folder that its files are named relative to."""
+def of_script(ended: Ended, command: Command, host: str, mask: Callable[[str], str]) -> Failure:
+    """Return why the script of ``command`` failed; files are named relative to its folder."""
     lines = _lines(ended.tail, mask)
     is_stderr = any(map(str.strip, lines))
     if not is_stderr:  # a shell script may have written its complaint to standard output
         lines = _lines(ended.stdout_tail, mask)
     name, message, frames, last = _reason(ended, lines, is_stderr=is_stderr)
-    file, line = _own_frame(frames, code)
+    file, line = _own_frame(frames, command.cwd)
     return Failure(
         name=name,
         message=_clip(message, _MESSAGE_CHARACTERS),
@@ -189,6 +212,8 @@ def of_script(ended: Ended, code: str, host: str, mask: Callable[[str], str]) ->
         oom=bool(ended.oom_kills) and ended.status == 137,
         host=host,
         last_lines=tuple(last),
+        # Word by word: the quotes that a shell needs would hide a secret from the mask.
+        command=shlex.join(map(mask, command.argv)),
     )
 
 
@@ -213,6 +238,7 @@ def _reason(
         message = f"{raised.message}; then {how}".lstrip("; ") if crashed else raised.message
         if _BUS.search(message):  # a child's end, say
             message += f"; {_bus_error(ended)}"
+        message += diagnosis.missing_module(raised.name, raised.message)
         return raised.name, message, raised.frames, raised.lines
     by_signal = bool(ended.signal)
     if by_signal:

@@ -432,5 +432,5 @@ def test_failure_json_is_complete(base: Base) -> None:
     base.script("raise ValueError('x')").run()
     assert set(json.loads(base.path("output/data/failure.json").read_text())) == {
         *("class", "message", "phase", "exit", "signal", "file", "line", "rank", "host", "oom"),
-        "last_lines",
+        *("last_lines", "command"),
     }

@@ -7,11 +7,13 @@ import signal
 
 import pytest
 
-from sm_runtime.job.failure import Failure, of_script
-from sm_runtime.job.model import Ended
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.failure import Failure, of_error, of_script
+from sm_runtime.job.model import Command, Ended
 from sm_runtime.job.text import lines, printable
 
 CODE = "/opt/ml/code"
+COMMAND = Command(argv=("python3", "train.py", "--a", "b c"), cwd=CODE, env={})
 FRAMES = """\
 Traceback (most recent call last):
   File "/opt/ml/code/train.py", line 7, in <module>
@@ -29,7 +31,7 @@ def failure(stderr: str, status: int = 1, *, host: str = "algo-1", stdout: str =
         tail=stderr.encode(),
         stdout_tail=stdout.encode(),
     )
-    return of_script(ended, CODE, host, str)
+    return of_script(ended, COMMAND, host, str)
 
 
 def reason(found: Failure) -> str:
@@ -450,7 +452,7 @@ def test_causes_are_named_where_their_tracebacks_find_no_room() -> None:
     lines = found.text().splitlines()
     assert lines[0] == "RuntimeError: training failed (train.py:7) [algo-1, exit 1]"
     assert lines[1:6] == ["phase: train", "KeyError: 'k'", cause, "OSError: disk", context]
-    assert lines[-1] == "RuntimeError: training failed"
+    assert lines[-5] == "RuntimeError: training failed"
     assert len(found.text()) <= 1024
     assert found.last_lines[0] == "Traceback (most recent call last):"
     assert "KeyError: 'k'" in found.last_lines
@@ -498,7 +500,7 @@ def test_text_of_other_hosts_holds_no_control_character_either() -> None:
     parts = {**found.as_dict(), "message": "a\x1b[31mb\x00", "last_lines": ["\x9b", "\u202e"]}
     text = Failure.from_dict(json.loads(json.dumps(parts))).text()
     assert text.splitlines()[0].startswith("ValueError: ab\\x00 ")
-    assert text.splitlines()[2:] == ["\\x9b", "\\u202e"]
+    assert text.splitlines()[2:-4] == ["\\x9b", "\\u202e"]
 
 
 @pytest.mark.parametrize(
@@ -530,3 +532,36 @@ def test_a_message_that_the_headline_cannot_hold_is_in_the_text() -> None:
     assert error.text().endswith(" end\n")
     long = Failure(name="ConfigError", message="a " * 3000, phase="config", status=1)
     assert len(long.text()) <= 1024
+
+
+def test_the_text_ends_in_the_form_of_the_toolkit() -> None:
+    lines = failure(FRAMES + 'ValueError: says "no"\n').text().splitlines()
+    assert lines[-4:] == [
+        "ExecuteUserScriptError:",
+        "ExitCode 1",
+        "ErrorMessage \"says 'no'\"",
+        "Command \"python3 train.py --a 'b c'\"",
+    ]
+
+
+def test_only_what_the_user_started_has_that_form() -> None:
+    error = of_error(ConfigError("x is missing"), "algo-1", str)
+    assert "ExitCode" not in error.text()
+
+
+def test_a_secret_in_the_command_is_masked() -> None:
+    command = Command(argv=("train", "--token", "it's s3cr3t"), cwd="/", env={})
+    found = of_script(
+        Ended(status=1), command, "a", lambda text: text.replace("it's s3cr3t", "***")
+    )
+    assert found.text().endswith("Command \"train --token '***'\"")
+
+
+@pytest.mark.parametrize(
+    "module, line",
+    [("tensorflow_io", "tensorflow-io==0.36.0"), ("cv2", "opencv-python-headless"), ("mine", None)],
+)
+def test_a_module_of_awss_images_comes_with_its_line(module: str, line: str | None) -> None:
+    found = failure(FRAMES + f"ModuleNotFoundError: No module named '{module}'\n")
+    more = f"; AWS's images have it: add {line} to requirements.txt" if line else ""
+    assert found.message == f"No module named '{module}'{more}"
