@@ -54,8 +54,26 @@ def command(
         env["SM_SOURCE_DIR"] = code.directory
     _write_for_shells(job, env)
     # Word by word: the quotes that a shell needs would hide a secret from the mask.
-    log.info("Invoking user script in %s: %s", folder, shlex.join(map(mask, argv)))
+    shown = shlex.join(map(mask, argv))
+    log.info("Invoking user script in %s: %s", folder, shown)
+    if log.isEnabledFor(logging.DEBUG):
+        log.debug("%s", _as_the_toolkit(env, shown, mask))
     return Command(argv=argv, cwd=folder, env=env)
+
+
+def _as_the_toolkit(env: Mapping[str, str], command: str, mask: Mask) -> str:
+    """Return the block that SageMaker's training toolkit logs before the script; tools look for it.
+
+    Secrets are masked here: in a text of many lines a mask may take one's end for another's.
+    """
+    variables = "\n".join(mask(f"{name}={value}") for name, value in env.items())
+    training = json.loads(env.get("SM_TRAINING_ENV", "{}"))
+    return (
+        "Invoking user script\n\n"
+        f"Training Env:\n\n{mask(json.dumps(training, indent=4))}\n\n"
+        f"Environment variables:\n\n{variables}\n\n"
+        f"Invoking script with the following command:\n\n{command}\n\n"
+    )
 
 
 def _write_for_shells(job: Job, env: Mapping[str, str]) -> None:

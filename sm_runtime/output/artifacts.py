@@ -188,6 +188,8 @@ def _store(
 
 def _save(job: Job, store: Store | None, part: _Part, threads: int) -> Saved:
     warnings = Warnings()
+    if part.what == "model":
+        _warn_of_versions(part.folder, warnings)
     if job.output is None or store is None:
         counted = _count_in_place(part, warnings)
         if not counted.files:
@@ -220,6 +222,20 @@ def _save(job: Job, store: Store | None, part: _Part, threads: int) -> Saved:
     seconds = time.monotonic() - begun
     saved = _saved(part, counted, warnings)
     return replace(saved, destination=destination, stored_bytes=stored_bytes, seconds=seconds)
+
+
+def _warn_of_versions(folder: str, warnings: Warnings) -> None:
+    """Warn of a SavedModel that hosting will not find: it looks for folders that are numbers.
+
+    Source: TensorFlow Serving, and what SageMaker's TensorFlow training toolkit warns of.
+    """
+    for path, _, names in os.walk(folder):
+        is_model = "saved_model.pb" in names or "saved_model.pbtxt" in names
+        if is_model and not os.path.basename(path).isdecimal():
+            warnings(
+                f"{path} is a SavedModel, but not in a folder whose name is a number, as hosting"
+                f" wants it: {os.path.join(folder, '1')}"
+            )
 
 
 def _save_archive(
