@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from sm_runtime.code import fetch
-from sm_runtime.contract import config_files, environment, load
+from sm_runtime.contract import config_files, environment, load, references
 from sm_runtime.contract.load import Parsed
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Job, Paths
@@ -54,14 +54,15 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     mask.learn(environment.secrets(None, variables))
     found, unreadable = config_files.collect(paths, variables)
     parsed = load.parse(found, variables, paths, os.uname().nodename)
-    job = fetch.as_files(load.redirected(parsed.draft, tensorflow_lacks_s3))
+    draft, missing = references.resolved(parsed.draft, variables)
+    job = fetch.as_files(load.redirected(draft, tensorflow_lacks_s3))
     mask.learn(environment.secrets(job, variables))
     logging.getLogger("sm_runtime").setLevel(job.log_level)
-    if not (unreadable or parsed.problems):
+    if not (unreadable or parsed.problems or missing):
         _tell(job, parsed)
     return Examined(
         job=job,
-        problems=(*unreadable.values(), *parsed.problems),
+        problems=(*unreadable.values(), *parsed.problems, *missing),
         unread=parsed.unread,
     )
 

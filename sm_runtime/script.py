@@ -77,12 +77,17 @@ def _as_the_toolkit(env: Mapping[str, str], command: str, mask: Mask) -> str:
 
 
 def _write_for_shells(job: Job, env: Mapping[str, str]) -> None:
-    """Write the ``SM_*`` variables as the SDK 3's drivers do, for shell scripts to read."""
+    """Write the ``SM_*`` variables as the SDK 3's drivers do, for shell scripts to read.
+
+    But for those that hold what was read by reference: it is to be in no other file.
+    """
     path = os.path.join(job.paths.input, "sm_training.env")
     lines = [
         f"export {name}={shlex.quote(value)}\n"
         for name, value in env.items()
-        if name.startswith("SM_") and name.isidentifier()
+        if name.startswith("SM_")
+        and name.isidentifier()
+        and not any(secret in value for secret in job.referenced)
     ]
     try:
         with open(

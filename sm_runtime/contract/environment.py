@@ -232,6 +232,7 @@ def secrets(job: Job | None, environ: Mapping[str, str]) -> tuple[str, ...]:
         texts += (arg.partition("=")[::2] for arg in args if "=" in arg)
         texts += (("", arg) for arg in args)
     found = {secret for name, value in texts for secret in secrets_in(name, value)}
+    found.update(job.referenced if job is not None else ())
     return tuple(sorted(found, key=lambda text: (-len(text), text)))
 
 

@@ -324,6 +324,8 @@ class Job:
     metrics: tuple[Metric, ...] = ()
     environment: Mapping[str, str] = field(default_factory=dict)
     """The request's ``Environment``: exported to the script."""
+    referenced: tuple[str, ...] = ()
+    """Values that were read from files that hyperparameters and variables refer to: secrets."""
     max_runtime_seconds: float | None = None
     options: Options = Options()
 
