@@ -98,6 +98,7 @@ class _Attempt:
             self.report.prepare()
             job = self.job = configure(variables, self.mask)
             self.outcome.host = job.cluster.current_host
+            self.supervisor.collapses = job.options.collapse_repeats
         job = self.job = self._join(job)
         with timeline.phase("config"):
             self._check(job)

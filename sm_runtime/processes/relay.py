@@ -205,6 +205,36 @@ def open_sinks(stdout: int = 1, stderr: int = 2) -> tuple[Sink, Sink]:
     return out, out if same else Sink(stderr)
 
 
+class Repeats:
+    """Counts lines that repeat, where that is asked for: the first ``SHOWN`` of a run are shown."""
+
+    SHOWN = 10
+
+    def __init__(self) -> None:
+        self._last = b""
+        self._count = 0
+
+    def collapsed(self, data: bytes) -> bytes:
+        """Return the lines without those that repeat; behind a run of them, how many these were."""
+        out = bytearray()
+        for line in data.splitlines(keepends=True):
+            if line == self._last and line.endswith(b"\n"):
+                self._count += 1
+                if self._count < self.SHOWN:
+                    out += line
+                continue
+            out += self.rest()
+            self._last, self._count = line, 0
+            out += line
+        return bytes(out)
+
+    def rest(self) -> bytes:
+        """Return the line that says how many have been left out, once."""
+        hidden = self._count - self.SHOWN + 1
+        self._count = 0
+        return b"(the last line was repeated %d more times)\n" % hidden if hidden > 0 else b""
+
+
 Tap = Callable[[memoryview], None]
 """Takes what arrives on a stream."""
 
@@ -213,15 +243,21 @@ class Relay:
     """A thread that carries one stream until its end, keeping the last ``TAIL_BYTES``."""
 
     def __init__(
-        self, sink: Sink | None, name: str, prefix: bytes | None = None, tap: Tap | None = None
+        self,
+        sink: Sink | None,
+        name: str,
+        prefix: bytes | None = None,
+        tap: Tap | None = None,
+        repeats: Repeats | None = None,
     ) -> None:
         """With a ``prefix``, be it empty, each line begins with it and is passed on whole.
 
         But for one that is longer than ``PIPE_BYTES``, or takes more than ``PART_SECONDS``. ``tap``
-        is given what arrives, as it is, and must not wait.
+        is given what arrives, as it is, and must not wait. With ``repeats``, lines are passed on
+        whole, and those that repeat are counted.
         """
-        self._tap = tap
-        self._prefix = prefix
+        self._tap, self._repeats = tap, repeats
+        self._prefix = b"" if repeats and prefix is None else prefix
         self._last = b"\n"
         """The last byte that was passed on."""
         self._source, self.writer = os.pipe()
@@ -317,6 +353,8 @@ class Relay:
                     self._pass_on(view[:held])
                     held = 0
             self._pass_on(view[:held])
+            if self._repeats and (rest := self._repeats.rest()):
+                self._send(memoryview(rest))
             if self._sink and self._prefix is not None:
                 self._sink.end_line(self)
         except OSError:
@@ -344,7 +382,13 @@ class Relay:
         return max(0.0, seconds) * 1000
 
     def _pass_on(self, data: memoryview) -> None:
-        if not self._sink or not data:
+        if self._repeats:
+            data = memoryview(self._repeats.collapsed(bytes(data)))
+        if self._sink and data:
+            self._send(data)
+
+    def _send(self, data: memoryview) -> None:
+        if not self._sink:
             return
         self._writing = True
         if self._prefix is None:

@@ -26,7 +26,7 @@ from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Command, Ended
 from sm_runtime.processes import cgroup, tree
 from sm_runtime.processes.process import Process
-from sm_runtime.processes.relay import Relay, Sink, Tap
+from sm_runtime.processes.relay import Relay, Repeats, Sink, Tap
 from sm_runtime.processes.stop import OFFERED, PASSED, STOPPING, StopPolicy
 from sm_runtime.processes.workload import (
     VANISH_SECONDS,
@@ -88,6 +88,8 @@ class Supervisor:
         self.out, self.err = out, err
         self.tap: Callable[[], Tap] | None = None
         """Returns what is given the output of one more stream of the scripts."""
+        self.collapses = False
+        """Whether lines of the scripts that repeat are counted."""
         self._undo = ExitStack()
         self._before_exec: Callable[[], None] | None = None
         self._wakeup = self._waker = -1
@@ -297,9 +299,12 @@ class Supervisor:
         taps = (self.tap(), self.tap()) if self.tap else (None, None)
         prefixes = start.prefixes or (None, None)
         return (
-            Relay(self.out, "stdout", prefixes[0], taps[0]),
-            Relay(self.err, "stderr", prefixes[1], taps[1]),
+            Relay(self.out, "stdout", prefixes[0], taps[0], self._repeats()),
+            Relay(self.err, "stderr", prefixes[1], taps[1], self._repeats()),
         )
+
+    def _repeats(self) -> Repeats | None:
+        return Repeats() if self.collapses else None
 
     def wait_until(self, condition: Callable[[], bool], seconds: float | None = None) -> bool:
         """Wait, between two processes, until a thread of ours has brought about ``condition``.

@@ -191,3 +191,12 @@ def test_the_success_path_prints_few_lines_and_a_timeline(base: Base) -> None:
     assert len(lines) <= 15
     assert any("timeline: config" in line and "total" in line for line in lines)
     assert sys.executable in result.log
+
+
+def test_lines_that_repeat_are_counted_where_that_is_asked_for(base: Base) -> None:
+    script = "for i in range(12345): print('Read -1, expected 131072')\nprint('end')"
+    result = base.script(script).run(SM_RUNTIME_COLLAPSE_REPEATS="1")
+    lines = result.out.decode().splitlines()
+    assert lines[:10] == ["Read -1, expected 131072"] * 10
+    assert lines[10:] == ["(the last line was repeated 12335 more times)", "end"]
+    assert len(base.run().out.splitlines()) == 12346, "never by default"
