@@ -188,7 +188,7 @@ class _Attempt:
                 saved=self.saved,
                 mask=self.mask,
             )
-            if job.output and self.inputs and not self.inputs.is_over():
+            if job.output and job.options.report and self.inputs and not self.inputs.is_over():
                 path = report.write(job.paths)
                 artifacts.save_report(job, path, self.variables, self.inputs.is_over)
         except ImportError:

@@ -255,6 +255,8 @@ class Options:
     """From the script's end to SIGKILL for the processes that it left behind."""
     silence_seconds: float | None = _option("seconds or 0: off", None)
     """Without a line of output for so long, the stacks are dumped; None: never."""
+    report: bool = _option("flag", True)
+    """Whether a self-managed job saves a report of itself beside its model."""
     collapse_repeats: bool = _option("flag", False)
     """Whether lines of the script's output that repeat are counted in the log."""
     host_metrics: bool = _option("flag", True)

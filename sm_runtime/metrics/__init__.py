@@ -33,7 +33,7 @@ class Measurement:
 
             try:
                 self._reader = MetricsReader(job, secrets)
-            except OSError as error:
+            except (OSError, RuntimeError, MemoryError) as error:
                 log.warning("metrics are not read: %s", error)
             else:
                 supervisor.exclude(self._reader.pid)
@@ -41,8 +41,13 @@ class Measurement:
         if job.options.host_metrics:
             from sm_runtime.metrics.host import HostSampler
 
-            self._sampler = HostSampler(job)
-            self._sampler.start()
+            sampler = HostSampler(job)
+            try:
+                sampler.start()
+            except (RuntimeError, MemoryError) as error:  # no more threads, or no memory for one
+                log.debug("the host is not sampled: %s", error)
+            else:
+                self._sampler = sampler
 
     def finish(self, seconds: float) -> None:
         """End, the script being gone, in ``seconds`` at most; log what was found."""

@@ -209,9 +209,9 @@ def test_the_failure_file_of_an_earlier_job_is_not_taken_for_this_ones(base: Bas
 
 def test_no_temporary_file_is_left_in_the_output_folder(base: Base) -> None:
     base.script("").run()
-    assert sorted(os.listdir(base.path("output"))) == ["data", "success"]
+    assert sorted(os.listdir(base.path("output"))) == ["data", "metrics", "success"]
     base.script("raise ValueError").run()
-    assert sorted(os.listdir(base.path("output"))) == ["data", "failure"]
+    assert sorted(os.listdir(base.path("output"))) == ["data", "failure", "metrics"]
 
 
 @pytest.fixture

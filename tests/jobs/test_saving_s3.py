@@ -31,6 +31,12 @@ WHOLE = {"1/weights": b"w", "1/assets/vocabulary": b"v"}
 AT = "artifacts/a-job/output"
 
 
+@pytest.fixture(autouse=True)
+def _no_report(base: Base) -> None:
+    """Have the places hold what the script has left, and nothing else; see test_report."""
+    base.environ["SM_RUNTIME_REPORT"] = "0"
+
+
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Server]:
     (tmp_path / "buckets/bucket").mkdir(parents=True)
