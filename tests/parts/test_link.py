@@ -305,7 +305,8 @@ def test_a_host_that_is_gone_does_not_come_back(hosts: Hosts) -> None:
 
 def test_without_a_secret_a_host_must_be_where_its_name_says(hosts: Hosts) -> None:
     pair = (ONE, TWO)  # whose connection comes from 127.0.0.1
-    leader = hosts.add(config(ONE, pair, secret=b"", wait_seconds=1.0))
+    # Else the worker may find nobody at all in the end.
+    leader = hosts.add(config(ONE, pair, secret=b"", wait_seconds=1.5))
     worker = hosts.add(config(TWO, pair, secret=b"", wait_seconds=1.0))
     eventually(lambda: leader.state.failure and worker.state.failure, "both give up")
     for link in (leader, worker):
