@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import signal
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Base, eventually
+from tests.harness import PACKAGE, Base, eventually
 
 CONTENT = {"training": {"TrainingInputMode": "File", "ContentType": "text/csv"}}
 GROUPS = [
@@ -325,6 +327,47 @@ def test_a_secret_among_the_arguments_is_in_no_text_of_a_failure(base: Base) -> 
     assert result.status == 1
     assert "--api_key ****" in result.log
     assert "hunter2" not in result.log + base.failure()
+
+
+EMPTY = """
+from sagemaker_training import entry_point
+
+def main():
+    entry_point.run({uri!r}, "mine.py", ["--x", "1"], {{"MORE": "yes"}})
+"""
+
+
+@pytest.mark.parametrize("form", ["a folder", "an archive", "a file"])
+def test_code_that_only_the_hook_knows_is_placed(base: Base, tmp_path: Path, form: str) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    (source / "mine.py").write_text("import os, sys; print(sys.argv, os.environ['MORE'])")
+    uri = {"a folder": source, "a file": source / "mine.py", "an archive": tmp_path / "a.tar.gz"}
+    with tarfile.open(tmp_path / "a.tar.gz", "w:gz") as archive:
+        archive.add(source / "mine.py", "mine.py")
+    (tmp_path / "hook").mkdir()
+    (tmp_path / "hook/empty.py").write_text(EMPTY.format(uri=str(uri[form])))
+    base.environ["PYTHONPATH"] = str(tmp_path / "hook")
+    result = base.run(SAGEMAKER_TRAINING_MODULE="empty:main")
+    assert (result.status, result.out) == (0, b"['mine.py', '--x', '1'] yes\n"), result.log
+
+
+def test_an_older_python_can_import_them() -> None:
+    files = sorted((PACKAGE / "inject").rglob("*.py"))
+    assert len(files) > 20
+    for file in files:
+        ast.parse(file.read_text(), feature_version=(3, 8))
+
+
+def test_a_block_has_a_time_limit_and_a_function_its_arguments(base: Base) -> None:
+    base.script(
+        "import time\nfrom sagemaker_training import functions, timeout\n"
+        "print(functions.matching_args(lambda b, a: 0, {'a': 1, 'b': 2, 'c': 3}))\n"
+        "try:\n    with timeout.timeout(seconds=0.05):\n        time.sleep(30)\n"
+        "except timeout.TimeoutError as error:\n    print(error)"
+    )
+    result = base.run()
+    assert result.out == b"{'a': 1, 'b': 2}\ntimed out after 0.05 seconds\n", result.log
 
 
 def test_what_the_toolkit_may_write_does_not_change_how_the_job_ends(base: Base) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import json
 import os
 import shutil
-import tarfile
 import tempfile
 from typing import Any, Iterator
 from urllib.parse import urlparse
@@ -65,14 +64,12 @@ def download_and_extract(uri: str, path: str) -> None:
         with tmpdir() as folder:
             archive = os.path.join(folder, "code.tar.gz")
             s3_download(uri, archive)
-            _extract(archive, path)
+            if not _extract(archive, path):
+                raise errors.ClientError(f"{uri}: is no tar archive")
     elif os.path.isdir(uri):
         if not os.path.samefile(uri, path):
-            os.rmdir(path)
-            shutil.copytree(uri, path, symlinks=True)
-    elif tarfile.is_tarfile(uri):
-        _extract(uri, path)
-    else:
+            shutil.copytree(uri, path, symlinks=True, dirs_exist_ok=True)
+    elif not _extract(uri, path):
         shutil.copy2(uri, path)
 
 
@@ -88,7 +85,12 @@ def s3_download(url: str, dst: str) -> None:
     client.download_file(parsed.netloc, parsed.path.lstrip("/"), dst)
 
 
-def _extract(archive: str, path: str) -> None:
+def _extract(archive: str, path: str) -> bool:
+    """Unpack an archive; return whether it is one."""
+    import tarfile
+
+    if not tarfile.is_tarfile(archive):
+        return False
     if not hasattr(tarfile, "data_filter"):
         raise errors.ClientError(
             f"{archive}: cannot be unpacked safely by this Python: name the code in"
@@ -96,3 +98,4 @@ def _extract(archive: str, path: str) -> None:
         )
     with tarfile.open(archive) as opened:
         opened.extractall(path, filter="data")
+    return True
