@@ -35,7 +35,7 @@ setup(
     license_files=["LICENSE"],
     python_requires=">=3.10",
     packages=[*PACKAGES, *(f"{name}.{part}" for name in PACKAGES for part in find_packages(name))],
-    package_data={"sm_runtime": ["py.typed", "inject/*"]},
+    package_data={"sm_runtime": ["py.typed", "inject/*.py", "inject/standin/**/*.py"]},
     zip_safe=False,
     install_requires=[],
     extras_require={

@@ -39,7 +39,7 @@ _NOISE = (
     "future: ",
     "Error in atexit",
 )
-_WRAPPERS = frozenset({"CalledProcessError", "ChildFailedError"})
+_WRAPPERS = frozenset({"CalledProcessError", "ChildFailedError", "ExecuteUserScriptError"})
 """What a parent raises because its child has failed, whose own traceback says why."""
 _EMPTY = (
     re.compile(r".*:$"),

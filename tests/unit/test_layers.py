@@ -27,6 +27,7 @@ USERS_SIDE = [
     *(PACKAGE / name for name in ("__main__.py", "framework.py", "records.py")),
     *PACKAGE.glob("programs/*.py"),
     *PACKAGE.glob("pipe_mode/*.py"),
+    *PACKAGE.glob("inject/**/*.py"),
 ]
 """The commands, and what runs in a process of the user's."""
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if "tensorflow" not in path.parts]
