@@ -15,10 +15,8 @@ def reason(error: BaseException) -> str | None:
     short = isinstance(error, OSError) and error.errno == errno.ENOMEM
     if not (thread or mapped or short or isinstance(error, MemoryError)):
         return None
-    import resource
-
-    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if limit != resource.RLIM_INFINITY:
+    limit = _address_space()
+    if limit is not None:
         return (
             f"there is not enough memory to run a job: this process may have {limit >> 20} MiB of"
             " address space (RLIMIT_AS, `ulimit -v`); raise that limit or set none"
@@ -29,3 +27,19 @@ def reason(error: BaseException) -> str | None:
             " `ulimit -u`) or no more memory"
         )
     return "there is not enough memory to run a job"
+
+
+def _address_space() -> int | None:
+    """Return how many bytes of address space this process may have; None: as many as it likes.
+
+    The module ``resource`` knows, too, but is a shared object, for which there may be no room.
+    """
+    try:
+        with open("/proc/self/limits") as file:
+            for line in file:
+                if line.startswith("Max address space"):
+                    number = line.split()[3]
+                    return int(number) if number.isdecimal() else None
+    except (OSError, ValueError, IndexError):
+        pass
+    return None

@@ -170,7 +170,7 @@ def test_the_end_of_a_long_traceback_is_kept(base: Base) -> None:
     ).run()
     text = base.failure()
     assert len(text) <= 1024
-    assert text.rstrip().endswith("ValueError: deep")
+    assert "ValueError: deep\nExecuteUserScriptError:\n" in text
 
 
 def test_a_crash_shows_the_last_lines_of_standard_error(base: Base) -> None:
