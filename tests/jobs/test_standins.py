@@ -32,8 +32,10 @@ import json, os, sys
 from sagemaker_training import environment
 
 env = environment.Environment()
+of_the_sdk_3 = ("SM_SOURCE_DIR", "SM_ENTRY_SCRIPT", "SM_INPUT_DATA_DIR", "SM_OUTPUT_FAILURE",
+                "SM_HOST_COUNT", "SM_CURRENT_HOST_RANK", "SM_MASTER_ADDR", "SM_MASTER_PORT")
 given = {name: value for name, value in os.environ.items()
-         if name.startswith("SM_") and not name.startswith("SM_RUNTIME_")}
+         if name.startswith("SM_") and not name.startswith(("SM_RUNTIME_", *of_the_sdk_3))}
 made = env.to_env_vars()
 legal = {name.replace("-", "_"): value for name, value in made.items()}
 print(given == {**made, **legal}, dict(env) == json.loads(os.environ["SM_TRAINING_ENV"]))
