@@ -21,6 +21,7 @@ FLOORS = {
     "install": 40,
     "job": 95,
     "launch": 95,
+    "metrics": 70,
     "output": 86,
     "processes": 66,
     "storage": 79,

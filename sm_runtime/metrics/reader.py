@@ -16,6 +16,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from sm_runtime import programs
@@ -80,6 +81,8 @@ class MetricsReader:
             while not self._summary and (left := deadline - time.monotonic()) > 0:
                 self._changed.wait(left)
         self._process.kill()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(1.0)  # the supervisor may have reaped it already
         lines = []
         if self._lost_bytes:
             lines.append(f"metrics: {self._lost_bytes} bytes of the output were not searched")

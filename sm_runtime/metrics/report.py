@@ -9,6 +9,7 @@ import importlib
 import json
 import os
 import re
+import sys
 import time
 from collections.abc import Iterable, Iterator
 from html import escape
@@ -264,7 +265,7 @@ def _plot(
     title: str, curves: dict[str, list[tuple[float, float]]], below: str, least: float | None = None
 ) -> str:
     """Return an SVG of some curves, by name; the axis begins at ``least`` where that is given."""
-    pygal = importlib.import_module("pygal")
+    pygal = _pygal()
     style = importlib.import_module("pygal.style").CleanStyle(
         colors=_COLOURS,
         background="transparent",
@@ -291,6 +292,16 @@ def _plot(
         chart.add(name or title, points[::step])
     # Without what only pygal's own script would read, and comments that name it.
     return f"<figure>{_UNUSED.sub('', chart.render(is_unicode=True))}</figure>"
+
+
+def _pygal() -> Any:
+    """Return pygal, without the finder for its own plug-ins, which Python warns of.
+
+    It has no ``find_spec`` (pygal 3.1).
+    """
+    found = importlib.import_module("pygal")
+    sys.meta_path[:] = [each for each in sys.meta_path if hasattr(each, "find_spec")]
+    return found
 
 
 def _seconds(value: float) -> str:

@@ -1,0 +1,82 @@
+"""The report of a job, from the files that it has left."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from sm_runtime.job.errors import ConfigError
+from sm_runtime.job.failure import Failure
+from sm_runtime.job.model import Channel, Cluster, Job, Paths, Source
+from sm_runtime.metrics import record, report
+from sm_runtime.timeline import Timeline
+
+FAILURE = Failure(
+    name="KeyError", message="a <b>", phase="train", status=1, host="algo-2", rank=3,
+    last_lines=("Traceback", "KeyError: a <b> s3cr3t"),
+)  # fmt: skip
+
+
+def hide(text: str) -> str:
+    return text.replace("s3cr3t", "***").replace("4711", "***")
+
+
+def recorded(folder: Path, failure: Failure | None = None, **fields: Any) -> Paths:
+    paths = Paths(str(folder))
+    hosts = ("algo-1", "algo-2")
+    job = Job(paths=paths, cluster=Cluster(current_host="algo-1", hosts=hosts), **fields)
+    timeline = Timeline()
+    for name in ("config", "train", "train"):
+        with timeline.phase(name):
+            pass
+    record.write(
+        job, kind="mpi", hosts=hosts, processes_per_host=2, timeline=timeline, failure=failure,
+        saved=["model: 1 file"], mask=hide,
+    )  # fmt: skip
+    return paths
+
+
+def lines(paths: Paths, name: str, *objects: dict[str, Any]) -> None:
+    text = "".join(json.dumps(each) + "\n" for each in objects)
+    Path(paths.under("output", "metrics", name)).write_text(text + '{"cut')
+
+
+def test_it_shows_what_there_is(tmp_path: Path) -> None:
+    channel = Channel(name="train", path="/x", source=Source(uri="s3://b/train"))
+    paths = recorded(
+        tmp_path, FAILURE, name="job-1", channels=(channel,), hyperparameters={"a": 1, "k": 4711}
+    )
+    values = [{"name": "loss", "value": 1 / n, "time": n, "host": "algo-1"} for n in (1, 2, 3)]
+    lines(paths, "script.jsonl", *values)
+    gpus = [{"percent": 50, "memory_bytes": 1 << 30, "limit_bytes": 1 << 34}]
+    sample = {"host": "algo-1", "cpu_percent": 5.0, "memory_bytes": 1 << 30, "gpus": gpus}
+    lines(paths, "host.jsonl", *({"time": 5.0 * n, **sample} for n in range(1000)))
+    text = report.html(paths)
+    assert "KeyError: a &lt;b&gt; ***" in text and "a <b>" not in text
+    assert "s3cr3t" not in text and "4711" not in text
+    for part in ("job-1", "Phases", "loss", "CPU (%)", "GPU memory (MiB)", "algo-2", "2, 3"):
+        assert part in text
+    assert "failed first" in text and "s3://b/train" in text and "model: 1 file" in text
+    assert "<script" not in text and "http://" not in text.replace("http://www.w3.org/", "")
+    assert len(text) < 400_000, "points that cannot be told apart are left out"
+
+
+def test_a_job_without_anything_has_one(tmp_path: Path) -> None:
+    paths = recorded(tmp_path)
+    target = report.write(paths)
+    text = Path(target).read_text()
+    assert "A job without a name" in text and "success" in text
+    assert "Metrics" not in text and "Failure" not in text
+    assert not Path(target + ".part").exists()
+
+
+def test_where_no_job_has_ended_that_is_said(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"job\.json: does not exist: no job has ended here"):
+        report.html(Paths(str(tmp_path)))
+    paths = recorded(tmp_path)
+    Path(paths.under("output", "metrics", "job.json")).write_text("{")
+    with pytest.raises(ConfigError, match="cannot be read"):
+        report.html(paths)
