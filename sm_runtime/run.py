@@ -174,7 +174,7 @@ class _Attempt:
 
     def _describe(self, job: Job) -> None:
         """Leave what is known of the job for `sm-runtime report`, and save that report, too."""
-        from sm_runtime.metrics import record, report
+        from sm_runtime.metrics import record
 
         session = self.session
         try:
@@ -189,6 +189,8 @@ class _Attempt:
                 mask=self.mask,
             )
             if job.output and job.options.report and self.inputs and not self.inputs.is_over():
+                from sm_runtime.metrics import report
+
                 path = report.write(job.paths)
                 artifacts.save_report(job, path, self.variables, self.inputs.is_over)
         except ImportError:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import platform
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ def write(
     cluster = job.cluster
     document = {
         "runtime": __version__,
-        "python": platform.python_version(),
+        "python": sys.version.partition(" ")[0],
         "name": job.name,
         "managed": job.managed,
         "status": "failure" if failure else "success",

@@ -13,9 +13,8 @@ import logging
 import math
 import signal
 from collections.abc import Sequence
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from sm_runtime.job.model import Command, Ended
 from sm_runtime.processes.stop import OFFERED, PASSED, SILENT, STOPPING, Stop, StopPolicy
@@ -28,68 +27,59 @@ VANISH_SECONDS = 2.0
 # -- events ----------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Signalled:
+class Signalled(NamedTuple):
     """A signal has come for this host's part of the job."""
 
     number: signal.Signals
 
 
-@dataclass(frozen=True, slots=True)
-class StopRequested:
+class StopRequested(NamedTuple):
     """Something else asks for a stop, or a signal did before there was anything to stop."""
 
     reason: str
     number: signal.Signals = signal.SIGTERM
 
 
-@dataclass(frozen=True, slots=True)
-class Exited:
+class Exited(NamedTuple):
     """A process has been reaped, with its exit status, or -N where signal N has ended it."""
 
     key: int
     status: int
 
 
-@dataclass(frozen=True, slots=True)
-class Vanished:
+class Vanished(NamedTuple):
     """Nothing is left of a process that was watched, and of what it has started."""
 
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Drained:
+class Drained(NamedTuple):
     """The last output of a process that has ended is here, or has had its time."""
 
     key: int
     ended: Ended
 
 
-@dataclass(frozen=True, slots=True)
-class Silent:
+class Silent(NamedTuple):
     """A process has written nothing for the seconds that its start named."""
 
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Requested:
+class Requested(NamedTuple):
     """A process of a launcher asks for something, by a connection to this host's socket."""
 
     connection: int
     words: tuple[bytes, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class Disconnected:
+class Disconnected(NamedTuple):
     """A process whose request was taken has ended."""
 
     connection: int
 
 
-@dataclass(frozen=True, slots=True)
-class Due:
+class Due(NamedTuple):
     """Time has passed, or what the hosts agree on has changed."""
 
 
@@ -119,8 +109,7 @@ class Streams(Enum):
     """Nowhere: the end of both is kept for who asks."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Start:
+class Start(NamedTuple):
     """Start a process."""
 
     key: int
@@ -136,8 +125,7 @@ class Start:
     """The CPUs that it may use, if not ours."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Ask:
+class Ask(NamedTuple):
     """Ask a process's group to stop, readers of its output last; with a reason, for all to know."""
 
     key: int
@@ -148,31 +136,27 @@ class Ask:
     grace_seconds: float = 0.0
 
 
-@dataclass(frozen=True, slots=True)
-class Send:
+class Send(NamedTuple):
     """Send a signal to a process's group."""
 
     key: int
     number: int
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """Send a signal to those of a process and its descendants that have a handler for it."""
 
     key: int
     number: signal.Signals
 
 
-@dataclass(frozen=True, slots=True)
-class Kill:
+class Kill(NamedTuple):
     """Kill a process and all that it has started."""
 
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Watch:
+class Watch(NamedTuple):
     """Say when nothing is left of a process that has exited: ``Vanished``."""
 
     key: int
@@ -180,15 +164,13 @@ class Watch:
     """Whether what is in other process groups, and has not been asked to stop yet, is asked now."""
 
 
-@dataclass(frozen=True, slots=True)
-class Drain:
+class Drain(NamedTuple):
     """Say when the output of a process that has ended is here: ``Drained``."""
 
     key: int
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """Have a launcher's process end with a status."""
 
     connection: int
