@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Callable, Mapping
-from dataclasses import asdict
+from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sm_runtime import __version__
@@ -14,7 +14,7 @@ from sm_runtime.contract import environment
 
 if TYPE_CHECKING:
     from sm_runtime.job.failure import Failure
-    from sm_runtime.job.model import Channel, Job, Json
+    from sm_runtime.job.model import Channel, Job, Json, Options
     from sm_runtime.timeline import Timeline
 
 NAME = "job.json"
@@ -56,13 +56,13 @@ def write(
         "hyperparameters": dict(job.hyperparameters),
         "channels": [_channel(channel) for channel in job.channels],
         "output": job.output.uri if job.output else None,
-        "options": {name: value for name, value in asdict(job.options).items() if value},
+        "options": _set_options(job.options),
         "saved": saved,
     }
     path = job.paths.under("output", "metrics", NAME)
     os.makedirs(os.path.dirname(path), exist_ok=True)
     with open(path + ".part", "w", encoding="utf-8", errors="backslashreplace") as file:
-        json.dump(_masked(document, mask), file, indent=1, default=str)
+        file.write(json.dumps(_masked(document, mask), default=str))  # indented it takes ten times
     os.replace(path + ".part", path)
 
 
@@ -73,6 +73,12 @@ def _channel(channel: Channel) -> dict[str, Json]:
         "mode": channel.mode,
         "from": source.uri if source is not None else None,
     }
+
+
+def _set_options(options: Options) -> dict[str, Json]:
+    """Return the options that are not as they are by themselves."""
+    pairs = ((each.name, getattr(options, each.name), each.default) for each in fields(options))
+    return {name: value for name, value, default in pairs if value != default}
 
 
 def _masked(value: Any, mask: Callable[[str], str]) -> Any:
