@@ -61,6 +61,10 @@ def command(
     return Command(argv=argv, cwd=folder, env=env)
 
 
+def _quoted(value: str) -> str:
+    return "'" + value.replace("'", "'\"'\"'") + "'"
+
+
 def _as_the_toolkit(env: Mapping[str, str], command: str, mask: Mask) -> str:
     """Return the block that SageMaker's training toolkit logs before the script; tools look for it.
 
@@ -83,7 +87,7 @@ def _write_for_shells(job: Job, env: Mapping[str, str]) -> None:
     """
     path = os.path.join(job.paths.input, "sm_training.env")
     lines = [
-        f"export {name}={shlex.quote(value)}\n"
+        f"export {name}={_quoted(value)}\n"
         for name, value in env.items()
         if name.startswith("SM_")
         and name.isidentifier()

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
-from urllib.parse import quote, unquote_to_bytes
 
 S3 = "s3"
 FILE = "file"
@@ -45,6 +44,8 @@ def is_file(uri: object) -> bool:
 
 def file_uri(path: str) -> str:
     """Return the URI of an absolute path."""
+    from urllib.parse import quote  # only jobs that have such a URI pay for it
+
     return "file://" + quote(os.fsencode(path))
 
 
@@ -66,6 +67,8 @@ def parse(uri: str) -> Location:
         if host.lower() not in ("", "localhost"):
             raise ValueError(f"{uri!r} has the host {host!r}; file:///path has three slashes")
         rest = slash + rest
+    from urllib.parse import unquote_to_bytes
+
     path = os.fsdecode(unquote_to_bytes(os.fsencode(rest)))
     if not path.startswith("/") or "\0" in path:
         raise ValueError(f"{uri!r} names no absolute path")
