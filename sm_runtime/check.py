@@ -35,7 +35,7 @@ def show(variables: Mapping[str, str], mask: Mask, *, as_json: bool, secrets: bo
     except ConfigError as error:
         return _complain(error.problems, mask)
     hide = str if secrets else mask
-    exported = environ.variables(job, hardware.count({**variables, **job.environment}))
+    exported = environ.variables(job, hardware.of_job(job, variables))
     exported |= environ.twins(exported)[0]
     exported = {name: hide(value) for name, value in exported.items()}
     arguments = [hide(argument) for argument in environ.arguments(job)]
@@ -58,7 +58,7 @@ def launch(variables: Mapping[str, str], mask: Mask, *, secrets: bool) -> int:
     """Print what each host would start, and why each option is there; return the exit status."""
     try:
         job = configure(variables, mask)
-        devices = hardware.count({**variables, **job.environment})
+        devices = hardware.of_job(job, variables)
         # Where the code has to be fetched, it is unknown how its program is run.
         entry = _entry(job, variables) or Entry(
             program=(job.program or "the program",), arguments=environ.arguments(job)
@@ -238,7 +238,13 @@ def _torchrun(
 ) -> Iterator[str]:
     from sm_runtime.launch import torchrun
 
-    argv = torchrun.command(plan, program, python, port=distribution.rendezvous_port(plan))
+    argv = torchrun.command(
+        plan,
+        program,
+        python,
+        port=distribution.rendezvous_port(plan),
+        prefix=torchrun.prefix(environ),
+    )
     yield f"  {shlex.join(argv)}"
     for name, value in distribution.role_variables(job, plan, plan.roles[0], environ).items():
         yield f"    {name}={value}"

@@ -44,7 +44,7 @@ def command(
     argv, extra = _entry(job, code, variables, launcher)
     inherited = {**variables, **installed, **extra}
     inherited |= environment.tensorflow_variables(job, inherited)
-    devices = hardware.count({**inherited, **job.environment})
+    devices = hardware.of_job(job, inherited)
     search_path = (*code.search_path, INJECTED)
     env, warnings = environment.process_environment(job, devices, inherited, search_path)
     for warning in warnings:

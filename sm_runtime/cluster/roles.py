@@ -92,6 +92,7 @@ class Roles:
             sys.executable,
             port=distribution.rendezvous_port(self.plan, self._ports()),
             installed=shutil.which("torchrun", path=rank.env.get("PATH")) is not None,
+            prefix=torchrun.prefix(rank.env),
         )
         return Command(argv=argv, cwd=rank.cwd, env={**rank.env, **door}, name="torchrun")
 

@@ -69,7 +69,7 @@ class Session:
     def __init__(
         self, job: Job, variables: Mapping[str, str], supervisor: Supervisor, mask: Mask
     ) -> None:
-        self._devices = hardware.count({**variables, **job.environment})
+        self._devices = hardware.of_job(job, variables)
         plan = distribution.plan(job, self._devices)
         self.plan, self._supervisor, self._mask = plan, supervisor, mask
         self.kind, self.hosts = plan.kind, plan.hosts

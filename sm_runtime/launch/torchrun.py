@@ -33,12 +33,25 @@ MONITOR_SECONDS = "0.1"
 """How often torchrun looks whether its processes have ended; it would be every 5 s."""
 
 
+def prefix(environ: Mapping[str, str]) -> tuple[str, ...]:
+    """Return what stands before torchrun: AWS Neuron's compiler, where that is asked for."""
+    wanted = environ.get("RUN_NEURON_PARALLEL_COMPILE") == "1"
+    return ("neuron_parallel_compile",) if wanted else ()
+
+
 def command(
-    plan: Plan, program: tuple[str, ...], python: str, *, port: int = 7777, installed: bool = True
+    plan: Plan,
+    program: tuple[str, ...],
+    python: str,
+    *,
+    port: int = 7777,
+    installed: bool = True,
+    prefix: tuple[str, ...] = (),
 ) -> tuple[str, ...]:
     """Return the argument vector that runs ``program`` in as many processes as the plan says.
 
-    ``program`` is an argument vector of its own, ``installed`` whether ``torchrun`` is on PATH.
+    ``program`` is an argument vector of its own, ``installed`` whether ``torchrun`` is on PATH,
+    ``prefix`` what stands before it.
     """
     argv: tuple[str, ...]
     argv = ("torchrun",) if installed else (python, "-m", "torch.distributed.run")
@@ -46,7 +59,7 @@ def command(
     if plan.others:
         argv += ("--master_addr", plan.leader, "--master_port", str(port))
         argv += ("--node_rank", str(plan.rank))
-    return (*argv, "--monitor_interval", MONITOR_SECONDS, "--no_python", *program)
+    return (*prefix, *argv, "--monitor_interval", MONITOR_SECONDS, "--no_python", *program)
 
 
 def variables(interface: str, instance_type: str, environ: Mapping[str, str]) -> dict[str, str]:

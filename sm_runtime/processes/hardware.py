@@ -8,13 +8,25 @@ import math
 import os
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 
-from sm_runtime.job.model import Hardware
+from sm_runtime.job.model import Hardware, Job
 from sm_runtime.processes import cgroup
 
 log = logging.getLogger(__name__)
 
 _TOOL_SECONDS = 10
+
+
+NEURONS = {"trn2.48xlarge": 64}
+"""Instance types that imply their number of Neuron cores, as for SageMaker's toolkit."""
+
+
+def of_job(job: Job, environ: Mapping[str, str]) -> Hardware:
+    """Return the hardware that is there and that the variables let a job use."""
+    found = count({**environ, **job.environment})
+    kind = job.cluster.current_instance_type.removeprefix("ml.")
+    return replace(found, neurons=NEURONS.get(kind, found.neurons))
 
 
 def count(environ: Mapping[str, str], root: str = "/") -> Hardware:

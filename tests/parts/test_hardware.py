@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 
+from sm_runtime.job.model import Cluster, Job, Paths
 from sm_runtime.processes import hardware
 
 
@@ -75,3 +76,12 @@ LISTING = "echo 'GPU 0: A (UUID: GPU-1)'; echo '  MIG 1g.5gb Device 0:'; echo 'G
 def machine_with_a_gpu(root: Path) -> str:
     (root / "dev/nvidia0").touch()
     return str(root)
+
+
+@pytest.mark.parametrize(
+    "kind, cores", [("ml.trn2.48xlarge", 64), ("trn2.48xlarge", 64), ("ml.trn1.2xlarge", 0)]
+)
+def test_an_instance_type_may_imply_its_neuron_cores(kind: str, cores: int) -> None:
+    cluster = Cluster(current_host="a", hosts=("a",), current_instance_type=kind)
+    job = Job(paths=Paths(), cluster=cluster)
+    assert hardware.of_job(job, {"PATH": "/nonexistent"}).neurons == cores
