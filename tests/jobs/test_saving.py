@@ -99,7 +99,7 @@ def test_an_artifact_that_cannot_be_written_fails_the_job(
     result = base.script(MODEL + big + f"sys.exit({status})").run()
     assert result.status == (status or 1)
     assert "ArtifactError" in result.log and "No space left on device" in result.log
-    assert sorted(os.listdir(full)) == ["output.tar.gz"]
+    assert sorted(os.listdir(full)) == ["output.tar.gz", "report.html"]
     if not status:
         assert base.failure().startswith("ArtifactError: ")
         assert base.failure_json()["phase"] == "upload"
