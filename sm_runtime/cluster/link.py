@@ -318,6 +318,8 @@ class Worker:
         self._early: list[Message] = []
         """Reports from before this host was admitted."""
         self._cause = ""
+        self._answers = ["", ""]
+        """What a host that answered has said, in the last round of ports and in this one."""
         """Why the leader has not been found."""
         self._has_answer = False
         """Whether something answers at the leader's address, on whatever port."""
@@ -385,13 +387,20 @@ class Worker:
             leader, wait, now = config.leader, config.wait_seconds, time.monotonic()
             seconds = notice.seconds(now)
             if seconds >= wait:
-                raise PeerError(f"{leader}: {self._cause} for {wait:g} s")
+                raise PeerError(f"{leader}: {self._why} for {wait:g} s")
             self._link.state.waiting_for = leader
             if notice.is_due(now):
-                log.info("waiting for %s (%.0f s / %g s): %s", leader, seconds, wait, self._cause)
+                log.info("waiting for %s (%.0f s / %g s): %s", leader, seconds, wait, self._why)
             # An address that does not answer at all has no other port that would.
             offset = (offset + 1) % PORTS if self._has_answer else 0
+            if offset == 0:
+                self._answers = [self._answers[1], ""]
             await asyncio.sleep(0.0 if offset else RETRY_SECONDS)
+
+    @property
+    def _why(self) -> str:
+        """Why there is no connection: what was said says more than which port is closed."""
+        return self._answers[1] or self._answers[0] or self._cause
 
     async def _try(self, port: int) -> Connection | None:
         """Return the connection to the leader at a port, or note why there is none."""
@@ -405,6 +414,7 @@ class Worker:
                 raise PeerError(f"{leader} ({address}): {error}") from None
             except PeerError as error:
                 self._has_answer, reason = True, str(error)
+                self._answers[1] = f"{address} port {port}: {reason}"
                 if not self._is_logged:  # once: it may be no more than a neighbour
                     self._is_logged = True
                     log.warning("%s port %d: %s", address, port, reason)

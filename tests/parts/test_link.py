@@ -211,7 +211,7 @@ def test_a_host_of_another_job_is_not_admitted(
     other = hosts.add(config(TWO, wait_seconds=1.0, job_name="another"))
     eventually(lambda: leader.state.failure and other.state.failure, "both give up")
     text = f"another job's host answers, '{ONE}': its job's name is '' and this one's 'another'"
-    # What it says in the end is of the port that it tried last.
+    assert other.state.failure and text in other.state.failure.message
     assert len([line for line in caplog.messages if line.endswith(text)]) == 1
     text = "it belongs to another job: its job's name is 'another' and this one's ''"
     assert (
@@ -312,7 +312,8 @@ def test_without_a_secret_a_host_must_be_where_its_name_says(
     eventually(lambda: leader.state.failure and worker.state.failure, "both give up")
     text = f"it is not at the address of {TWO}, whose name resolves to {TWO}"
     assert leader.state.failure and text in leader.state.failure.message
-    # What it says in the end is of the port that it tried last.
+    assert worker.state.failure
+    assert f"this host was turned away: {text}" in worker.state.failure.message
     assert f"this host was turned away: {text}" in caplog.text
 
 
