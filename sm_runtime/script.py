@@ -85,7 +85,7 @@ def _write_for_shells(job: Job, env: Mapping[str, str]) -> None:
 
     But for those that hold what was read by reference: it is to be in no other file.
     """
-    path = os.path.join(job.paths.input, "sm_training.env")
+    path = job.paths.shell_variables
     lines = [
         f"export {name}={_quoted(value)}\n"
         for name, value in env.items()

@@ -42,6 +42,11 @@ class Paths:
         return self.under("input", "config")
 
     @property
+    def shell_variables(self) -> str:
+        """The ``SM_*`` variables as lines that a shell can read."""
+        return self.under("input", "sm_training.env")
+
+    @property
     def data(self) -> str:
         """The folder below which each channel has its folder or FIFOs."""
         return self.under("input", "data")

@@ -381,7 +381,10 @@ def hand_over(job: Job) -> None:
         ours = destination.startswith(f"{job.paths.base}/")
         tops.append(destination if ours else os.path.join(destination, job.name or ""))
     failed = ""
-    for path in (*_below(tops), *config_files.left_in(job.paths.config)):
+    written = [*config_files.left_in(job.paths.config)]
+    if os.path.exists(job.paths.shell_variables):
+        written.append(job.paths.shell_variables)
+    for path in (*_below(tops), *written):
         try:
             os.chown(path, *owner, follow_symlinks=False)
         except OSError as error:

@@ -132,5 +132,6 @@ def test_what_a_job_leaves_can_be_owned_by_the_caller(base: Base, store: Path) -
     assert result.status == 3
     tops = (base.path("model"), base.path("output"), store.parent)
     left = [path for top in tops for path in (top, *top.rglob("*"))]
+    left.append(base.path("input/sm_training.env"))
     assert store / "model.tar.gz" in left
     assert {(p.stat().st_uid, p.stat().st_gid) for p in left} == {(1234, 1235)}
