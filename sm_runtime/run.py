@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
 import sys
+import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sm_runtime import channels, script, sync
+from sm_runtime import channels, programs, script, sync
 from sm_runtime.cluster.single_host import SingleHost
 from sm_runtime.code import fetch
 from sm_runtime.configure import configure, paths_of
@@ -35,8 +37,8 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-METRICS_SECONDS = 10.0
-"""How long the last lines of a script may be searched for metrics when it has ended."""
+REPORT_SECONDS = 20.0
+"""How long the report of a job may take to be made."""
 
 
 class StoppedError(JobError):
@@ -75,11 +77,11 @@ class _Attempt:
         # The status is decided here: from now on it can only turn from success to failure.
         if failure := outcome.guard(self._until_the_end, self._stopped):
             outcome.add(self.session.report_failure(failure))
-        self.measurement.finish(1.0 if self._is_stopped() else METRICS_SECONDS)
         if self.session.started:
             outcome.add(outcome.guard(self._save))
         outcome.add(self.session.leave(outcome.failure))
         self.session.close()
+        self.measurement.finish(self._is_stopped)
         if self.job:
             if not outcome.failure:
                 outcome.add(outcome.guard(self.report.succeeded))
@@ -188,15 +190,29 @@ class _Attempt:
                 saved=self.saved,
                 mask=self.mask,
             )
-            if job.output and job.options.report and self.inputs and not self.inputs.is_over():
-                from sm_runtime.metrics import report
-
-                path = report.write(job.paths)
-                artifacts.save_report(job, path, self.variables, self.inputs.is_over)
-        except ImportError:
-            log.debug("without pygal no report is made")
+            if job.output and job.options.report:
+                self._save_report(job)
         except Exception as error:  # the job's end is decided
             log.warning("the job's report is not saved: %s", error)
+
+    def _save_report(self, job: Job) -> None:
+        """Have the report made by another process, which may fail or hang, and save it."""
+        from sm_runtime.metrics import report
+
+        assert self.inputs
+        if self._is_stopped() and self.inputs.deadline() - time.monotonic() < REPORT_SECONDS:
+            return  # the time is the model's
+        argv = (*programs.start(sys.executable, "sm_runtime.metrics.report:main"), job.paths.base)
+        command = Command(argv=argv, cwd="/", env={"PATH": os.defpath}, name="the report")
+        ended = self.supervisor.capture(command, StopPolicy(grace_seconds=1.0), REPORT_SECONDS)
+        if ended.status == report.NO_PYGAL:
+            log.debug("without pygal no report is made")
+        elif not ended.ok:
+            tail = ended.tail.decode("utf-8", "replace").strip().rpartition("\n")[2]
+            log.warning("no report is made: %s", tail or f"exit code {ended.status}")
+        elif not self.inputs.is_over():
+            path = job.paths.under("output", "metrics", report.NAME)
+            artifacts.save_report(job, path, self.variables, self.inputs.is_over)
 
     def _run_pip(
         self, argv: tuple[str, ...], env: Mapping[str, str], cwd: str

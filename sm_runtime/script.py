@@ -14,7 +14,7 @@ from sm_runtime.code import fetch
 from sm_runtime.contract import config_files, environment
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Command, Entry, Job
-from sm_runtime.job.secrets import Mask
+from sm_runtime.job.secrets import Mask, spellings
 from sm_runtime.processes import hardware
 
 log = logging.getLogger(__name__)
@@ -86,12 +86,14 @@ def _write_for_shells(job: Job, env: Mapping[str, str]) -> None:
     But for those that hold what was read by reference: it is to be in no other file.
     """
     path = job.paths.shell_variables
+    hidden = [text for secret in job.referenced for text in spellings(secret)]
     lines = [
         f"export {name}={_quoted(value)}\n"
         for name, value in env.items()
         if name.startswith("SM_")
         and name.isidentifier()
-        and not any(secret in value for secret in job.referenced)
+        and not name.startswith("SM_RUNTIME_")
+        and not any(text in value for text in hidden)
     ]
     try:
         with open(

@@ -61,7 +61,9 @@ class HostProcesses:
         self.link, self.policy = link, policy
         self.outcome: Failure | None = None
         self.started = False
-        """Whether a script has begun."""
+        """Whether a script runs or has run: one that cannot be started has not."""
+        self._has_begun = False
+        """Whether a script's start was decided."""
         self.processes = Processes(policy.stop)
         self.commands: dict[int, Command] = {}
         self._first = tuple(scripts), tuple(services)
@@ -92,6 +94,7 @@ class HostProcesses:
 
     def on(self, event: Event, now: float) -> Sequence[Action]:
         """Return what an event leads to."""
+        self.started = self._has_begun  # what was decided before has been done by now
         live = self.processes.live()
         self.do(self.processes.on(event, now))
         self.take(event, now)
@@ -182,7 +185,7 @@ class HostProcesses:
     def start(self, start: Start) -> ProcessState:
         """Start a script."""
         self.commands[start.key] = start.command
-        self.started = True
+        self._has_begun = True
         self.do([start])
         return self.processes[start.key]
 
@@ -215,7 +218,7 @@ class HostProcesses:
 
     def check_finished(self) -> None:
         """Report that this host's part is done, once it is."""
-        if self.started and not self.processes.live_scripts():
+        if self._has_begun and not self.processes.live_scripts():
             self.finish_part()
 
     def finish_part(self) -> None:

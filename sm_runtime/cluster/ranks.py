@@ -110,7 +110,7 @@ class RankProcesses(HostProcesses):
         """The connections of stubs that have their answer, and are about to end."""
         self._has_launched = False
         """Whether the launcher's part has ended well."""
-        self._has_begun = False
+        self._ranks_have_begun = False
         """Whether a rank of any host has begun, as far as this host knows."""
         self._unheld: tuple[int, ...] = ()
         """The ranks whose stubs were ended while they ran."""
@@ -165,7 +165,7 @@ class RankProcesses(HostProcesses):
             case "exited":
                 self._answer_agent(message["id"], message["status"])
             case "began":
-                self._has_begun = True
+                self._ranks_have_begun = True
 
     def ended(self, state: ProcessState) -> None:
         """Take the end of a rank, or of what of the launcher runs here."""
@@ -257,7 +257,7 @@ class RankProcesses(HostProcesses):
         )
         self.start(start)
         self._ranks[start.key], self._holders[start.key] = rank, connection
-        self._has_begun = True
+        self._ranks_have_begun = True
 
     def _disconnected(self, connection: int, now: float) -> None:
         """A stub is gone: its launcher ends the job, for a reason that it will give."""
@@ -273,7 +273,7 @@ class RankProcesses(HostProcesses):
     @property
     def _is_launching(self) -> bool:
         """Whether this host's launcher is to bring the ranks together, and has not yet."""
-        done = self._has_begun or self._has_launched or self.is_finished or self.is_closing
+        done = self._ranks_have_begun or self._has_launched or self.is_finished or self.is_closing
         return self._main is not None and not done
 
     def _look_at_launch(self, now: float) -> None:

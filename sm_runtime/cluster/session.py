@@ -18,7 +18,7 @@ from sm_runtime.cluster.link import Link
 from sm_runtime.cluster.network import Interface
 from sm_runtime.cluster.ranks import Launcher, RankProcesses
 from sm_runtime.cluster.roles import Roles
-from sm_runtime.contract import config_files, environment
+from sm_runtime.contract import config_files, environment, references
 from sm_runtime.job.errors import ConfigError, JobError, LaunchError
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Entry, Job
@@ -287,9 +287,10 @@ class Session:
 def secret(variables: Mapping[str, str]) -> bytes:
     """Return the secret of the cluster, empty where there is none; raises ConfigError."""
     text, path = variables.get(SECRET, ""), variables.get(SECRET_FILE, "")
-    name = SECRET
+    name = SECRET_FILE if path and not text else SECRET
+    if (referred := references.path_of(text)) is not None:
+        text, path = "", referred
     if path and not text:
-        name = SECRET_FILE
         try:
             data = config_files.read_regular(path)
         except ConfigError as error:

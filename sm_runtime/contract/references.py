@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 
 from sm_runtime.contract.config_files import read_regular
+from sm_runtime.contract.environment import CLUSTER_SECRET
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Job, Json
 
@@ -25,12 +26,12 @@ def resolved(job: Job, environ: Mapping[str, str]) -> tuple[Job, tuple[str, ...]
     problems: list[str] = []
     variables: dict[str, str] = {}
     for name, text in {**environ, **job.environment}.items():
-        if (path := _path(text)) is not None:
+        if name not in CLUSTER_SECRET and (path := path_of(text)) is not None:
             variables[name] = _read(path, f"environment: {name}", problems)
     hyperparameters = {
         key: _read(path, f"hyperparameters: {key}", problems)
         for key, value in job.hyperparameters.items()
-        if (path := _path(value)) is not None
+        if (path := path_of(value)) is not None
     }
     if not (variables or hyperparameters):
         return job, ()
@@ -44,7 +45,7 @@ def resolved(job: Job, environ: Mapping[str, str]) -> tuple[Job, tuple[str, ...]
     ), tuple(problems)
 
 
-def _path(value: Json) -> str | None:
+def path_of(value: Json) -> str | None:
     """Return the path of a reference; None for any other value."""
     if isinstance(value, str) and KEY in value:
         try:

@@ -351,11 +351,11 @@ class Mask:
         """Mask these values, too, in all their usual spellings; replaces what was learnt before."""
         found: set[str] = set()
         for secret in secrets:
-            found |= _spellings(secret)
+            found |= spellings(secret)
             lines = [line.strip() for line in _LINE_ENDS.split(secret)]
             if len(lines) > 1:
                 for line in lines:
-                    found |= _spellings(line) if len(line) >= _LINE_CHARACTERS else set()
+                    found |= spellings(line) if len(line) >= _LINE_CHARACTERS else set()
         self._spellings = tuple(sorted(filter(None, found)))
 
     def __call__(self, text: str) -> str:
@@ -372,7 +372,7 @@ class Mask:
             yield from _cut(text, spelling)
 
 
-def _spellings(secret: str) -> set[str]:
+def spellings(secret: str) -> set[str]:
     """Return how a secret is written in JSON, in Python, in a shell, in a URL, and as it is."""
     as_json = json.dumps(secret)
     return {

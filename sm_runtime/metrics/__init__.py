@@ -6,7 +6,7 @@ Both are files below ``output/metrics``; nothing here may cost the job its end.
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from sm_runtime.job.model import Job
@@ -33,7 +33,7 @@ class Measurement:
 
             try:
                 self._reader = MetricsReader(job, secrets)
-            except (OSError, RuntimeError, MemoryError) as error:
+            except Exception as error:  # a job runs without them
                 log.warning("metrics are not read: %s", error)
             else:
                 supervisor.exclude(self._reader.pid)
@@ -49,9 +49,16 @@ class Measurement:
             else:
                 self._sampler = sampler
 
-    def finish(self, seconds: float) -> None:
-        """End, the script being gone, in ``seconds`` at most; log what was found."""
-        lines = self._reader.finish(seconds) if self._reader else []
-        lines += self._sampler.finish() if self._sampler else []
+    def finish(self, is_stopped: Callable[[], bool]) -> None:
+        """End, the script being gone; log what was found. Nothing is raised.
+
+        What is left of the output has ``FINISH_SECONDS``, after a stop ``STOPPED_SECONDS``.
+        """
+        try:
+            lines = self._reader.finish(is_stopped) if self._reader else []
+            lines += self._sampler.finish() if self._sampler else []
+        except Exception as error:  # whatever is wrong with them, the job has ended as it has
+            log.warning("metrics are not summed up: %s: %s", type(error).__name__, error)
+            return
         for line in lines:
             log.info("%s", line)

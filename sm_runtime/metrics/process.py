@@ -8,6 +8,7 @@ appended to a file, an object on a line for each value; at the end a summary is 
 from __future__ import annotations
 
 import json
+import math
 import os
 import struct
 import sys
@@ -65,7 +66,7 @@ def _search(
         for value, line in definition.find(text):
             found = {
                 "name": definition.name,
-                "value": value,
+                "value": value if math.isfinite(value) else str(value),  # JSON has no NaN
                 "time": round(time, 3),
                 "host": host,
                 "line": mask(line[:SHOWN_CHARACTERS].rstrip("\r")),

@@ -15,7 +15,7 @@ import sys
 import threading
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -28,6 +28,11 @@ log = logging.getLogger(__name__)
 
 HELD_BYTES = 64 * 2**20
 """The most of the output that is held for the other process."""
+FINISH_SECONDS = 10.0
+"""How long the other process may take for what is left when the script has ended."""
+STOPPED_SECONDS = 1.0
+"""The same after a request to stop."""
+LOOK_SECONDS = 0.1
 
 
 class MetricsReader:
@@ -40,7 +45,7 @@ class MetricsReader:
         self._streams = itertools.count()
         self._blocks: deque[bytes] = deque()
         self._held_bytes = self._lost_bytes = 0
-        self._has_ended = False
+        self._has_ended = self._is_broken = False
         self._changed = threading.Condition()
         self._process = subprocess.Popen(
             programs.start(sys.executable, "sm_runtime.metrics.process:main"),
@@ -72,27 +77,32 @@ class MetricsReader:
 
         return take
 
-    def finish(self, seconds: float) -> list[str]:
-        """Wait for what is left, ``seconds`` at most; return what to log."""
-        deadline = time.monotonic() + seconds
+    def finish(self, is_stopped: Callable[[], bool]) -> list[str]:
+        """Wait for what is left, not long after a stop; return what to log."""
+        deadline = time.monotonic() + FINISH_SECONDS
         with self._changed:
             self._has_ended = True
             self._changed.notify_all()
             while not self._summary and (left := deadline - time.monotonic()) > 0:
-                self._changed.wait(left)
+                if is_stopped():
+                    deadline = min(deadline, time.monotonic() + STOPPED_SECONDS)
+                    is_stopped = _never
+                self._changed.wait(min(left, LOOK_SECONDS))
+            summary = self._summary
         self._process.kill()
         with suppress(subprocess.TimeoutExpired):
             self._process.wait(1.0)  # the supervisor may have reaped it already
         lines = []
         if self._lost_bytes:
             lines.append(f"metrics: {self._lost_bytes} bytes of the output were not searched")
-        if not self._summary.strip():
+        if not summary.strip():
             return [*lines, "metrics: the last lines could not be searched in time"]
-        return [*lines, *map(_line, json.loads(self._summary))]
+        # The last line: what is installed may print something at Python's start.
+        return [*lines, *map(_line, json.loads(summary.splitlines()[-1]))]
 
     def _put(self, block: bytes) -> None:
         with self._changed:
-            if self._held_bytes + len(block) > HELD_BYTES:
+            if self._is_broken or self._held_bytes + len(block) > HELD_BYTES:
                 self._lost_bytes += len(block) - BLOCK.size
                 return
             self._held_bytes += len(block)
@@ -116,6 +126,9 @@ class MetricsReader:
                     while view:
                         view = view[file.write(view) or 0 :]
                 except OSError:  # the other process has ended; its summary will be missing
+                    with self._changed:
+                        self._is_broken, self._held_bytes = True, 0
+                        self._blocks.clear()
                     return
 
     def _read(self) -> None:
@@ -125,6 +138,10 @@ class MetricsReader:
         with self._changed:
             self._summary = said or b"\n"
             self._changed.notify_all()
+
+
+def _never() -> bool:
+    return False
 
 
 def _line(found: dict[str, Any]) -> str:

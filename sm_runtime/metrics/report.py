@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import importlib
 import json
+import math
 import os
 import re
 import sys
@@ -20,6 +21,10 @@ from sm_runtime.job.model import Paths
 from sm_runtime.metrics import record
 
 NAME = "report.html"
+NO_PYGAL = 3
+"""The exit status of the program without pygal."""
+NARROW = 1e-6
+"""Values that differ by a smaller share of themselves are shown as one."""
 POINTS = 400
 """The most points of a curve: more cannot be told apart, and make a file large."""
 _MIB = 2**20
@@ -49,12 +54,21 @@ _UNUSED = re.compile(r"<script.*?</script>|<!--.*?-->", re.DOTALL)
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
 
 
+def main() -> None:
+    """Write the report of the job below the folder that is the argument; the program of a job."""
+    try:
+        write(Paths(sys.argv[1]))
+    except ImportError:
+        sys.exit(NO_PYGAL)
+
+
 def write(paths: Paths, target: str | None = None) -> str:
     """Write the report of the job that ended below ``paths``, atomically; return its path.
 
     Raises ConfigError where no job has ended there, ImportError without pygal, OSError where the
     file cannot be written.
     """
+    _pygal()
     text = html(paths)
     target = target or paths.under("output", "metrics", NAME)
     with open(target + ".part", "w", encoding="utf-8", errors="replace") as file:
@@ -67,18 +81,14 @@ def html(paths: Paths) -> str:
     """Return the report; raises as ``write``."""
     folder = paths.under("output", "metrics")
     job = _job(os.path.join(folder, record.NAME))
-    values, samples = (
-        _lines(os.path.join(folder, "script.jsonl")),
-        _lines(os.path.join(folder, "host.jsonl")),
-    )
     name = job["name"] or "A job without a name"
     parts = [
         f"<h1>{escape(str(name))} <span class='status {job['status']}'>{job['status']}</span></h1>",
         f"<p>{_headline(job)}</p>",
         *_phases(job),
         *_failure(job),
-        *_metrics(list(values)),
-        *_host(list(samples)),
+        *_metrics(_lines(os.path.join(folder, "script.jsonl"))),
+        *_host(_lines(os.path.join(folder, "host.jsonl"))),
         *_hosts(job),
         *_configuration(job),
     ]
@@ -163,33 +173,63 @@ def _failure(job: dict[str, Any]) -> list[str]:
     ]
 
 
-def _metrics(values: list[dict[str, Any]]) -> list[str]:
-    names = list(dict.fromkeys(value["name"] for value in values))
-    if not names:
+class _Curve:
+    """The points of a curve, as many as can be told apart, and what is said of all values."""
+
+    def __init__(self) -> None:
+        self.points: list[tuple[float, float]] = []
+        self.count = 0
+        self.last = self.least = self.greatest = math.nan
+        self._step = 1
+
+    def add(self, x: float | None, value: Any) -> None:
+        """Take a value; without ``x`` its number is its place. No number is only counted."""
+        self.count += 1
+        self.last = value = value if isinstance(value, int | float) else math.nan
+        if not math.isfinite(value):
+            return
+        self.least = value if math.isnan(self.least) else min(value, self.least)
+        self.greatest = value if math.isnan(self.greatest) else max(value, self.greatest)
+        if (self.count - 1) % self._step == 0:
+            self.points.append((self.count - 1 if x is None else x, value))
+        if len(self.points) > 2 * POINTS:
+            self.points, self._step = self.points[::2], 2 * self._step
+
+
+def _metrics(values: Iterable[dict[str, Any]]) -> list[str]:
+    curves: dict[str, dict[str, _Curve]] = {}
+    totals: dict[str, _Curve] = {}
+    for value in values:
+        name = str(value["name"])
+        by_host = curves.setdefault(name, {})
+        by_host.setdefault(str(value["host"]), _Curve()).add(None, value["value"])
+        totals.setdefault(name, _Curve()).add(None, value["value"])
+    if not totals:
         return []
-    plots, rows = [], []
-    for name in names:
-        by_host: dict[str, list[tuple[float, float]]] = {}
-        for number, value in enumerate(v for v in values if v["name"] == name):
-            by_host.setdefault(str(value["host"]), []).append((number, value["value"]))
-        plots.append(_plot(name, by_host, "value number"))
-        found = [value["value"] for value in values if value["name"] == name]
-        rows.append((name, len(found), f"{found[-1]:g}", f"{min(found):g}", f"{max(found):g}"))
+    plots = [_plot(name, by_host, "value number") for name, by_host in curves.items()]
+    rows = [
+        (
+            name,
+            total.count,
+            *(f"{number:g}" for number in (total.last, total.least, total.greatest)),
+        )
+        for name, total in totals.items()
+    ]
     head = ("metric", "values", "last", "least", "greatest")
     return ["<h2>Metrics</h2>", _table(rows, head), f"<div class='plots'>{''.join(plots)}</div>"]
 
 
-def _host(samples: list[dict[str, Any]]) -> list[str]:
-    if not samples:
-        return []
-    began, several = samples[0]["time"], len({sample["host"] for sample in samples}) > 1
-    curves: dict[str, dict[str, list[tuple[float, float]]]] = {}
+def _host(samples: Iterable[dict[str, Any]]) -> list[str]:
+    curves: dict[str, dict[str, _Curve]] = {}
+    began = None
     for sample in samples:
+        began = sample["time"] if began is None else began
         for title, label, number in _numbers(sample):
-            line = f"{label} {sample['host']}" if several else label
-            curves.setdefault(title, {}).setdefault(line, []).append(
-                (sample["time"] - began, number)
-            )
+            line = f"{label} {sample['host']}".strip()
+            curve = curves.setdefault(title, {}).setdefault(line, _Curve())
+            curve.add(sample["time"] - began, number)
+    if not curves:
+        return []
     plots = "".join(_plot(title, lines, "seconds", 0) for title, lines in curves.items())
     return ["<h2>Host</h2>", f"<div class='plots'>{plots}</div>"]
 
@@ -261,10 +301,20 @@ def _row(cells: tuple[Any, ...], tag: str) -> str:
     return f"<tr>{''.join(f'<{tag}>{escape(str(cell))}</{tag}>' for cell in cells)}</tr>"
 
 
-def _plot(
-    title: str, curves: dict[str, list[tuple[float, float]]], below: str, least: float | None = None
-) -> str:
+def _plot(title: str, curves: dict[str, _Curve], below: str, least: float | None = None) -> str:
     """Return an SVG of some curves, by name; the axis begins at ``least`` where that is given."""
+    shown = {name: curve.points for name, curve in curves.items() if curve.points}
+    if not shown:
+        return f"<p>{escape(title)}: there is no finite value to plot.</p>"
+    try:
+        return _svg(title, shown, below, least)
+    except (ArithmeticError, ValueError) as error:
+        return f"<p>{escape(title)}: cannot be plotted: {escape(str(error))}</p>"
+
+
+def _svg(
+    title: str, curves: dict[str, list[tuple[float, float]]], below: str, least: float | None
+) -> str:
     pygal = _pygal()
     style = importlib.import_module("pygal.style").CleanStyle(
         colors=_COLOURS,
@@ -272,7 +322,10 @@ def _plot(
         plot_background="transparent",
         font_family="sans-serif",
     )
-    greatest = max(value for points in curves.values() for _, value in points)
+    points = [point for line in curves.values() for point in line]
+    across = [x for x, _ in points]
+    values = [value for _, value in points]
+    low = min(values) if least is None else least
     chart = pygal.XY(
         style=style,
         js=[],
@@ -283,15 +336,24 @@ def _plot(
         show_dots=max(map(len, curves.values())) < 50,
         show_legend=len(curves) > 1,
         legend_at_bottom=True,
-        range=None if least is None else (least, max(greatest, least + 1e-9)),
+        xrange=_widened(min(across), max(across)),
+        range=_widened(low, max(values)),
         disable_xml_declaration=True,
         pretty_print=False,
     )
-    for name, points in curves.items():
-        step = -(-len(points) // POINTS)
-        chart.add(name or title, points[::step])
+    for name, line in curves.items():
+        step = -(-len(line) // POINTS)
+        chart.add(name or title, line[::step])
     # Without what only pygal's own script would read, and comments that name it.
     return f"<figure>{_UNUSED.sub('', chart.render(is_unicode=True))}</figure>"
+
+
+def _widened(low: float, high: float) -> tuple[float, float]:
+    """Return bounds that differ enough: between others pygal looks for marks without end."""
+    size = max(abs(low), abs(high))
+    if high - low > size * NARROW:
+        return low, high
+    return low - (size * NARROW or 1.0), high + (size * NARROW or 1.0)
 
 
 def _pygal() -> Any:

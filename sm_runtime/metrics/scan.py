@@ -7,6 +7,7 @@ a process of its own (``metrics/process.py``).
 
 from __future__ import annotations
 
+import math
 import re
 import signal
 from dataclasses import dataclass, field
@@ -82,8 +83,8 @@ class Definition:
     text: str = field(init=False)
     count: int = 0
     last: float = 0.0
-    least: float = 0.0
-    greatest: float = 0.0
+    least: float = math.nan
+    greatest: float = math.nan
     strikes: int = 0
 
     def __post_init__(self) -> None:
@@ -95,10 +96,11 @@ class Definition:
         return self.strikes >= STRIKES
 
     def add(self, value: float) -> None:
-        """Take a value."""
-        self.least = min(value, self.least) if self.count else value
-        self.greatest = max(value, self.greatest) if self.count else value
+        """Take a value; one that is not finite is neither the least nor the greatest."""
         self.last, self.count = value, self.count + 1
+        if math.isfinite(value):
+            self.least = value if math.isnan(self.least) else min(value, self.least)
+            self.greatest = value if math.isnan(self.greatest) else max(value, self.greatest)
 
     def summary(self) -> dict[str, Any]:
         """Return what was found, as JSON has it."""

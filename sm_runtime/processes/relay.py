@@ -404,7 +404,11 @@ class Relay:
     def _keep(self, data: memoryview) -> None:
         self._tail.add(data)
         if self._tap:
-            self._tap(data)
+            try:
+                self._tap(data)
+            except Exception:  # the script's output goes on without it
+                log.exception("what arrives is not looked at any more")
+                self._tap = None
         self.total_bytes += len(data)
 
 

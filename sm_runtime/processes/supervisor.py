@@ -225,6 +225,7 @@ class Supervisor:
             yield from self._signals(bytes(n for n in numbers if n not in STOPPING))
             if self.signalled_at is not None:
                 self._hurry()
+            self.wake()  # what was read may have told of an end
         yield Due()
 
     def _events(self, numbers: bytes, requests: RequestSource | None) -> Iterator[Event]:

@@ -32,8 +32,8 @@ class Syncs:
         self._environ = environ
         self._folders = tuple(folders)
         self._is_ending = False
-        self._unread: dict[Folder, str] = {}
-        """Optional folders whose places could not be read, and why."""
+        self._unread: dict[Folder, tuple[str, dict[str, tuple[int, int]]]] = {}
+        """Optional folders whose places could not be read: why, and what was in them before."""
         self._mirrors = {
             folder: Mirror(folder, store) for folder, store in folders.items() if store is not None
         }
@@ -53,14 +53,16 @@ class Syncs:
             _make(folder)
             if not folder.restores:
                 continue
-            began = time.monotonic()
+            began, before = time.monotonic(), _versions(folder.path) if folder.optional else {}
             try:
                 found = _fetch(folder, self._job, self._environ, stopped)
             except DataError as error:
                 if not folder.optional or stopped():
                     raise
-                log.warning("%s begins empty, and nothing of it is sent: %s", folder.what, error)
-                self._unread[folder] = str(error)
+                for name in _versions(folder.path).keys() - before:  # half of it is worse than none
+                    os.unlink(os.path.join(folder.path, name))
+                log.warning("%s is not restored, and nothing of it is sent: %s", folder.what, error)
+                self._unread[folder] = str(error), before
                 self._mirrors.pop(folder, None)
                 continue
             mirror = self._mirrors.get(folder)
@@ -128,8 +130,8 @@ class Syncs:
 
         To send it would be to put it in the place of what could not be read.
         """
-        for folder, why in self._unread.items():
-            files = sum(len(names) for _, _, names in os.walk(folder.path))
+        for folder, (why, before) in self._unread.items():
+            files = len(_versions(folder.path).items() - before.items())
             if files and folder.uploads:
                 said = f"{folder.what}: {files} files are left in {folder.path} and not sent: {why}"
                 yield Saved(what=folder.what, folder=folder.path, files=files, failure=said)
@@ -155,6 +157,17 @@ def _store(job: Job, environ: Mapping[str, str], folder: Folder) -> Store | None
             ]
         ) from error
     return store if folder.uploads else None
+
+
+def _versions(folder: str) -> dict[str, tuple[int, int]]:
+    """Return size and time of modification of each file below a folder, by its path there."""
+    found = {}
+    for top, _, names in os.walk(folder):
+        for name in names:
+            path = os.path.join(top, name)
+            status = os.lstat(path)
+            found[os.path.relpath(path, folder)] = status.st_size, status.st_mtime_ns
+    return found
 
 
 def _make(folder: Folder) -> None:

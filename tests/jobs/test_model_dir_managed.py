@@ -57,7 +57,7 @@ def test_a_script_that_does_not_use_it_needs_no_store(base: Base) -> None:
     reach(base, "http://127.0.0.1:9")
     result = managed(base, IGNORES).run(AWS_MAX_ATTEMPTS="1")
     assert result.status == 0, result.log
-    assert "model_dir begins empty, and nothing of it is sent: " in result.log
+    assert "model_dir is not restored, and nothing of it is sent: " in result.log
 
 
 def test_what_a_script_leaves_there_without_a_store_fails_the_job_and_stays(base: Base) -> None:
@@ -66,3 +66,13 @@ def test_what_a_script_leaves_there_without_a_store_fails_the_job_and_stays(base
     assert result.status == 1
     assert "model_dir: 1 files are left in " in base.failure()
     assert base.path("shared/model/checkpoint").read_text() == "step 2"
+
+
+def test_what_was_there_before_is_no_failure(base: Base) -> None:
+    reach(base, "http://127.0.0.1:9")
+    old = base.path("shared/model/old")
+    old.parent.mkdir(parents=True)
+    old.write_text("x")
+    result = managed(base, IGNORES).run(AWS_MAX_ATTEMPTS="1")
+    assert result.status == 0, result.log
+    assert old.read_text() == "x"

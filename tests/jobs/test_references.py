@@ -9,18 +9,21 @@ import pytest
 
 from tests.harness import Base
 
-SECRET = "correct horse battery"
+SECRETS = ["correct horse battery", '-----BEGIN KEY-----\nline "two" \\ \u00fc\n-----END KEY-----']
 SCRIPT = """
-import os, sys
-print(sys.argv[1:], os.environ["SM_HP_API"], os.environ["DB"], file=open(os.environ["SEEN"], "w"))
-print("the script says", sys.argv[2])
+import json, os, sys
+json.dump([sys.argv[1:], os.environ["SM_HP_API"], os.environ["DB"]], open(os.environ["SEEN"], "w"))
+print("the script says", len(sys.argv[2]))
 raise ValueError(os.environ["DB"])
 """
 
 
-def test_the_script_has_the_values_and_nothing_else_has(base: Base, tmp_path: Path) -> None:
+@pytest.mark.parametrize("secret", SECRETS, ids=["words", "lines"])
+def test_the_script_has_the_values_and_nothing_else_has(
+    base: Base, tmp_path: Path, secret: str
+) -> None:
     key = tmp_path / "key"
-    key.write_text(SECRET + "\n")
+    key.write_text(secret + "\n")
     reference = json.dumps({"$file": str(key)})
     base.write(
         "input/config/job.json",
@@ -34,14 +37,13 @@ def test_the_script_has_the_values_and_nothing_else_has(base: Base, tmp_path: Pa
     seen = tmp_path / "seen"
     result = base.script(SCRIPT).run(SEEN=str(seen))
     assert result.status == 1
-    assert seen.read_text() == f"['--api', '{SECRET}', '-n', '1'] {SECRET} {SECRET}\n"
-    assert result.out.decode() == f"the script says {SECRET}\n", "its output is its own"
-    log = result.log.replace(f"the script says {SECRET}", "")
-    lines = [line for line in log.splitlines() if "sm-runtime" in line]
-    assert SECRET not in "\n".join(lines)
+    assert json.loads(seen.read_text()) == [["--api", secret, "-n", "1"], secret, secret]
+    assert result.out.decode() == f"the script says {len(secret)}\n"
+    part = secret.split("\n")[-2 if "\n" in secret else 0].encode("unicode_escape")[:12]
+    ours = [line for line in result.log.splitlines() if "sm-runtime" in line]
+    assert part.decode() not in "\n".join(ours)
     left = [path for path in base.root.rglob("*") if path.is_file() and path.suffix != ".gz"]
-    holding = [path for path in left if SECRET.encode() in path.read_bytes()]
-    assert holding == []
+    assert [path for path in left if part in path.read_bytes()] == []
     assert (
         json.loads(base.path("input/config/hyperparameters.json").read_text())["api"] == reference
     )
@@ -49,7 +51,7 @@ def test_the_script_has_the_values_and_nothing_else_has(base: Base, tmp_path: Pa
 
 def test_a_variable_of_the_image_may_be_a_reference(base: Base, tmp_path: Path) -> None:
     key = tmp_path / "key"
-    key.write_text(SECRET)
+    key.write_text(SECRETS[0])
     result = base.script("import os; print(len(os.environ['TOKEN_X']))").run(
         TOKEN_X=json.dumps({"$file": str(key)})
     )

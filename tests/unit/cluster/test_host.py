@@ -159,3 +159,10 @@ def test_workers_whose_leader_is_done_are_ended(serves: bool, caplog: Any) -> No
     assert ("the script of algo-1 is done" in caplog.text) is not serves
     host.at(2, Exited(0, -15), Vanished(0))
     assert host.is_done and host.processes.outcome is None
+
+
+def test_a_script_counts_as_started_when_its_start_has_been_done() -> None:
+    host = Host()
+    assert host.started and not host.processes.started, "it is only decided"
+    host.at(0)
+    assert host.processes.started

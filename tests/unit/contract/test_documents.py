@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import stat
 from pathlib import Path
@@ -144,6 +145,14 @@ def test_the_file_of_a_secret_is_a_file(paths: Paths) -> None:
         session.secret({name: path})
     with pytest.raises(ConfigError, match=f"environment: {name}: /nowhere: does not exist"):
         session.secret({name: "/nowhere"})
+
+
+def test_a_secret_of_the_cluster_may_be_a_reference(paths: Paths) -> None:
+    path = Path(paths.base) / "secret"
+    path.write_text("0123456789abcdef\n")
+    assert session.secret({session.SECRET: json.dumps({"$file": str(path)})}) == b"0123456789abcdef"
+    with pytest.raises(ConfigError, match=f"{session.SECRET}: /nowhere: does not exist"):
+        session.secret({session.SECRET: '{"$file": "/nowhere"}'})
 
 
 def test_what_can_be_read_is_read_beside_what_cannot(paths: Paths) -> None:

@@ -80,3 +80,31 @@ def test_where_no_job_has_ended_that_is_said(tmp_path: Path) -> None:
     Path(paths.under("output", "metrics", "job.json")).write_text("{")
     with pytest.raises(ConfigError, match="cannot be read"):
         report.html(paths)
+
+
+HARD = {
+    "nearly equal": [0.1 + 0.2, 0.3],
+    "equal": [0.5, 0.5],
+    "zero": [0.0, 0.0],
+    "not finite": ["nan", 1.0, "inf"],
+    "nothing finite": ["nan"],
+    "huge": [-1e308, 1e308],
+    "tiny": [1e-320, 2e-320],
+}
+
+
+@pytest.mark.parametrize("values", HARD.values(), ids=HARD)
+def test_no_value_costs_the_report(tmp_path: Path, values: list[Any]) -> None:
+    paths = recorded(tmp_path)
+    found = [{"name": "loss", "value": value, "time": 1, "host": "a"} for value in values]
+    lines(paths, "script.jsonl", *found)
+    assert f"<td>{len(values)}</td>" in report.html(paths)
+
+
+def test_a_curve_keeps_what_can_be_told_apart() -> None:
+    curve = report._Curve()
+    for number in range(100_000):
+        curve.add(None, float(number))
+    assert report.POINTS <= len(curve.points) <= 2 * report.POINTS
+    assert curve.points[0] == (0, 0.0) and curve.points[-1][0] > 99_000
+    assert (curve.count, curve.last, curve.least, curve.greatest) == (100_000, 99_999, 0, 99_999)
