@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import logging
-import os
 import sys
-import time
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sm_runtime import channels, programs, script, sync
+from sm_runtime import channels, script, sync
 from sm_runtime.cluster.single_host import SingleHost
 from sm_runtime.code import fetch
 from sm_runtime.configure import configure, paths_of
@@ -36,9 +34,6 @@ if TYPE_CHECKING:
     from sm_runtime.job.failure import Failure
 
 log = logging.getLogger(__name__)
-
-REPORT_SECONDS = 20.0
-"""How long the report of a job may take to be made."""
 
 
 class StoppedError(JobError):
@@ -196,23 +191,17 @@ class _Attempt:
             log.warning("the job's report is not saved: %s", error)
 
     def _save_report(self, job: Job) -> None:
-        """Have the report made by another process, which may fail or hang, and save it."""
+        """Have the report made, which may fail or hang in a process of its own, and save it."""
         from sm_runtime.metrics import report
 
         assert self.inputs
-        if self._is_stopped() and self.inputs.deadline() - time.monotonic() < REPORT_SECONDS:
-            return  # the time is the model's
-        argv = (*programs.start(sys.executable, "sm_runtime.metrics.report:main"), job.paths.base)
-        command = Command(argv=argv, cwd="/", env={"PATH": os.defpath}, name="the report")
-        ended = self.supervisor.capture(command, StopPolicy(grace_seconds=1.0), REPORT_SECONDS)
-        if ended.status == report.NO_PYGAL:
-            log.debug("without pygal no report is made")
-        elif not ended.ok:
-            tail = ended.tail.decode("utf-8", "replace").strip().rpartition("\n")[2]
-            log.warning("no report is made: %s", tail or f"exit code {ended.status}")
-        elif not self.inputs.is_over():
-            path = job.paths.under("output", "metrics", report.NAME)
-            artifacts.save_report(job, path, self.variables, self.inputs.is_over)
+        signalled_at, is_over = self.supervisor.signalled_at, self.inputs.is_over
+
+        def is_wanted() -> bool:
+            return self.supervisor.signalled_at == signalled_at and not is_over()
+
+        if path := report.made_apart(job.paths, is_wanted):
+            artifacts.save_report(job, path, self.variables, is_over)
 
     def _run_pip(
         self, argv: tuple[str, ...], env: Mapping[str, str], cwd: str

@@ -7,22 +7,31 @@ from __future__ import annotations
 
 import importlib
 import json
+import logging
 import math
 import os
 import re
+import subprocess
 import sys
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import suppress
 from html import escape
 from typing import Any
 
+from sm_runtime import programs
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Paths
 from sm_runtime.metrics import record
 
+log = logging.getLogger(__name__)
+
 NAME = "report.html"
 NO_PYGAL = 3
 """The exit status of the program without pygal."""
+MAKE_SECONDS = 20.0
+"""How long it may take to make a report at the end of a job."""
+LOOK_SECONDS = 0.05
 NARROW = 1e-6
 """Values that differ by a smaller share of themselves are shown as one."""
 POINTS = 400
@@ -52,6 +61,31 @@ figure { margin: 0 0 1rem; } figure svg { height: auto; max-width: 100%; }
 """
 _UNUSED = re.compile(r"<script.*?</script>|<!--.*?-->", re.DOTALL)
 _COLOURS = ("#4477aa", "#ee6677", "#228833", "#ccbb44", "#66ccee", "#aa3377", "#bbbbbb", "#222255")
+
+
+def made_apart(paths: Paths, is_wanted: Callable[[], bool]) -> str | None:
+    """Return the path of the report, made by another process as long as it ``is_wanted``.
+
+    None without pygal, or where it takes too long. Raises OSError and ValueError where it cannot be
+    made: what a script has printed is plotted, and nothing of it may cost the job its end.
+    """
+    argv = (*programs.start(sys.executable, "sm_runtime.metrics.report:main"), paths.base)
+    deadline = time.monotonic() + MAKE_SECONDS
+    with subprocess.Popen(
+        argv, cwd="/", env={"PATH": os.defpath}, stderr=subprocess.PIPE, start_new_session=True
+    ) as process:
+        while process.poll() is None and time.monotonic() < deadline and is_wanted():
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK_SECONDS)
+        process.kill()
+        assert process.stderr
+        said = process.stderr.read().decode("utf-8", "replace").strip()
+    if process.returncode in (0, NO_PYGAL):
+        return paths.under("output", "metrics", NAME) if process.returncode == 0 else None
+    if process.returncode < 0:
+        log.warning("no report is made: it took too long")
+        return None
+    raise ValueError(said.rpartition("\n")[2] or f"exit code {process.returncode}")
 
 
 def main() -> None:
