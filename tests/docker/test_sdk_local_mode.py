@@ -264,7 +264,7 @@ def test_an_image_that_holds_its_code_needs_no_script_mode(cpu_image: str, folde
         hyperparameters={"number": 1},
     )
     assert job.status == 0, job.log
-    assert job.members("output") == {"success"}
+    assert job.members("output") == {"metrics/job.json", "success"}
 
 
 def test_a_job_of_the_model_trainer_runs_in_the_image(cpu_image: str, folder: Path) -> None:
