@@ -171,7 +171,7 @@ def test_script_mode_with_typed_hyperparameters_and_two_channels(
     assert result["module"] == "beside"
     assert result["job"] == "sdk-job"
     assert result["hosts"] is True
-    assert job.members("output") == {"success", "data/notes"}
+    assert job.members("output") == {"data/notes", "metrics/job.json", "success"}
 
 
 def through_storage(image: str, folder: Path, server: Server, **arguments: Any) -> Job:
@@ -205,7 +205,7 @@ def test_code_and_dependencies_that_the_sdk_uploads_are_fetched(
     assert (result["epochs"], result["learning_rate"]) == (3, 0.1)
     assert result["hyperparameters"] == hyperparameters
     assert result["train"] == "train data"
-    assert job.members("output") == {"success", "data/notes"}
+    assert job.members("output") == {"data/notes", "metrics/job.json", "success"}
 
 
 def test_a_failure_of_uploaded_code_comes_through(
