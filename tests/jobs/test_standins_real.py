@@ -6,6 +6,7 @@ import fcntl
 import json
 import subprocess
 import sys
+import tarfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -122,9 +123,27 @@ def real() -> Path:
             run((sys.executable, "-m", "venv", "--clear", folder))
             pip = (folder / "bin/python", "-m", "pip", "install", "--quiet")
             run((*pip, *IMPORTED))
-            run((*pip, "--no-deps", *REAL))
+            # Not built, which would take a compiler: but for one that is only imported, their
+            # modules are pure Python.
+            run((*pip[:3], "download", "--quiet", "--no-deps", "--no-binary", ":all:", "--dest",
+                 folder / "sdist", *REAL))  # fmt: skip
+            code = "import sysconfig; print(sysconfig.get_path('purelib'))"
+            site = Path(run((folder / "bin/python", "-c", code)).strip())
+            for archive in (folder / "sdist").glob("*.tar.gz"):
+                unpack(archive, site)
+            (site / "gethostname.py").write_text("")
             (folder / "made").write_text(made)
     return folder / "bin/python"
+
+
+def unpack(archive: Path, site: Path) -> None:
+    """Put the packages below a source archive's ``src`` where Python finds them."""
+    with tarfile.open(archive) as file:
+        for member in file:
+            _, _, name = member.name.partition("/src/")
+            if name.endswith(".py") and (data := file.extractfile(member)):
+                (site / name).parent.mkdir(parents=True, exist_ok=True)
+                (site / name).write_bytes(data.read())
 
 
 def run(command: Sequence[str | Path], **environ: str) -> str:
