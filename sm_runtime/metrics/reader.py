@@ -14,10 +14,9 @@ import subprocess
 import sys
 import threading
 import time
-from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
-from typing import Any
+from typing import IO, Any
 
 from sm_runtime import programs
 from sm_runtime.job.model import Job
@@ -33,6 +32,8 @@ FINISH_SECONDS = 10.0
 STOPPED_SECONDS = 1.0
 """The same after a request to stop."""
 LOOK_SECONDS = 0.1
+GATHER_SECONDS = 0.02
+"""How long output is gathered before it is handed over: lines one by one would cost too much."""
 
 
 class MetricsReader:
@@ -43,10 +44,12 @@ class MetricsReader:
         os.makedirs(os.path.dirname(self.path), exist_ok=True)
         self._metrics = job.metrics
         self._streams = itertools.count()
-        self._blocks: deque[bytes] = deque()
+        self._blocks: dict[int, tuple[float, bytearray]] = {}
+        """What has arrived on each stream and is not handed over yet, and since when."""
         self._held_bytes = self._lost_bytes = 0
         self._has_ended = self._is_broken = False
-        self._changed = threading.Condition()
+        self._lock = threading.Lock()
+        self._changed = threading.Condition(self._lock)
         self._process = subprocess.Popen(
             programs.start(sys.executable, "sm_runtime.metrics.process:main"),
             stdin=subprocess.PIPE,
@@ -63,7 +66,7 @@ class MetricsReader:
             "secrets": list(secrets),
             "definitions": [(metric.name, metric.regex) for metric in job.metrics],
         }
-        self._put(json.dumps(config).encode() + b"\n")
+        self._config = json.dumps(config).encode() + b"\n"
         self._summary = b""
         for name, work in (("metrics", self._write), ("metrics-summary", self._read)):
             threading.Thread(target=work, name=name, daemon=True).start()
@@ -73,7 +76,17 @@ class MetricsReader:
         stream = next(self._streams)
 
         def take(data: memoryview) -> None:
-            self._put(BLOCK.pack(stream, time.time(), len(data)) + bytes(data))
+            # Short: a script may write a line at a time.
+            with self._lock:
+                if self._is_broken or self._held_bytes + len(data) > HELD_BYTES:
+                    self._lost_bytes += len(data)
+                    return
+                self._held_bytes += len(data)
+                if block := self._blocks.get(stream):
+                    block[1].extend(data)
+                    return
+                self._blocks[stream] = time.time(), bytearray(data)
+                self._changed.notify_all()
 
         return take
 
@@ -100,36 +113,39 @@ class MetricsReader:
         # The last line: what is installed may print something at Python's start.
         return [*lines, *map(_line, json.loads(summary.splitlines()[-1]))]
 
-    def _put(self, block: bytes) -> None:
-        with self._changed:
-            if self._is_broken or self._held_bytes + len(block) > HELD_BYTES:
-                self._lost_bytes += len(block) - BLOCK.size
-                return
-            self._held_bytes += len(block)
-            self._blocks.append(block)
-            self._changed.notify_all()
-
     def _write(self) -> None:
-        """Hand the blocks to the other process."""
+        """Hand over what has arrived, as much at a time as comes in ``GATHER_SECONDS``."""
         assert self._process.stdin
         with self._process.stdin as file:
-            while True:
-                with self._changed:
-                    while not self._blocks and not self._has_ended:
-                        self._changed.wait()
-                    if not self._blocks:
-                        return
-                    block = self._blocks.popleft()
-                    self._held_bytes -= len(block)
-                try:
-                    view = memoryview(block)
-                    while view:
-                        view = view[file.write(view) or 0 :]
-                except OSError:  # the other process has ended; its summary will be missing
-                    with self._changed:
-                        self._is_broken, self._held_bytes = True, 0
-                        self._blocks.clear()
-                    return
+            try:
+                self._write_all(file, self._config)
+                while blocks := self._gathered():
+                    for stream, (arrived, data) in blocks.items():
+                        self._write_all(file, BLOCK.pack(stream, arrived, len(data)))
+                        self._write_all(file, data)
+                        with self._lock:
+                            self._held_bytes -= len(data)
+            except OSError:  # the other process has ended; its summary will be missing
+                with self._lock:
+                    self._is_broken, self._held_bytes = True, 0
+                    self._blocks.clear()
+
+    def _gathered(self) -> dict[int, tuple[float, bytearray]]:
+        """Wait for something, and for more of it; nothing when the script has ended."""
+        with self._changed:
+            while not self._blocks and not self._has_ended:
+                self._changed.wait()
+        if not self._has_ended:
+            time.sleep(GATHER_SECONDS)
+        with self._lock:
+            taken, self._blocks = self._blocks, {}
+        return taken
+
+    @staticmethod
+    def _write_all(file: IO[bytes], data: bytes | bytearray) -> None:
+        view = memoryview(data)
+        while view:
+            view = view[file.write(view) or 0 :]
 
     def _read(self) -> None:
         assert self._process.stdout
