@@ -11,6 +11,9 @@ import json
 import random
 import string
 from collections.abc import Mapping
+from typing import Protocol
+
+from tests.harness import Base
 
 LOWER, DIGITS = string.ascii_lowercase, string.digits
 UPPER, HEX = string.ascii_uppercase, DIGITS + "abcdef"
@@ -338,3 +341,65 @@ ORDINARY = (
     "sort_key=created_at primary_key=user_id public_key_path=/x/y foreign_key: users.id",
 )
 """What every text may have; it stays."""
+
+
+# -- a script that shows its secrets, and where they are planted ---------------------------------
+
+
+class Logged(Protocol):
+    """What came of a job."""
+
+    @property
+    def log(self) -> str: ...
+
+
+RAISES = """
+import os, sys
+how = os.environ["HOW"]
+names = [name for name in os.environ if name.startswith(("THING", "ADDRESS", "CONFIG"))]
+chosen = {name: os.environ[name] for name in names}
+if how == "environment":
+    raise ValueError(os.environ)
+elif how == "arguments":
+    raise RuntimeError("cannot run with", sys.argv)
+elif how == "lines":
+    raise KeyError("\\n".join(f"{name}: {value}" for name, value in chosen.items()))
+elif how == "exit":
+    sys.exit(f"bad settings: {chosen}")
+elif how == "stdout":
+    print(chosen)
+    sys.exit(5)
+elif how == "crash":
+    print("what():", *chosen.values(), sep="\\n", file=sys.stderr)
+    os.abort()
+"""
+
+
+def plant_everywhere(base: Base, values: Mapping[str, str]) -> None:
+    """Put each value where people put one, under names that say nothing."""
+    hyperparameters = {}
+    for number, value in enumerate(values.values()):
+        hyperparameters[f"thing_{number}"] = value
+        hyperparameters[f"nested_{number}"] = json.dumps({"a": [{"b": value}]})
+        base.environ[f"THING_{number}"] = value
+        base.environ[f"ADDRESS_{number}"] = f"https://host.example.com/x?thing={value}&more=1"
+        base.environ[f"CONFIG_{number}"] = json.dumps({"a": {"b": json.dumps([value])}})
+    base.hyperparameters(**hyperparameters)
+
+
+def own(result: Logged) -> str:
+    return "\n".join(line for line in result.log.splitlines() if " sm-runtime " in line)
+
+
+def assert_hidden(text: str, values: Mapping[str, str]) -> None:
+    shown = [name for name, value in values.items() if value in text or value[-16:] in text]
+    assert not shown, text[:4000]
+
+
+def parts(values: Mapping[str, str], count: int) -> list[dict[str, str]]:
+    pairs = list(values.items())
+    return [dict(pairs[i::count]) for i in range(count)]
+
+
+SHAPES_IN_PARTS = parts({name: value for name, value in SHAPES.items() if len(value) < 800}, 4)
+HOWS = ["environment", "arguments", "lines", "exit", "stdout", "crash"]

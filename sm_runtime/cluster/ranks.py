@@ -20,6 +20,7 @@ from sm_runtime.cluster.agreement import Priority
 from sm_runtime.cluster.config import Notice
 from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
+from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Ended, Json
 from sm_runtime.processes.workload import (
@@ -60,7 +61,7 @@ class Launcher:
 
     def daemon_command(self, words: Sequence[str], script: Command) -> Command:
         """Return how its daemon is started on this host; the words are meant for a shell."""
-        raise NotImplementedError
+        raise LaunchError("this launcher has no daemons")
 
     def host_of(self, name: str) -> str:
         """Return the host that the launcher calls so."""
@@ -326,6 +327,9 @@ class RankProcesses(HostProcesses):
 
     def _launch_daemon(self, identity: int, words: Sequence[str]) -> None:
         """Start the launcher's daemon on this host."""
+        if self.launcher.daemon is None:
+            self._daemon_exited(identity, 126)
+            return
         command = self.launcher.daemon_command(words, self._script)
         program = command.argv[0]
         if os.path.basename(program) != self.launcher.daemon:

@@ -42,6 +42,12 @@ class Paths:
         return self.under("input", "config")
 
     @property
+    def measured(self) -> tuple[str, ...]:
+        """What a job leaves of its measurements, and the report that is made of them."""
+        names = ("job.json", "script.jsonl", "host.jsonl", "report.html")
+        return tuple(self.under("output", "metrics", name) for name in names)
+
+    @property
     def shell_variables(self) -> str:
         """The ``SM_*`` variables as lines that a shell can read."""
         return self.under("input", "sm_training.env")

@@ -1,8 +1,8 @@
 """Reads metrics off the output of a script, in a process of its own.
 
-Standard input begins with a line of JSON (``Reading``'s), then come blocks: the number of a stream,
-when its bytes arrived (seconds since 1970) and how many they are, then the bytes. What is found is
-appended to a file, an object on a line for each value; at the end a summary is printed.
+Standard input begins with a line of JSON (``MetricsReader``), then come blocks: the number of a
+stream, when its bytes arrived (seconds since 1970) and how many they are, then the bytes. What is
+found is appended to a file, an object on a line for each value; at the end a summary is printed.
 """
 
 from __future__ import annotations

@@ -68,8 +68,12 @@ class MetricsReader:
         }
         self._config = json.dumps(config).encode() + b"\n"
         self._summary = b""
-        for name, work in (("metrics", self._write), ("metrics-summary", self._read)):
-            threading.Thread(target=work, name=name, daemon=True).start()
+        try:
+            for name, work in (("metrics", self._write), ("metrics-summary", self._read)):
+                threading.Thread(target=work, name=name, daemon=True).start()
+        except BaseException:
+            self._process.kill()
+            raise
 
     def tap(self) -> Tap:
         """Return what takes the bytes of one more stream; it never waits."""
@@ -133,11 +137,8 @@ class MetricsReader:
     def _gathered(self) -> dict[int, tuple[float, bytearray]]:
         """Wait for something, and for more of it; nothing when the script has ended."""
         with self._changed:
-            while not self._blocks and not self._has_ended:
-                self._changed.wait()
-        if not self._has_ended:
-            time.sleep(GATHER_SECONDS)
-        with self._lock:
+            self._changed.wait_for(lambda: self._blocks or self._has_ended)
+            self._changed.wait_for(lambda: self._has_ended, GATHER_SECONDS)
             taken, self._blocks = self._blocks, {}
         return taken
 

@@ -73,6 +73,9 @@ class Report:
             for stale in (self._paths.failure, self._paths.success, self._document):
                 with suppress(FileNotFoundError):
                     os.unlink(stale)
+            for stale in self._paths.measured:
+                with suppress(OSError):  # what is measured fails no job
+                    os.unlink(stale)
             refused, _ = map(_reserve, self._reserves.values())
             if refused:
                 log.info(

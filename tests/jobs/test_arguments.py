@@ -10,6 +10,7 @@ from random import Random
 
 import pytest
 
+from tests.arguments_table import HOSTILE
 from tests.harness import RUNTIME, Base
 
 DUMP = "import json, sys; json.dump(sys.argv[1:], open('argv.json', 'w'))"
@@ -19,22 +20,6 @@ import json, sys
 json.dump(sys.argv[1:], open('argv.json', 'w'))
 END
 """
-HOSTILE = {
-    "key": "a b",
-    "q": 'it\'s "x"',
-    "z": "$(touch PWN)",
-    "e": "",
-    "nl": "a\nb",
-    "semi": "; touch PWN",
-    "tick": "`touch PWN`",
-    "star": "*",
-    "hash": "# x",
-    "uni": "h\u00e9 \u6f22 \U0001d11e",
-    "back": "a\\nb\\",
-    "dash": "--other",
-    "space ": " lead and trail ",
-    "pa'th": "../../x",
-}
 ENTRIES = {
     "script": ("train.py", DUMP),
     "script in a folder": ("src/train.py", DUMP),

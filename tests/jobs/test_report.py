@@ -118,3 +118,15 @@ def test_a_report_that_cannot_be_saved_costs_the_job_nothing(base: Base) -> None
     result = job(base).script("pass").run()
     assert result.status == 0, result.log
     assert "the job's report is not saved" in result.log
+
+
+def test_what_an_earlier_job_measured_is_not_of_this_one(base: Base) -> None:
+    first = job(base, LOSS).script("print(' loss: 1')\nprint(' loss: 2')")
+    assert first.run().status == 0
+    assert first.script("print(' loss: 3')").run().status == 0
+    values = base.path("output/metrics/script.jsonl").read_text().splitlines()
+    assert [json.loads(line)["value"] for line in values] == [3.0]
+    base.path("input/config/job.json").unlink()
+    assert base.script("import sys; sys.exit(1)").run().status == 1
+    assert not base.path("output/metrics/script.jsonl").exists()
+    assert not base.path("output/metrics/report.html").exists()

@@ -14,24 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests import dry
+from tests.arguments_table import HOSTILE
 from tests.harness import Base
 
-HOSTILE = {
-    "key": "a b",
-    "q": 'it\'s "x"',
-    "z": "$(touch PWN)",
-    "e": "",
-    "nl": "a\nb",
-    "semi": "; touch PWN",
-    "tick": "`touch PWN`",
-    "star": "*",
-    "hash": "# x",
-    "uni": "h\u00e9 \u6f22 \U0001d11e",
-    "back": "a\\nb\\",
-    "dash": "--other",
-    "space ": " lead and trail ",
-    "pa'th": "../../x",
-}
 PROGRAMS = (
     "train.py", "src/train.py", "-m pkg.train", "pkg.train", "pkg.train:main", "run.sh", "./tool"
 )  # fmt: skip

@@ -3,14 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 
 import pytest
 
 from tests import dry
-from tests.dry import Dry
 from tests.harness import Base
-from tests.secrets_table import ADDRESSES, HIDDEN_OF_ADDRESS, NAMED, SHAPES, key_lines, pem
+from tests.secrets_table import (
+    ADDRESSES,
+    HIDDEN_OF_ADDRESS,
+    HOWS,
+    NAMED,
+    RAISES,
+    SHAPES_IN_PARTS,
+    assert_hidden,
+    key_lines,
+    own,
+    pem,
+    plant_everywhere,
+)
 
 SECRETS = {
     "hyperparameter": "hunter2-is-long",
@@ -54,58 +64,6 @@ def test_env_shows_secrets_where_they_are_asked_for(base: Base) -> None:
     plant(base)
     result = dry.look(base.script(""), "env", "--show-secrets")
     assert SECRETS["hyperparameter"] in result.out
-
-
-RAISES = """
-import os, sys
-how = os.environ["HOW"]
-names = [name for name in os.environ if name.startswith(("THING", "ADDRESS", "CONFIG"))]
-chosen = {name: os.environ[name] for name in names}
-if how == "environment":
-    raise ValueError(os.environ)
-elif how == "arguments":
-    raise RuntimeError("cannot run with", sys.argv)
-elif how == "lines":
-    raise KeyError("\\n".join(f"{name}: {value}" for name, value in chosen.items()))
-elif how == "exit":
-    sys.exit(f"bad settings: {chosen}")
-elif how == "stdout":
-    print(chosen)
-    sys.exit(5)
-elif how == "crash":
-    print("what():", *chosen.values(), sep="\\n", file=sys.stderr)
-    os.abort()
-"""
-
-
-def plant_everywhere(base: Base, values: Mapping[str, str]) -> None:
-    """Put each value where people put one, under names that say nothing."""
-    hyperparameters = {}
-    for number, value in enumerate(values.values()):
-        hyperparameters[f"thing_{number}"] = value
-        hyperparameters[f"nested_{number}"] = json.dumps({"a": [{"b": value}]})
-        base.environ[f"THING_{number}"] = value
-        base.environ[f"ADDRESS_{number}"] = f"https://host.example.com/x?thing={value}&more=1"
-        base.environ[f"CONFIG_{number}"] = json.dumps({"a": {"b": json.dumps([value])}})
-    base.hyperparameters(**hyperparameters)
-
-
-def own(result: Dry) -> str:
-    return "\n".join(line for line in result.log.splitlines() if " sm-runtime " in line)
-
-
-def assert_hidden(text: str, values: Mapping[str, str]) -> None:
-    shown = [name for name, value in values.items() if value in text or value[-16:] in text]
-    assert not shown, text[:4000]
-
-
-def parts(values: Mapping[str, str], count: int) -> list[dict[str, str]]:
-    pairs = list(values.items())
-    return [dict(pairs[i::count]) for i in range(count)]
-
-
-SHAPES_IN_PARTS = parts({name: value for name, value in SHAPES.items() if len(value) < 800}, 4)
-HOWS = ["environment", "arguments", "lines", "exit", "stdout", "crash"]
 
 
 @pytest.mark.parametrize("part", range(4))

@@ -217,3 +217,18 @@ def test_torchrun_marks_no_lines_and_starts_no_daemons() -> None:
     launcher = Launcher()
     assert launcher.prefix(0, "stdout") == b"" and launcher.daemon is None
     assert launcher.missing(HOSTS, ()) == "torchrun to bring algo-1, algo-2 together"
+
+
+def test_a_launcher_without_daemons_refuses_to_start_one() -> None:
+    link = Link("algo-2")
+    ranks = RankProcesses(
+        link,
+        HostPolicy(host="algo-2", stop=StopPolicy(), mask=str),
+        launcher=Launcher(),
+        script=SCRIPT,
+        command=None,
+    )
+    host = History(ranks)
+    link.state.inbox.append({"do": "launch", "id": 1, "words": ["orted"]})
+    assert host.at(1) == []
+    assert link.reports == [("algo-1", {"do": "exited", "id": 1, "status": 126})]
