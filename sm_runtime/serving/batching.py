@@ -7,7 +7,6 @@ go together is decided by ``take``, which is pure.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -107,9 +106,9 @@ def compute(batch: Sequence[Waiting]) -> None:
 class Batcher:
     """Threads that compute what is submitted, in batches."""
 
-    def __init__(self, settings: Batching, reading: Callable[[], int]) -> None:
-        """``reading`` says how many requests have come and are not yet submitted."""
-        self._settings, self._reading = settings, reading
+    def __init__(self, settings: Batching, computed: Callable[[], None]) -> None:
+        """``computed`` is called after the last ``done`` of each batch."""
+        self._settings, self._computed = settings, computed
         self._queue: deque[Waiting] = deque()
         self._changed = threading.Condition()
         for _ in range(settings.threads):
@@ -137,15 +136,6 @@ class Batcher:
             with self._changed:
                 while not self._queue:
                     self._changed.wait()
-                self._await_others()
-                batch = take(self._queue, self._settings.max_rows) if self._queue else []
-            if batch:
-                compute(batch)
-
-    def _await_others(self) -> None:
-        """Wait for those requests that are being read now, until the batch is full."""
-        end = time.monotonic() + self._settings.wait_seconds
-        while len(self._queue) < self._settings.max_rows and self._reading():
-            left = end - time.monotonic()
-            if left <= 0 or not self._changed.wait(left):
-                return
+                batch = take(self._queue, self._settings.max_rows)
+            compute(batch)
+            self._computed()

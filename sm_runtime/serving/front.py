@@ -11,7 +11,7 @@ from typing import Any, Protocol
 from starlette.applications import Starlette
 from starlette.routing import Route
 
-from sm_runtime.serving.http import Bodies, send_answer
+from sm_runtime.serving.asgi import Bodies, send_answer
 from sm_runtime.serving.metrics import CONTENT_TYPE, Metrics
 from sm_runtime.serving.settings import Settings
 from sm_runtime.serving.values import Answer, Request, RequestError
@@ -42,7 +42,7 @@ class Front:
         self._settings = settings
         self.metrics = metrics
         self.backend: Backend | None = None
-        """None until the model is being loaded."""
+        """None until the model is loaded; from then on requests wait for a worker."""
         self.draining = False
         self._bodies = Bodies(settings.max_body)
         self._routes = Starlette(
@@ -94,7 +94,7 @@ class Front:
         try:
             body = await self._bodies.read(scope, receive)
             size, started = len(body), time.perf_counter()
-            if self.backend is None or not (self.backend.is_ready or self._settings.multi_model):
+            if self.backend is None:
                 raise RequestError("the model is being loaded: GET /ping says when it is ready", 503)
             answer, rows = await self.backend.answer(_request(scope, body))
         except RequestError as error:

@@ -7,18 +7,24 @@ which may ask for them.
 
 from __future__ import annotations
 
-import atexit
+import faulthandler
 import logging
 import os
+import signal
 import socket
 import sys
 import threading
+import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
 from typing import Any
 
+from sm_runtime.contract import environment
 from sm_runtime.job.errors import JobError
-from sm_runtime.serving import frames, settings
+from sm_runtime.job.secrets import Mask
+from sm_runtime.serving import frames
 from sm_runtime.serving.batching import Batcher
 from sm_runtime.serving.predictor import Predictor, error_answer
 from sm_runtime.serving.settings import Settings
@@ -27,6 +33,8 @@ from sm_runtime.serving.values import Answer, Request, RequestError
 log = logging.getLogger(__name__)
 
 Handler = Callable[[Request], Answer]
+Finished = Callable[[Answer, int], None]
+"""Called once with the answer, and the rows of the batch that it was part of."""
 
 
 class Worker:
@@ -37,42 +45,33 @@ class Worker:
         connection: socket.socket,
         predictor: Predictor | None,
         handler: Handler | None,
-        chosen: Settings,
+        settings: Settings,
         cpus: int,
     ) -> None:
         self._connection = connection
         self._lock = threading.Lock()
+        self._unsent: list[bytes] = []
         self._predictor, self._handler = predictor, handler
-        self._reading: set[int] = set()
-        """The requests that are not decoded yet."""
+        self._own_lane = ThreadPoolExecutor(settings.threads, "handler") if handler else None
         self._lane = ThreadPoolExecutor(min(4, max(2, cpus)), "predict")
-        self._own_lane = ThreadPoolExecutor(chosen.threads, "handler") if handler else None
-        self._batcher = Batcher(chosen.batching, lambda: len(self._reading)) if chosen.batching else None
+        self._batcher = Batcher(settings.batching, self._flush) if settings.batching else None
 
     def take(self, header: dict[str, Any], body: bytes) -> None:
         """Have a request answered."""
         number = header.pop("id")
         request = Request(**header, body=body)
-        if self._handler is not None and request.path == "/invocations":
-            assert self._own_lane is not None
+        if self._own_lane is not None and request.path == "/invocations":
             self._own_lane.submit(self._own, number, request)
-            return
-        self._reading.add(number)
-        self._lane.submit(self._predict, number, request)
+        elif self._batcher is not None:  # decoded here: more threads would only change places
+            self._compute(request, partial(self._keep, number))
+        else:
+            self._lane.submit(self._compute, request, partial(self._answer, number))
 
     def ask(self, request: Request) -> Answer:
         """Return the model's own answer, for the user's code: no HTTP in between."""
-        assert self._predictor is not None
-        done = threading.Event()
-        found: list[Answer] = []
-
-        def finished(answer: Answer, rows: int) -> None:
-            found.append(answer)
-            done.set()
-
-        self._compute(request, finished)
-        done.wait()
-        return found[0]
+        found: SimpleQueue[Answer] = SimpleQueue()
+        self._compute(request, lambda answer, rows: found.put(answer))
+        return found.get()
 
     def send(self, header: dict[str, Any], body: bytes = b"") -> None:
         """Write a frame to the front."""
@@ -87,47 +86,109 @@ class Worker:
             answer = error_answer(error)
         self._answer(number, answer, 0)
 
-    def _predict(self, number: int, request: Request) -> None:
-        self._compute(
-            request, lambda answer, rows: self._answer(number, answer, rows), number
-        )
-
-    def _compute(
-        self, request: Request, finished: Callable[[Answer, int], None], number: int = 0
-    ) -> None:
+    def _compute(self, request: Request, finished: Finished) -> None:
         try:
-            try:
-                if self._predictor is None:
-                    raise RequestError(f"no TensorFlow model answers {request.path} here", 404)
-                prepared = self._predictor.prepare(request)
-            finally:
-                self._reading.discard(number)
+            if self._predictor is None:
+                raise RequestError(f"no TensorFlow model answers {request.path} here", 404)
+            prepared = self._predictor.prepare(request)
             if isinstance(prepared, Answer):
                 finished(prepared, 0)
-                return
-            finish = prepared.finish
-
-            def done(result: Mapping[str, Any] | Exception, rows: int) -> None:
-                try:
-                    if isinstance(result, Exception):
-                        raise result
-                    answer = finish(result)
-                except Exception as error:
-                    answer = error_answer(error)
-                finished(answer, rows)
-
-            if self._batcher is not None:
-                self._batcher.submit(prepared, done)
+            elif self._batcher is not None:
+                self._batcher.submit(prepared, partial(_finish, prepared.finish, finished))
             else:
-                done(prepared.model.run(prepared.signature, prepared.inputs), 0)
+                outputs = prepared.model.run(prepared.signature, prepared.inputs)
+                finished(prepared.finish(outputs), 0)
         except Exception as error:
             finished(error_answer(error), 0)
 
+    def _keep(self, number: int, answer: Answer, rows: int) -> None:
+        """Send an answer with those of its batch; at once where there is none."""
+        if rows:
+            header = {"id": number, "status": answer.status, "headers": dict(answer.headers)}
+            self._unsent += (frames.prefix({**header, "rows": rows}, answer.body), answer.body)
+        else:
+            self._answer(number, answer, 0)
+
+    def _flush(self) -> None:
+        with self._lock:
+            unsent, self._unsent = self._unsent, []
+            self._connection.sendall(b"".join(unsent))
+
     def _answer(self, number: int, answer: Answer, rows: int) -> None:
         header = {"id": number, "status": answer.status, "headers": dict(answer.headers)}
-        if rows:
-            header["rows"] = rows
         try:
-            self.send(header, answer.body)
+            self.send({**header, "rows": rows}, answer.body)
         except OSError:  # the front is gone, and so will be this process
             log.debug("an answer could not be sent")
+
+
+def _finish(
+    finish: Callable[[Mapping[str, Any]], Answer],
+    finished: Finished,
+    result: Mapping[str, Any] | Exception,
+    rows: int,
+) -> None:
+    try:
+        if isinstance(result, Exception):
+            raise result
+        answer = finish(result)
+    except Exception as error:
+        answer = error_answer(error)
+    finished(answer, rows)
+
+
+def main(fd: int) -> None:
+    """Serve on the socket ``fd`` until its other end is closed."""
+    connection = socket.socket(fileno=fd)
+    connection.set_inheritable(False)
+    faulthandler.register(signal.SIGUSR1)
+    _log_to_stderr()
+    first: list[Worker] = []
+
+    def take(header: dict[str, Any], body: bytes) -> None:
+        if first:
+            first[0].take(header, body)
+        else:
+            first.append(_start(connection, header["start"]))
+
+    frames.read_all(connection, take)
+    sys.exit(0)
+
+
+def _start(connection: socket.socket, start: Mapping[str, Any]) -> Worker:
+    """Load what is served, and say that it is ready; or say why it cannot be, and end."""
+    from sm_runtime.serving.assemble import assemble
+
+    try:
+        worker = assemble(connection, start)
+    except JobError as error:
+        reason = str(error)
+    except BaseException as error:
+        log.exception("the model cannot be served")
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return worker
+    frames.send(connection, {"failed": reason}, b"")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)
+
+
+def _log_to_stderr() -> None:
+    mask = Mask()
+    mask.learn(environment.secrets(None, os.environ))
+
+    class Formatter(logging.Formatter):
+        converter = time.gmtime
+
+        def format(self, record: logging.LogRecord) -> str:
+            return mask(super().format(record))
+
+    formatter = Formatter("%(asctime)s sm-runtime %(levelname)-7s %(message)s")
+    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
+    handler = logging.StreamHandler()
+    handler.setFormatter(formatter)
+    logger = logging.getLogger("sm_runtime")
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
