@@ -11,6 +11,7 @@ import mmap
 import os
 import re
 import zipfile
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -327,7 +328,8 @@ def read_keras(path: str) -> KerasFile | None:
     try:
         with zipfile.ZipFile(path) as archive:
             return _keras_zip(path, archive)
-    except (zipfile.BadZipFile, EOFError, NotImplementedError, ValueError) as error:
+    # Also an encrypted member, and JSON nested too deep: both are a RuntimeError.
+    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError, ValueError) as error:
         raise ModelError(
             f"{path} is truncated or no Keras file ({error}); {_AGAIN} with model.save"
         ) from None
@@ -353,7 +355,9 @@ def _check_hdf5(path: str, head: bytes) -> None:
 
     The superblock says where the file ends (HDF5 File Format Specification, II.A).
     """
-    version, size = head[8], os.path.getsize(path)
+    size = os.path.getsize(path)
+    head = head.ljust(_HEAD_BYTES, b"\0")
+    version = head[8]
     width = head[13] if version < 2 else head[9]
     start = {0: 24, 1: 28}.get(version, 12) + 2 * width
     end = int.from_bytes(head[start : start + width], "little")
