@@ -52,15 +52,17 @@ def install(
     python: str,
     run: Run,
     stopped: Callable[[], bool] = lambda: False,
+    *,
+    package: bool = True,
 ) -> Installed:
-    """Install the requirements file and the package at the root of the code folder.
+    """Install the requirements file and, with ``package``, the one at the code folder's root.
 
     One rule for every kind of program. Raises InstallError in one sentence, also when ``stopped``
     says so; pip is not started where everything is installed.
     """
     name = job.options.requirements
     file = os.path.join(code.directory, name)
-    package = _is_package(job, code)
+    package = package and _is_package(job, code)
     if not os.path.isfile(file):
         if job.options.install and name != Options().requirements:
             raise InstallError(f"SM_RUNTIME_REQUIREMENTS: {name} is not in {code.directory}")
