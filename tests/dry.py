@@ -178,7 +178,7 @@ def _logged() -> Iterator[tuple[Mask, _Lines]]:
     logger, mask, sink = logging.getLogger("sm_runtime"), Mask(), _Lines()
     before = logger.level, logger.propagate, logger.handlers[:]
     handler: Any = sink
-    command_line._log_to(handler, mask)
+    relay.log_to(handler, mask)
     try:
         yield mask, sink
     finally:

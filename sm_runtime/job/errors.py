@@ -8,7 +8,6 @@ JobError
  +-- DataError        a channel cannot be made ready
  +-- LaunchError      the script's process cannot be started
  +-- ArtifactError    the model or the output cannot be saved
- +-- ModelError       a model cannot be served
 
 ``str()`` of each is one sentence that a user can act on: it names the file, the key and the value.
 A script that fails, or a stop that is asked for, is no error of ours: see ``model.Ended``.
@@ -74,9 +73,3 @@ class ArtifactError(JobError):
     """The model or the output cannot be saved."""
 
     phase = "upload"
-
-
-class ModelError(JobError):
-    """A model cannot be served."""
-
-    phase = "model"

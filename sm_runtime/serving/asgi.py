@@ -36,6 +36,9 @@ class Protocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _header_bytes = 0
+    """What came of headers that are not complete yet."""
+    _headers_size = 0
+    """The names and values that were parsed."""
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request."""
@@ -57,6 +60,18 @@ class Protocol(HttpToolsProtocol):
             if self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
                 self._refuse(431, f"the headers are longer than {HEADER_BYTES} bytes")
 
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count the headers, which may come in one piece."""
+        self._headers_size += len(name) + len(value) + 4
+        if self._headers_size > HEADER_BYTES:
+            raise ValueError("the headers are too long")
+        super().on_header(name, value)
+
+    def on_message_begin(self) -> None:
+        """Count anew."""
+        self._headers_size = 0
+        super().on_message_begin()
+
     def on_headers_complete(self) -> None:
         """Stop the clock; the body has one of its own."""
         self._heard()
@@ -64,7 +79,10 @@ class Protocol(HttpToolsProtocol):
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP as all other errors are."""
-        self._refuse(400, "this is not an HTTP request")
+        if self._headers_size > HEADER_BYTES:
+            self._refuse(431, f"the headers are longer than {HEADER_BYTES} bytes")
+        else:
+            self._refuse(400, "this is not an HTTP request")
 
     def _heard(self) -> None:
         if self._deadline is not None:

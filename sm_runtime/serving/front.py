@@ -5,11 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Awaitable, Callable
 from typing import Any, Protocol
-
-from starlette.applications import Starlette
-from starlette.routing import Route
 
 from sm_runtime.serving.asgi import Bodies, send_answer
 from sm_runtime.serving.metrics import CONTENT_TYPE, Metrics
@@ -17,8 +13,6 @@ from sm_runtime.serving.settings import Settings
 from sm_runtime.serving.values import Answer, Request, RequestError
 
 log = logging.getLogger(__name__)
-
-ALL = ["GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS", "PATCH"]
 
 
 class Backend(Protocol):
@@ -45,37 +39,38 @@ class Front:
         """None until the model is loaded; from then on requests wait for a worker."""
         self.draining = False
         self._bodies = Bodies(settings.max_body)
-        self._routes = Starlette(
-            routes=[
-                Route("/ping", _Endpoint(self._ping), methods=["GET"]),
-                Route("/metrics", _Endpoint(self._metrics), methods=["GET"]),
-                Route("/execution-parameters", _Endpoint(self._parameters), methods=["GET"]),
-                Route("/{path:path}", _Endpoint(self._unknown), methods=ALL),
-            ],
-            exception_handlers={405: _not_allowed},
-        )
+        self._own = {
+            "/ping": self._ping,
+            "/metrics": self._metrics,
+            "/execution-parameters": self._parameters,
+        }
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
         path = scope["path"]
         if self._is_for_backend(path):
             await self._pass_on(scope, receive, send)
+        elif path not in self._own:
+            await send_answer(scope, send, self._unknown(path))
+        elif scope["method"] not in ("GET", "HEAD"):
+            text = f"{scope['method']} is not allowed for {path}, but GET"
+            await send_answer(scope, send, json_answer(405, {"error": text}))
         else:
-            await self._routes(scope, receive, send)
+            await send_answer(scope, send, self._own[path]())
 
     def _is_for_backend(self, path: str) -> bool:
         if path == "/invocations" or path.startswith("/v1/"):
             return True
         return self._settings.multi_model and (path == "/models" or path.startswith("/models/"))
 
-    async def _ping(self, scope: Any) -> Answer:
+    def _ping(self) -> Answer:
         ready = self.backend is not None and self.backend.is_ready and not self.draining
         return Answer(status=200 if ready else 503)
 
-    async def _metrics(self, scope: Any) -> Answer:
+    def _metrics(self) -> Answer:
         return Answer(headers={"content-type": CONTENT_TYPE}, body=self.metrics.text())
 
-    async def _parameters(self, scope: Any) -> Answer:
+    def _parameters(self) -> Answer:
         """Say what batch transform may send; SDK 2's local mode refuses BatchStrategy here."""
         limit = self._settings.max_body
         found = {
@@ -84,10 +79,10 @@ class Front:
         }
         return json_answer(200, found)
 
-    async def _unknown(self, scope: Any) -> Answer:
+    def _unknown(self, path: str) -> Answer:
         more = ", /models" if self._settings.multi_model else ""
         known = f"/ping, /invocations, /execution-parameters, /metrics, /v1/models/<name>{more}"
-        return json_answer(404, {"error": f"there is no {scope['path']} here, but {known}"})
+        return json_answer(404, {"error": f"there is no {path} here, but {known}"})
 
     async def _pass_on(self, scope: Any, receive: Any, send: Any) -> None:
         started, size, rows = time.perf_counter(), 0, 0
@@ -95,7 +90,7 @@ class Front:
             body = await self._bodies.read(scope, receive)
             size, started = len(body), time.perf_counter()
             if self.backend is None:
-                raise RequestError("the model is being loaded: GET /ping says when it is ready", 503)
+                raise RequestError("the model is not ready: GET /ping says when it is", 503)
             answer, rows = await self.backend.answer(_request(scope, body))
         except RequestError as error:
             answer = json_answer(error.status, {"error": str(error)})
@@ -107,27 +102,10 @@ class Front:
         await send_answer(scope, send, answer, close=close)
 
 
-class _Endpoint:
-    """An ASGI application of a function that gives an answer."""
-
-    def __init__(self, function: Callable[[Any], Awaitable[Answer]]) -> None:
-        self._function = function
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        await send_answer(scope, send, await self._function(scope))
-
-
 def json_answer(status: int, value: Any) -> Answer:
     """Return an answer that is a JSON text."""
     body = json.dumps(value).encode()
     return Answer(status=status, headers={"content-type": "application/json"}, body=body)
-
-
-async def _not_allowed(request: Any, error: Any) -> Any:
-    from starlette.responses import JSONResponse
-
-    text = f"{request.method} is not allowed for {request.url.path}"
-    return JSONResponse({"error": text}, status_code=405, headers=error.headers)
 
 
 def _request(scope: Any, body: bytes) -> Request:
@@ -161,7 +139,7 @@ def _log_access(scope: Any, answer: Answer, seconds: float) -> None:
         "%s %s from %s: %d in %.1f ms%s",
         scope["method"],
         ascii(scope["path"])[1:-1][:200],
-        client[0],
+        client[0].removeprefix("::ffff:"),
         answer.status,
         seconds * 1e3,
         text,

@@ -5,9 +5,12 @@ Every request passes the front, so that its counts are those of all workers, the
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+
+from sm_runtime.serving.workers import Pool
 
 CONTENT_TYPE = "text/plain; version=0.0.4; charset=utf-8"
 _SECONDS = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60)
@@ -34,21 +37,16 @@ class Metrics:
             "batch_rows", "Rows of the calls that requests were part of", buckets=_ROWS, **more
         )
         self._bytes = Counter("request_bytes", "Bytes of requests' bodies", **more)
-        self._gauge("waiting", "Requests that wait for a worker")
-        self._gauge("under_way", "Requests that a worker holds")
-        self._gauge("workers_started_again", "Workers that were started in place of others")
 
-    def _gauge(self, name: str, text: str) -> None:
-        gauge = Gauge(name, text, namespace="sm_runtime", registry=self._registry)
-        setattr(self, f"_{name}", gauge)
-
-    def follow(
-        self, waiting: Callable[[], int], under_way: Callable[[], int], again: Callable[[], int]
-    ) -> None:
+    def follow(self, pools: Callable[[], Iterable[Pool]]) -> None:
         """Read the state of the workers whenever somebody asks."""
-        self._waiting.set_function(waiting)  # type: ignore[attr-defined]
-        self._under_way.set_function(under_way)  # type: ignore[attr-defined]
-        self._workers_started_again.set_function(again)  # type: ignore[attr-defined]
+        for name, text, read in (
+            ("waiting", "Requests that wait for a worker", lambda pool: pool.waiting),
+            ("under_way", "Requests that a worker holds", lambda pool: pool.under_way),
+            ("workers_replaced", "Workers started in place of others", lambda pool: pool.restarts),
+        ):
+            gauge = Gauge(name, text, namespace="sm_runtime", registry=self._registry)
+            gauge.set_function(partial(_total, pools, read))
 
     def count(self, path: str, status: int, seconds: float, body: int, rows: int) -> None:
         """Count one answer; ``rows``: those of its batch, 0 where there was none."""
@@ -61,3 +59,7 @@ class Metrics:
     def text(self) -> bytes:
         """Return all counts."""
         return generate_latest(self._registry)
+
+
+def _total(pools: Callable[[], Iterable[Pool]], read: Callable[[Pool], int]) -> int:
+    return sum(map(read, pools()))

@@ -125,8 +125,9 @@ class Models:
             if name in self._loaded:
                 return
             await self._make_room(path)
-            pool = self._make(name, path)
+            loop = asyncio.get_running_loop()
             try:
+                pool = await loop.run_in_executor(None, self._make, name, path)
                 await pool.start()
             except JobError as error:
                 lacks_memory = "memory" in str(error).lower()

@@ -9,19 +9,17 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-import os
 import signal
 import socket
-import sys
 from collections.abc import Mapping
 from typing import Any
 
-from sm_runtime.job.errors import ConfigError, JobError, ModelError
+from sm_runtime.job.errors import ConfigError, JobError
 from sm_runtime.job.text import human_duration
 from sm_runtime.processes import hardware
+from sm_runtime.processes.stop import STOPPING
 from sm_runtime.serving import settings as settings_of
 from sm_runtime.serving.settings import Settings
-from sm_runtime.serving.values import Answer, Request
 
 log = logging.getLogger(__name__)
 
@@ -52,7 +50,7 @@ def serve(environ: Mapping[str, str]) -> int:
 def _check_packages() -> None:
     from importlib.util import find_spec
 
-    needed = ("uvicorn", "httptools", "starlette", "orjson", "prometheus_client")
+    needed = ("uvicorn", "httptools", "orjson", "prometheus_client")
     missing = [name for name in needed if find_spec(name) is None]
     if missing:
         raise ConfigError(f"serve needs {', '.join(missing)}: pip install 'sm-runtime[serve]'")
@@ -86,38 +84,40 @@ def _without_delay(listener: socket.socket) -> socket.socket:
 
 
 async def _serve(settings: Settings, environ: Mapping[str, str], cpus: int) -> int:
-    from sm_runtime.serving import backend as backend_of
     from sm_runtime.serving.asgi import Server
+    from sm_runtime.serving.backend import Served
     from sm_runtime.serving.front import Front
     from sm_runtime.serving.metrics import Metrics
 
-    found = backend_of.examine(settings, environ)
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT):
+    for number in STOPPING:
         loop.add_signal_handler(number, stop.set)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, (1, 2, 3, 15))
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)
     main, rest = _listen(settings.port), _listen(settings.rest_port, fallback=True)
     front = Front(settings, Metrics())
     server = Server(front, [main, rest])
     listening = loop.create_task(server.run_until_closed())
     log.info("port %d is open; the model is being loaded", settings.port)
     started = loop.time()
-    making = loop.create_task(found.start(rest.getsockname()[1], cpus))
+    served = Served(settings, environ, cpus)
+    making = loop.create_task(served.start(rest.getsockname()[1]))
     stopping = loop.create_task(stop.wait())
     try:
-        await asyncio.wait((making, stopping, listening), return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait((making, stopping), return_when=asyncio.FIRST_COMPLETED)
         if making.done():
-            front.backend = making.result()
-            front.metrics.follow(found.waiting, found.under_way, found.restarts)
+            making.result()
+            front.backend = served
+            front.metrics.follow(lambda: served.pools)
             log.info("ready after %s", human_duration(loop.time() - started))
-            await asyncio.wait((stopping, listening), return_when=asyncio.FIRST_COMPLETED)
+            await stopping
             await _drain(server, front, settings.drain_seconds)
         return 0
     finally:
         making.cancel()
+        await served.stop()
         server.should_exit = True
-        await found.stop()
+        await listening
 
 
 async def _drain(server: Any, front: Any, seconds: float) -> None:
@@ -133,8 +133,7 @@ async def _drain(server: Any, front: Any, seconds: float) -> None:
         if not server.server_state.connections and server.is_idle:
             break
         await asyncio.sleep(POLL_SECONDS)
-    left = len(server.server_state.tasks)
-    if left:
+    if left := len(server.server_state.tasks):
         log.error("%d requests were not answered in %g s", left, seconds)
     else:
         log.info("stopped: all requests are answered")

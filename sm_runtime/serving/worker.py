@@ -14,7 +14,6 @@ import signal
 import socket
 import sys
 import threading
-import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -24,6 +23,7 @@ from typing import Any
 from sm_runtime.contract import environment
 from sm_runtime.job.errors import JobError
 from sm_runtime.job.secrets import Mask
+from sm_runtime.processes.relay import Sink, log_to
 from sm_runtime.serving import frames
 from sm_runtime.serving.batching import Batcher
 from sm_runtime.serving.predictor import Predictor, error_answer
@@ -40,27 +40,25 @@ Finished = Callable[[Answer, int], None]
 class Worker:
     """Answers requests with a predictor, or with the user's handler."""
 
-    def __init__(
-        self,
-        connection: socket.socket,
-        predictor: Predictor | None,
-        handler: Handler | None,
-        settings: Settings,
-        cpus: int,
-    ) -> None:
+    def __init__(self, connection: socket.socket, settings: Settings, cpus: int) -> None:
         self._connection = connection
         self._lock = threading.Lock()
         self._unsent: list[bytes] = []
-        self._predictor, self._handler = predictor, handler
-        self._own_lane = ThreadPoolExecutor(settings.threads, "handler") if handler else None
+        self.predictor: Predictor | None = None
+        self._handler: Handler | None = None
+        self._own_lane = ThreadPoolExecutor(settings.threads, "handler")
         self._lane = ThreadPoolExecutor(min(4, max(2, cpus)), "predict")
         self._batcher = Batcher(settings.batching, self._flush) if settings.batching else None
+
+    def handle_with(self, handler: Handler) -> None:
+        """Have ``/invocations`` answered by the user's code."""
+        self._handler = handler
 
     def take(self, header: dict[str, Any], body: bytes) -> None:
         """Have a request answered."""
         number = header.pop("id")
         request = Request(**header, body=body)
-        if self._own_lane is not None and request.path == "/invocations":
+        if self._handler is not None and request.path == "/invocations":
             self._own_lane.submit(self._own, number, request)
         elif self._batcher is not None:  # decoded here: more threads would only change places
             self._compute(request, partial(self._keep, number))
@@ -88,9 +86,9 @@ class Worker:
 
     def _compute(self, request: Request, finished: Finished) -> None:
         try:
-            if self._predictor is None:
+            if self.predictor is None:
                 raise RequestError(f"no TensorFlow model answers {request.path} here", 404)
-            prepared = self._predictor.prepare(request)
+            prepared = self.predictor.prepare(request)
             if isinstance(prepared, Answer):
                 finished(prepared, 0)
             elif self._batcher is not None:
@@ -149,7 +147,9 @@ def main(fd: int) -> None:
         if first:
             first[0].take(header, body)
         else:
-            first.append(_start(connection, header["start"]))
+            worker = _start(connection, header["start"])
+            first.append(worker)
+            worker.send({"ready": True})
 
     frames.read_all(connection, take)
     sys.exit(0)
@@ -175,20 +175,7 @@ def _start(connection: socket.socket, start: Mapping[str, Any]) -> Worker:
 
 
 def _log_to_stderr() -> None:
+    """Write the log as the front does."""
     mask = Mask()
     mask.learn(environment.secrets(None, os.environ))
-
-    class Formatter(logging.Formatter):
-        converter = time.gmtime
-
-        def format(self, record: logging.LogRecord) -> str:
-            return mask(super().format(record))
-
-    formatter = Formatter("%(asctime)s sm-runtime %(levelname)-7s %(message)s")
-    formatter.default_time_format, formatter.default_msec_format = "%Y-%m-%dT%H:%M:%S", "%s.%03dZ"
-    handler = logging.StreamHandler()
-    handler.setFormatter(formatter)
-    logger = logging.getLogger("sm_runtime")
-    logger.addHandler(handler)
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
+    log_to(Sink(2), mask)

@@ -114,8 +114,6 @@ class _Worker(asyncio.Protocol):
             self.ready = True
             if not self.started.done():
                 self.started.set_result(None)
-            for line in header["ready"]:
-                self.pool.say(line)
         elif "failed" in header:
             self.reason = header["failed"]
         else:
@@ -141,7 +139,6 @@ class Pool:
         self._number = 0
         self._stopping = False
         self._keepers: set[asyncio.Task[None]] = set()
-        self._said: set[str] = set()
         self.restarts = 0
 
     @property
@@ -163,12 +160,6 @@ class Pool:
     def under_way(self) -> int:
         """How many requests the workers hold."""
         return sum(len(worker.held) for worker in self._workers)
-
-    def say(self, line: str) -> None:
-        """Log what a worker has to say, once for all of them."""
-        if line not in self._said:
-            self._said.add(line)
-            log.info("%s", line)
 
     async def start(self) -> None:
         """Start all workers and wait until each is warm.
