@@ -160,7 +160,7 @@ def meant(name: str) -> str | None:
         return None
     plain = name.lower().strip("_")
     close = difflib.get_close_matches(plain, HANDLERS, n=1, cutoff=0.8)
-    short = {handler.removesuffix("_fn"): handler for handler in (*OF_TOOLKIT, *AROUND)}
+    short = {handler.removesuffix("_fn"): handler for handler in OF_TOOLKIT[1:]}
     return close[0] if close else short.get(plain)
 
 
