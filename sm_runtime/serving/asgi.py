@@ -194,12 +194,13 @@ class Bodies:
         message = await receive()
         body: bytes = message.get("body", b"")
         if message["type"] == "http.request" and not message["more_body"]:
-            return self._checked(body)
+            self._check(len(body))
+            return body
         parts, size = bytearray(body), len(body)
         self._held += size
         try:
             while message["type"] == "http.request" and message["more_body"]:
-                self._checked(parts)
+                self._check(size)
                 if self._held > self._most:
                     raise RequestError("too many large requests at a time", 503)
                 message = await receive()
@@ -209,7 +210,8 @@ class Bodies:
                 self._held += len(body)
             if message["type"] != "http.request":
                 raise RequestError("the client has gone before the end of its request", 400)
-            return bytes(self._checked(parts))
+            self._check(size)
+            return bytes(parts)
         except RequestError as error:
             if error.status == 413:
                 parts.clear()
@@ -218,10 +220,9 @@ class Bodies:
         finally:
             self._held -= size
 
-    def _checked(self, body: Any) -> Any:
-        if self.limit is not None and len(body) > self.limit:
-            raise self._too_long(len(body))
-        return body
+    def _check(self, length: int) -> None:
+        if self.limit is not None and length > self.limit:
+            raise self._too_long(length)
 
     def _too_long(self, length: int) -> RequestError:
         return RequestError(

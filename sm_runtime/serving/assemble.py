@@ -47,14 +47,15 @@ def assemble(connection: socket.socket, start: Mapping[str, Any]) -> Worker:
 def _registry(layout: Any, settings: Settings, start: Mapping[str, Any]) -> Any:
     from sm_runtime.serving import tensorflow_models
 
-    intra = settings.intra_op or max(1, start["cpus"] // start["workers"])
+    workers = start["workers"]
     tensorflow_models.configure(
-        intra_op=intra,
-        inter_op=settings.inter_op or intra,
-        gpu_fraction=(1 - settings.gpu_margin) / start["workers"],
+        workers=workers,
+        intra_op=settings.intra_op,
+        inter_op=settings.inter_op,
+        gpu_fraction=(1 - settings.gpu_margin) / workers if workers > 1 else 0.0,
     )
-    registry = tensorflow_models.Models(layout)
-    registry.warm_up()
+    registry = tensorflow_models.TensorFlowModels(layout)
+    registry.load()
     return registry
 
 

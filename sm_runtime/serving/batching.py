@@ -10,19 +10,11 @@ import threading
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import Any, TypeAlias
 
+from sm_runtime.serving.predictor import Prepared
 from sm_runtime.serving.settings import Batching
-from sm_runtime.serving.values import Model, RequestError
-
-
-class Prepared(Protocol):
-    """A request as the model takes it."""
-
-    model: Model
-    signature: str
-    inputs: Mapping[str, Any]
-
+from sm_runtime.serving.values import RequestError
 
 Outputs: TypeAlias = Mapping[str, Any]
 Done: TypeAlias = Callable[[Outputs | Exception, int], None]

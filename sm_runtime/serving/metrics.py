@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from functools import partial
+from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 
@@ -22,7 +23,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
-        more = {"registry": self._registry, "namespace": "sm_runtime"}
+        more: Any = {"registry": self._registry, "namespace": "sm_runtime"}
         self._requests = Counter(
             "requests", "Requests answered, by path and status", ("path", "status"), **more
         )

@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import os
 import signal
 import socket
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sm_runtime.job.errors import ConfigError, JobError
 from sm_runtime.job.text import human_duration
@@ -20,6 +21,9 @@ from sm_runtime.processes import hardware
 from sm_runtime.processes.stop import STOPPING
 from sm_runtime.serving import settings as settings_of
 from sm_runtime.serving.settings import Settings
+
+if TYPE_CHECKING:
+    from sm_runtime.serving.wsgi import Module
 
 log = logging.getLogger(__name__)
 
@@ -39,12 +43,28 @@ def serve(environ: Mapping[str, str]) -> int:
         if settings.module:
             from sm_runtime.serving import wsgi
 
-            return wsgi.serve_module(settings, environ)
+            return wsgi.serve_module(_module(settings, settings.module), environ)
         _check_packages()
         return asyncio.run(_serve(settings, environ, cpus))
     except JobError as error:
         log.error("%s", error)
         return error.status
+
+
+def _module(settings: Settings, target: str) -> Module:
+    from sm_runtime.serving.wsgi import Module
+
+    given = settings.submit_directory
+    code = os.path.join(settings.paths.model, "code")
+    return Module(
+        target=target,
+        folders=(*([given] if given and os.path.isdir(given) else []), settings.paths.code, code),
+        port=settings.port,
+        workers=settings.workers,
+        threads=settings.threads,
+        timeout=settings.timeout,
+        drain_seconds=settings.drain_seconds,
+    )
 
 
 def _check_packages() -> None:
@@ -73,7 +93,8 @@ def _listen(port: int, *, fallback: bool = False) -> socket.socket:
         if fallback:
             return _without_delay(socket.create_server(("127.0.0.1", 0), backlog=BACKLOG))
         raise ConfigError(
-            f"port {port} (SAGEMAKER_BIND_TO_PORT) cannot be listened on: {error.strerror}"
+            f"port {port} (SAGEMAKER_BIND_TO_PORT) cannot be listened on:"
+            f" {os.strerror(error.errno or 0)}"
         ) from error
 
 

@@ -81,7 +81,7 @@ class Worker:
         try:
             answer = self._handler(request)
         except Exception as error:
-            answer = error_answer(error)
+            answer = _failure(error)
         self._answer(number, answer, 0)
 
     def _compute(self, request: Request, finished: Finished) -> None:
@@ -97,7 +97,7 @@ class Worker:
                 outputs = prepared.model.run(prepared.signature, prepared.inputs)
                 finished(prepared.finish(outputs), 0)
         except Exception as error:
-            finished(error_answer(error), 0)
+            finished(_failure(error), 0)
 
     def _keep(self, number: int, answer: Answer, rows: int) -> None:
         """Send an answer with those of its batch; at once where there is none."""
@@ -131,8 +131,16 @@ def _finish(
             raise result
         answer = finish(result)
     except Exception as error:
-        answer = error_answer(error)
+        answer = _failure(error)
     finished(answer, rows)
+
+
+def _failure(error: Exception) -> Answer:
+    """Return the answer for whatever went wrong; what is no client's fault is logged, too."""
+    if isinstance(error, RequestError):
+        return error_answer(error)
+    log.error("a request failed", exc_info=error)
+    return error_answer(RequestError(f"{type(error).__name__}: {error}", 500))
 
 
 def main(fd: int) -> None:
