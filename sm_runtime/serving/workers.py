@@ -30,8 +30,8 @@ MAX_WAITING = 4096
 """How many requests may wait for a worker; 503 beyond."""
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PROGRAM = (
-    "import sys; sys.path.append(sys.argv[1]);"
-    " from sm_runtime.serving.worker import main; main(int(sys.argv[2]))"
+    "import os, sys; sys.path.append(sys.argv[1]);"
+    " from sm_runtime.serving.worker import main; main(int(sys.argv[2]), os.environ)"
 )
 
 
