@@ -43,7 +43,7 @@ class Plan:
     """The name of the model, for people."""
     count: int
     window: int
-    """How many requests a worker holds at a time."""
+    """How many requests of a kind, for handlers or for the model, a worker holds at a time."""
     start: Mapping[str, Any]
     """What a worker is told first: see worker.py."""
     environ: Mapping[str, str]
@@ -56,6 +56,11 @@ class _Job:
     request: Request
     done: asyncio.Future[tuple[Answer, Mapping[str, Any]]]
     holder: _Worker | None = None
+
+    @property
+    def is_direct(self) -> bool:
+        """Whether it is for the model itself: the user's handlers wait for such requests."""
+        return self.request.path != "/invocations"
 
 
 @dataclass(slots=True, eq=False)
@@ -123,6 +128,10 @@ class _Worker(asyncio.Protocol):
                 job.done.set_result((answer, header))
         self.pool.dispatch()
 
+    def holds(self, direct: bool) -> int:
+        """Return how many requests of a kind it has been given."""
+        return sum(job.is_direct == direct for job in self.held.values())
+
     def kill(self) -> None:
         """End the process at once."""
         with contextlib.suppress(ProcessLookupError):
@@ -135,7 +144,8 @@ class Pool:
     def __init__(self, plan: Plan) -> None:
         self.plan = plan
         self._workers: list[_Worker] = []
-        self._queue: deque[_Job] = deque()
+        self._queues: dict[bool, deque[_Job]] = {False: deque(), True: deque()}
+        """Requests for the model itself apart: those who wait for them must not be in their way."""
         self._number = 0
         self._stopping = False
         self._keepers: set[asyncio.Task[None]] = set()
@@ -154,7 +164,7 @@ class Pool:
     @property
     def waiting(self) -> int:
         """How many requests no worker has been given yet."""
-        return len(self._queue)
+        return sum(map(len, self._queues.values()))
 
     @property
     def under_way(self) -> int:
@@ -188,11 +198,11 @@ class Pool:
         """
         if self._stopping and not self._workers:
             raise RequestError("the server is stopping", 503)
-        if len(self._queue) >= MAX_WAITING:
+        if self.waiting >= MAX_WAITING:
             raise RequestError(f"{MAX_WAITING} requests are waiting already", 503)
         self._number += 1
         job = _Job(self._number, request, asyncio.get_running_loop().create_future())
-        self._queue.append(job)
+        self._queues[job.is_direct].append(job)
         self.dispatch()
         try:
             return await asyncio.wait_for(job.done, timeout)
@@ -204,16 +214,15 @@ class Pool:
 
     def dispatch(self) -> None:
         """Give waiting requests to the workers that hold the fewest."""
-        while self._queue:
-            free = [worker for worker in self._workers if worker.ready and not worker.retiring]
-            if not free:
-                return
-            worker = min(free, key=lambda worker: len(worker.held))
-            if len(worker.held) >= self.plan.window:
-                return
-            job = self._queue.popleft()
-            if not job.done.done():
-                worker.give(job)
+        free = [worker for worker in self._workers if worker.ready and not worker.retiring]
+        for direct, queue in self._queues.items():
+            while queue and free:
+                held, worker = min(((each.holds(direct), each) for each in free), key=_first)
+                if held >= self.plan.window:
+                    break
+                job = queue.popleft()
+                if not job.done.done():
+                    worker.give(job)
 
     async def stop(self) -> None:
         """End all processes, and return when they are gone."""
@@ -232,7 +241,7 @@ class Pool:
         worker = job.holder
         if worker is None:
             with contextlib.suppress(ValueError):
-                self._queue.remove(job)
+                self._queues[job.is_direct].remove(job)
             return
         if worker.held.pop(job.number, None) is None:
             return
@@ -298,6 +307,10 @@ class Pool:
                 log.error("%s; the next attempt follows in %g s", error, delay)
                 await asyncio.sleep(delay)
                 delay = min(delay * 2, 30)
+
+
+def _first(pair: tuple[int, _Worker]) -> int:
+    return pair[0]
 
 
 def _how(status: int) -> str:

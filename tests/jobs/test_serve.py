@@ -283,3 +283,20 @@ class TestManyModels:
         threading.Thread(target=load, daemon=True).start()
         eventually(lambda: len(server.workers()) == 2, "it is being loaded")
         assert server.ask("/models/one/invoke", "{}").status == 200
+
+
+def test_handlers_that_ask_the_server_itself_are_not_in_its_way(base):
+    asks = """
+import urllib.request
+def handler(data, context):
+    try:
+        urllib.request.urlopen(context.rest_uri, b"{}", timeout=20)
+    except urllib.error.HTTPError as error:
+        return str(error.code), "text/plain"
+"""
+    with serving(code(base, asks)) as server:
+        clients = Clients(server, 16, "{}")
+        eventually(lambda: len(clients.statuses) > 100, "all are answered")
+        clients.stop()
+        assert server.ask(body="{}").body == b"404"  # there is no TensorFlow model to be asked
+    assert set(clients.statuses) == {200}
