@@ -150,9 +150,12 @@ def _quality(media: MediaType) -> float:
         return 1.0
 
 
-def given_types(signature: Signature) -> tuple[str, ...]:
-    """Return the media types in which a signature's answer can be written."""
-    if signature.method != "predict":
+def given_types(signature: Signature, *, results: bool = False) -> tuple[str, ...]:
+    """Return the media types in which a signature's answer can be written.
+
+    ``results``: it is classify's or regress'.
+    """
+    if results:
         return (JSON, JSON_LINES, JSONS)
     specs = list(signature.outputs.values())
     as_npy = len(specs) == 1 and specs[0].dtype != STRING
