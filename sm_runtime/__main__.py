@@ -126,7 +126,14 @@ def main() -> int:
         help="print instead what each host would start, with the origin of each option",
     )
     env.add_argument("--show-secrets", action="store_true", help="print secrets instead of ***")
-    _parser(add, "check", CHECK, help="list every problem of the job; run nothing")
+    look = _parser(add, "check", CHECK, help="list every problem of the job; run nothing")
+    look.add_argument(
+        "--model",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="list instead what `serve` would serve of a model folder (/opt/ml/model)",
+    )
     report = _parser(add, "report", REPORT, help="write a job that has ended as one HTML file")
     report.add_argument("base", nargs="?", metavar="BASE", help="the job's folder (/opt/ml)")
     report.add_argument("-o", "--output", metavar="FILE", help="where to write it")
@@ -142,6 +149,8 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
     mask = Mask()
     _log_to(Sink(2), mask)
+    if parsed.command == "check" and parsed.model is not None:
+        return check.model(os.environ, parsed.model)
     if parsed.command == "check":
         return check.check(os.environ, mask)
     if parsed.command == "report":

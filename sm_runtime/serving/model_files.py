@@ -275,6 +275,14 @@ def _shape(message: memoryview) -> tuple[int | None, ...] | None:
     return tuple(None if size < 0 else size for size in sizes)
 
 
+def default_signature(signatures: Mapping[str, Signature]) -> str:
+    """Return the signature that answers where a request names none."""
+    if DEFAULT_SIGNATURE in signatures:
+        return DEFAULT_SIGNATURE
+    predicting = [each.name for each in signatures.values() if each.method == "predict"]
+    return (predicting or [*signatures])[0]
+
+
 def _check_variables(folder: str) -> None:
     """Raise ModelError where files of a checkpoint are missing, empty or no checkpoint's."""
     index = os.path.join(folder, "variables.index")

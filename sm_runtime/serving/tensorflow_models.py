@@ -9,10 +9,11 @@ import contextlib
 import importlib.metadata
 import logging
 import os
+import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,11 +24,13 @@ from sm_runtime.serving.model_files import (
     DEFAULT_SIGNATURE,
     KerasFile,
     SavedModel,
+    default_signature,
     mapping,
     submessage,
     submessages,
     text,
 )
+from sm_runtime.serving.summary import axes, shown
 from sm_runtime.serving.values import STRING, RequestError, Signature, TensorSpec
 
 log = logging.getLogger(__name__)
@@ -37,6 +40,8 @@ _MAX_WARM_UP = 1000
 """As TensorFlow Serving: more requests than these say nothing more."""
 _PREAMBLE = ("Graph execution error", "Detected at node", "<stack traces", "Exception encountered")
 _TOOL_SECONDS = 10
+_CUT = re.compile(r"Read (less|fewer) bytes|checksum|corrupt|truncated", re.IGNORECASE)
+"""What TensorFlow and HDF5 say of files that are damaged, under various classes of errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +76,8 @@ class _Input:
         dtype = STRING if value.dtype.kind in "OSU" else str(value.dtype)
         return RequestError(
             f"signature {signature!r}: input {self.spec.name!r} must be {shown(self.spec)},"
-            f" not {dtype} {_axes(value.shape)}"
+            f" not {dtype} {axes(value.shape)}"
         )
-
-
-def shown(spec: TensorSpec) -> str:
-    """Return dtype and shape for people: ``float32 [?, 28, 28, 1]``."""
-    return f"{spec.dtype} {'of any shape' if spec.shape is None else _axes(spec.shape)}"
-
-
-def _axes(shape: Sequence[int | None]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +166,6 @@ def _input(tf: Any, spec: TensorSpec) -> _Input:
     return _Input(spec, dtype, numpy.dtype(dtype.as_numpy_dtype))
 
 
-def default_signature(signatures: Mapping[str, Signature]) -> str:
-    """Return the signature that answers where a request names none."""
-    if DEFAULT_SIGNATURE in signatures:
-        return DEFAULT_SIGNATURE
-    predicting = [each.name for each in signatures.values() if each.method == "predict"]
-    return (predicting or [*signatures])[0]
-
-
 def first_line(error: BaseException) -> str:
     """Return the line of an error of TensorFlow's that says what is wrong."""
     message = str(getattr(error, "message", None) or error)
@@ -188,7 +176,7 @@ def first_line(error: BaseException) -> str:
     return message.strip().partition("\n")[0] or type(error).__name__
 
 
-class TensorFlowModels:
+class Models:
     """The models of a folder: a ``Registry``; versions but the highest are loaded on first use."""
 
     def __init__(self, layout: Layout) -> None:
@@ -198,7 +186,7 @@ class TensorFlowModels:
             for name, files in layout.models.items()
         }
 
-    def load(self) -> None:
+    def warm_up(self) -> None:
         """Load the highest version of each model, and warm it up; raise ModelError if one fails."""
         for slots in self._slots.values():
             slots[max(slots)].load()
@@ -284,7 +272,7 @@ def _load(name: str, version: Version) -> TensorFlowModel:
         loaded = _load_keras(version.path, version.content)
     model = TensorFlowModel(name, version.number, loaded)
     ready = time.monotonic()
-    warm_up(model, version.path)
+    _warm_up(model, version.path)
     log.info(
         "model %s, version %d, loaded in %.1f s and warmed up in %.1f s: %s",
         name, version.number, ready - began, time.monotonic() - ready, ", ".join(model.signatures),
@@ -318,7 +306,7 @@ def _loading(path: str, saved_by: str) -> Iterator[None]:
         reason = first_line(error)
         if "Op type not registered" in reason or "Unknown layer" in str(error):
             remedy = "import the package that has it in code/inference.py"
-        elif isinstance(error, tf.errors.DataLossError | tf.errors.OutOfRangeError):
+        elif isinstance(error, tf.errors.DataLossError) or _CUT.search(reason):
             remedy = "copy or save the model again"
         elif saved_by and saved_by.split(".")[:2] != tf.__version__.split(".")[:2]:
             remedy = f"save it with TensorFlow {tf.__version__}, or serve it with {saved_by}"
@@ -453,7 +441,7 @@ def _spec(name: str, spec: Any) -> TensorSpec:
     return TensorSpec(name=name, dtype=spec.dtype.name, shape=shape)
 
 
-def warm_up(model: TensorFlowModel, path: str) -> None:
+def _warm_up(model: TensorFlowModel, path: str) -> None:
     """Call each signature once, and with what ``assets.extra`` of the model has.
 
     A model may refuse what is made up here: failures are told at the level of debugging.
