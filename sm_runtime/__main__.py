@@ -68,7 +68,8 @@ Prints the environment variables and the arguments that the job would give to it
 nothing. A shell can read the default output: the arguments become $1, $2, ...
 """
 CHECK = """\
-Validates the configuration, the code and the channels, and prints every problem, a line each.
+Validates the configuration, the code and the channels, and prints every problem, a line each; or,
+with --model, lists the models, versions and signatures of a folder, and what is wrong with it.
 Runs and changes nothing. Exit status: 0 no problem, 1 some.
 """
 REPORT = """\

@@ -297,7 +297,8 @@ def _check_variables(folder: str) -> None:
         raise ModelError(f"{index} is missing; {_AGAIN} with all its files")
     _check_head(index)
     with open(index, "rb") as file:
-        if not file.read().endswith(_TABLE_MAGIC):
+        file.seek(max(0, os.path.getsize(index) - len(_TABLE_MAGIC)))
+        if file.read() != _TABLE_MAGIC:
             raise ModelError(f"{index} is truncated or no index of a checkpoint; {_AGAIN}")
     missing = _missing_shards(names)
     if missing:

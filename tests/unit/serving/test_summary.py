@@ -79,7 +79,7 @@ def test_every_problem_is_a_line(base: Base) -> None:
     ]
 
 
-def test_a_model_of_another_framework_is_its_codes_matter(base: Base) -> None:
+def test_a_model_of_another_framework_is_a_matter_of_its_code(base: Base) -> None:
     base.write("model/weights.bin", "x")
     result = dry.look(base, "check", "--model")
     assert result.status == 1 and "holds no model, only weights.bin; put a" in result.out
