@@ -20,6 +20,8 @@ from tests.jobs.test_install import wheel
 from tests.jobs.test_s3_code import tar_gz
 from tests.s3 import CREDENTIALS, Server, serving
 
+# Where another test of this process has imported TensorFlow, and with it distutils.
+pytestmark = pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")
 URI = "s3://a-bucket/a-model/sourcedir.tar.gz"
 SOURCE = tar_gz(
     {"inference.py": "def handler(data, context): ...\n", "lib/requirements.txt": "--no-index\n"}
