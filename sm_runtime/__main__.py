@@ -10,16 +10,16 @@ if __name__ == "__main__":
     isolation.enter(os.environ)
 
 import logging
-import time
 from collections.abc import Callable
 from contextlib import suppress
 from typing import TYPE_CHECKING, NoReturn
 
 from sm_runtime import __version__
 from sm_runtime.code import entry
+from sm_runtime.contract import environment
 from sm_runtime.job.secrets import Mask
 from sm_runtime.processes import shortage
-from sm_runtime.processes.relay import Sink, open_sinks
+from sm_runtime.processes.relay import Sink, log_to, open_sinks
 
 if TYPE_CHECKING:
     from argparse import ArgumentParser
@@ -71,28 +71,32 @@ CHECK = """\
 Validates the configuration, the code and the channels, and prints every problem, a line each.
 Runs and changes nothing. Exit status: 0 no problem, 1 some.
 """
+SERVE = """\
+Answers requests on port 8080 with the model in /opt/ml/model: a SavedModel, a Keras file, or what
+the code in /opt/ml/model/code (inference.py) loads.
+
+requests:
+  GET /ping             200 once the model is loaded and warm
+  POST /invocations     JSON, JSON Lines, CSV, npy; what the code's handlers take
+  /v1/models/<name>...  TensorFlow Serving's REST interface, on port 8501, too
+  GET /metrics          counts, in Prometheus' format
+
+environment:
+  SAGEMAKER_BASE_DIR               used in place of /opt/ml
+  SAGEMAKER_BIND_TO_PORT           the port (8080)
+  SAGEMAKER_MODEL_SERVER_WORKERS   processes that hold the model (1)
+  SAGEMAKER_MULTI_MODEL            true: models are loaded and unloaded by request
+  SAGEMAKER_TFS_ENABLE_BATCHING    true: requests share calls of the model
+  All variables are in docs/serving.md.
+
+exit status:
+  0      a stop was asked for, and all requests were answered
+  1      the model, its code or the configuration is at fault: the last line of the log says why
+"""
 REPORT = """\
 Writes one HTML file, without outside parts, about the job that has ended below BASE: its phases,
 metrics, host, failure and configuration. Needs pygal. Exit status: 0 written, 1 not.
 """
-
-
-class _Handler(logging.Handler):
-    """Writes log lines, secrets masked, beside the relayed output of the script."""
-
-    def __init__(self, sink: Sink, mask: Mask) -> None:
-        super().__init__()
-        self._sink, self._mask = sink, mask
-        formatter = logging.Formatter("%(asctime)s sm-runtime %(levelname)-7s %(message)s")
-        formatter.converter = time.gmtime
-        formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
-        formatter.default_msec_format = "%s.%03dZ"
-        self.setFormatter(formatter)
-
-    def emit(self, record: logging.LogRecord) -> None:
-        """Write one record as a line."""
-        text = self._mask(self.format(record))
-        self._sink.write_line(text.encode("utf-8", "backslashreplace"))
 
 
 def main() -> int:
@@ -107,6 +111,8 @@ def main() -> int:
         del words[0]
     if words == ["train"]:
         _train()
+    if words[:2] == ["serve", "serve"]:
+        del words[0]
     import argparse
 
     parser = _parser(argparse.ArgumentParser, "sm-runtime", DESCRIPTION)
@@ -114,6 +120,7 @@ def main() -> int:
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
     add = commands.add_parser
     _parser(add, "train", TRAIN, help="run the job (also the command `train`)")
+    _parser(add, "serve", SERVE, help="answer requests with a model (also the command `serve`)")
     env = _parser(add, "env", ENV, help="print what the script would get; run nothing")
     env.add_argument(
         "--json",
@@ -133,6 +140,13 @@ def main() -> int:
     parsed = parser.parse_args(words)
     if parsed.command == "train":
         _train()
+    mask = Mask()
+    if parsed.command == "serve":
+        from sm_runtime.serving.serve import serve
+
+        log_to(Sink(2), mask)
+        mask.learn(environment.secrets(None, os.environ))
+        return serve(os.environ)
     import signal
 
     from sm_runtime import check
@@ -140,8 +154,7 @@ def main() -> int:
 
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see isolation.enter
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
-    mask = Mask()
-    _log_to(Sink(2), mask)
+    log_to(Sink(2), mask)
     if parsed.command == "check":
         return check.check(os.environ, mask)
     if parsed.command == "report":
@@ -168,7 +181,7 @@ def _train() -> NoReturn:
         file.write("train")  # in ps and to pkill, where it would be Python's own name
     out, err = open_sinks()
     mask = Mask()
-    _log_to(err, mask)
+    log_to(err, mask)
     status = 1
     try:
         with Supervisor(out, err) as supervisor:
@@ -182,13 +195,6 @@ def _train() -> NoReturn:
     finally:
         # All is written and closed: tearing the interpreter down would only take its 7 ms.
         os._exit(status)
-
-
-def _log_to(sink: Sink, mask: Mask) -> None:
-    logger = logging.getLogger("sm_runtime")
-    logger.addHandler(_Handler(sink, mask))
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
 
 
 if __name__ == "__main__":

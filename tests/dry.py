@@ -19,12 +19,11 @@ from types import CodeType
 from typing import Any
 from unittest import mock
 
-from sm_runtime import __main__ as command_line
 from sm_runtime import check, run
 from sm_runtime.job.model import Command, Ended
 from sm_runtime.job.secrets import Mask
 from sm_runtime.job.text import Tail
-from sm_runtime.processes.relay import TAIL_BYTES
+from sm_runtime.processes.relay import TAIL_BYTES, log_to
 from sm_runtime.processes.workload import Start, Workload
 from tests.harness import Base, eventually
 
@@ -178,7 +177,7 @@ def _logged() -> Iterator[tuple[Mask, _Lines]]:
     logger, mask, sink = logging.getLogger("sm_runtime"), Mask(), _Lines()
     before = logger.level, logger.propagate, logger.handlers[:]
     handler: Any = sink
-    command_line._log_to(handler, mask)
+    log_to(handler, mask)
     try:
         yield mask, sink
     finally:

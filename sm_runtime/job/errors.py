@@ -4,6 +4,7 @@ JobError
  +-- ConfigError      a file, variable or hyperparameter says something that cannot be followed
  +-- CodeError        the user's code cannot be found, fetched or unpacked
  +-- InstallError     the requirements of the user's code cannot be installed
+ +-- ModelError       a model that is to be served cannot be
  +-- DataError        a channel cannot be made ready
  +-- LaunchError      the script's process cannot be started
  +-- ArtifactError    the model or the output cannot be saved
@@ -48,6 +49,12 @@ class InstallError(JobError):
     """The requirements of the user's code cannot be met."""
 
     phase = "install"
+
+
+class ModelError(JobError):
+    """A model cannot be served: it is missing, damaged, or made for other software."""
+
+    phase = "model"
 
 
 class DataError(JobError):

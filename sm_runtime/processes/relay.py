@@ -421,3 +421,29 @@ def _marked(prefix: bytes, data: memoryview) -> bytes:
         return prefix + _END.sub(lambda end: end[0] + prefix, text)
     # The quick way for what nearly all output is.
     return prefix + text[:-1].replace(b"\n", b"\n" + prefix) + text[-1:]
+
+
+class _LogHandler(logging.Handler):
+    """Writes log lines, secrets masked, beside the relayed output of the script."""
+
+    def __init__(self, sink: Sink, mask: Callable[[str], str]) -> None:
+        super().__init__()
+        self._sink, self._mask = sink, mask
+        formatter = logging.Formatter("%(asctime)s sm-runtime %(levelname)-7s %(message)s")
+        formatter.converter = time.gmtime
+        formatter.default_time_format = "%Y-%m-%dT%H:%M:%S"
+        formatter.default_msec_format = "%s.%03dZ"
+        self.setFormatter(formatter)
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record as a line."""
+        text = self._mask(self.format(record))
+        self._sink.write_line(text.encode("utf-8", "backslashreplace"))
+
+
+def log_to(sink: Sink, mask: Callable[[str], str]) -> None:
+    """Write the runtime's own log to ``sink``, as ``mask`` alters it."""
+    logger = logging.getLogger("sm_runtime")
+    logger.addHandler(_LogHandler(sink, mask))
+    logger.setLevel(logging.INFO)
+    logger.propagate = False

@@ -103,6 +103,11 @@ def check(code: OwnCode) -> None:
         raise CodeError(no_handler(code.program, names))
 
 
+def loads(code: OwnCode) -> bool:
+    """Return whether the code loads its model itself, so that no other is looked for."""
+    return bool(code.program) and "model_fn" in (_names(_compiled(code.program)) or ())
+
+
 def install(
     code: OwnCode,
     environ: Mapping[str, str],

@@ -1,0 +1,272 @@
+"""HTTP as uvicorn speaks it, with the limits that it lacks: time and size of headers, bodies.
+
+``read_body`` and ``send_answer`` are what the rest of the server sees of ASGI.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from sm_runtime.serving.values import Answer, RequestError
+
+HEADER_SECONDS = 30.0
+"""How long a client may take for the headers of a request."""
+HEADER_BYTES = 2**16
+BODY_SECONDS = 60.0
+"""How long a client may take for a body, besides a second for each 128 KiB."""
+_BYTES_PER_SECOND = 2**17
+KEEP_ALIVE_SECONDS = 75
+"""How long a connection may be idle: nginx's time, which clients' pools expect."""
+BUFFERED_BYTES = 2**30
+"""How much of bodies may be held at a time, beside one of the largest."""
+_NAME = re.compile("[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OWN_HEADERS = ("content-length", "transfer-encoding", "connection")
+
+
+class Protocol(HttpToolsProtocol):
+    """One connection; a client that does not end its headers is given up."""
+
+    _deadline: asyncio.TimerHandle | None = None
+    _header_bytes = 0
+    """What came of headers that are not complete yet."""
+    _headers_size = 0
+    """The names and values that were parsed."""
+
+    def connection_made(self, transport: Any) -> None:
+        """Begin to wait for the first request."""
+        super().connection_made(transport)
+        self._deadline = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+
+    def connection_lost(self, error: Exception | None) -> None:
+        """Wait no longer."""
+        self._heard()
+        super().connection_lost(error)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what came; what is not yet a whole header is counted."""
+        if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
+            self._deadline = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+        super().data_received(data)
+        if self._deadline is not None:
+            self._header_bytes += len(data)
+            if self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
+                self._refuse(431, f"the headers are longer than {HEADER_BYTES} bytes")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        """Count the headers, which may come in one piece."""
+        self._headers_size += len(name) + len(value) + 4
+        if self._headers_size > HEADER_BYTES:
+            raise ValueError("the headers are too long")
+        super().on_header(name, value)
+
+    def on_message_begin(self) -> None:
+        """Count anew."""
+        self._headers_size = 0
+        super().on_message_begin()
+
+    def on_headers_complete(self) -> None:
+        """Stop the clock; the body has one of its own."""
+        self._heard()
+        super().on_headers_complete()
+
+    def send_400_response(self, msg: str) -> None:
+        """Answer what is no HTTP as all other errors are."""
+        if self._headers_size > HEADER_BYTES:
+            self._refuse(431, f"the headers are longer than {HEADER_BYTES} bytes")
+        else:
+            self._refuse(400, "this is not an HTTP request")
+
+    def _heard(self) -> None:
+        if self._deadline is not None:
+            self._deadline.cancel()
+        self._deadline, self._header_bytes = None, 0
+
+    def _too_slow(self) -> None:
+        self._deadline = None
+        if self._header_bytes and not self.transport.is_closing():
+            self._refuse(408, f"the headers were not complete in {HEADER_SECONDS:g} s")
+        else:
+            self.transport.close()
+
+    def _refuse(self, status: int, message: str) -> None:
+        body = json.dumps({"error": message}).encode()
+        self.transport.write(
+            STATUS_LINE[status]
+            + b"content-type: application/json\r\nconnection: close\r\ncontent-length: "
+            + str(len(body)).encode()
+            + b"\r\n\r\n"
+            + body
+        )
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """A server on sockets that are open already; signals are not its business."""
+
+    def __init__(self, app: Any, sockets: list[socket.socket]) -> None:
+        super().__init__(
+            uvicorn.Config(
+                app,
+                http=Protocol,
+                ws="none",
+                lifespan="off",
+                loop="asyncio",
+                log_config=None,
+                log_level="critical",
+                access_log=False,
+                server_header=False,
+                backlog=2048,
+                timeout_keep_alive=KEEP_ALIVE_SECONDS,
+            )
+        )
+        self.sockets = sockets
+        self._adopted: set[Any] = set()
+
+    def capture_signals(self) -> Any:
+        """Leave signals alone."""
+        return contextlib.nullcontext()
+
+    async def run_until_closed(self) -> None:
+        """Answer connections until ``close`` is called."""
+        await self.serve(self.sockets)
+
+    def close_listeners(self) -> None:
+        """Take the connections that the kernel has accepted, then listen no longer."""
+        for listener in self.sockets:
+            with contextlib.suppress(OSError):  # EAGAIN: no more of them
+                while True:
+                    connection, _ = listener.accept()
+                    self._adopt(connection)
+        for server in self.servers:
+            server.close()
+
+    def _adopt(self, connection: socket.socket) -> None:
+        loop = asyncio.get_running_loop()
+        connection.setblocking(False)
+
+        def protocol() -> Protocol:
+            return Protocol(self.config, self.server_state, {}, loop)
+
+        task = loop.create_task(loop.connect_accepted_socket(protocol, connection))
+        self._adopted.add(task)
+        task.add_done_callback(self._adopted.discard)
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is being answered."""
+        return not self.server_state.tasks
+
+
+class Bodies:
+    """The bodies that are being received: how long each may be, and all of them together."""
+
+    def __init__(self, limit: int | None) -> None:
+        self.limit = limit
+        self._held = 0
+        self._most = max(BUFFERED_BYTES, 2 * (limit or 0))
+
+    async def read(self, scope: Any, receive: Any) -> bytes:
+        """Return the body of a request.
+
+        Raises RequestError: 413 where it is too long, 408 where it comes too slowly, 503 where too
+        much is being received, 400 where the client has gone.
+        """
+        length = _length(scope)
+        if self.limit is not None and length is not None and length > self.limit:
+            if not _has(scope, b"expect"):  # a client that asks first has not begun to send
+                await self._discard(receive)
+            raise self._too_long(length)
+        seconds = BODY_SECONDS + (length or self.limit or 0) / _BYTES_PER_SECOND
+        try:
+            return await asyncio.wait_for(self._read(receive), seconds)
+        except asyncio.TimeoutError:
+            raise RequestError(f"the body was not complete in {seconds:.0f} s", 408) from None
+
+    async def _read(self, receive: Any) -> bytes:
+        message = await receive()
+        body: bytes = message.get("body", b"")
+        if message["type"] == "http.request" and not message["more_body"]:
+            self._check(len(body))
+            return body
+        parts, size = bytearray(body), len(body)
+        self._held += size
+        try:
+            while message["type"] == "http.request" and message["more_body"]:
+                self._check(size)
+                if self._held > self._most:
+                    raise RequestError("too many large requests at a time", 503)
+                message = await receive()
+                body = message.get("body", b"")
+                parts += body
+                size += len(body)
+                self._held += len(body)
+            if message["type"] != "http.request":
+                raise RequestError("the client has gone before the end of its request", 400)
+            self._check(size)
+            return bytes(parts)
+        except RequestError as error:
+            if error.status == 413:
+                parts.clear()
+                await self._discard(receive)
+            raise
+        finally:
+            self._held -= size
+
+    def _check(self, length: int) -> None:
+        if self.limit is not None and length > self.limit:
+            raise self._too_long(length)
+
+    def _too_long(self, length: int) -> RequestError:
+        return RequestError(
+            f"the body has {length} bytes or more, and {self.limit} are allowed"
+            " (SAGEMAKER_MAX_PAYLOAD_IN_MB)",
+            413,
+        )
+
+    async def _discard(self, receive: Any) -> None:
+        """Read on for a while: clients that are still sending do not look for an answer."""
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._drain(receive), BODY_SECONDS / 6)
+
+    async def _drain(self, receive: Any) -> None:
+        while True:
+            message = await receive()
+            if message["type"] != "http.request" or not message["more_body"]:
+                return
+
+
+def _has(scope: Any, wanted: bytes) -> bool:
+    return any(name == wanted for name, _ in scope["headers"])
+
+
+def _length(scope: Any) -> int | None:
+    for name, value in scope["headers"]:
+        if name == b"content-length":
+            return int(value)
+    return None
+
+
+async def send_answer(scope: Any, send: Any, answer: Answer, *, close: bool = False) -> None:
+    """Send ``answer``; ``close``: the connection takes no further request."""
+    headers = [(b"content-length", str(len(answer.body)).encode())]
+    for name, value in answer.headers.items():
+        if _NAME.fullmatch(name) and name not in _OWN_HEADERS:
+            headers.append((name.encode("latin-1"), _header_value(value)))
+    if close:
+        headers.append((b"connection", b"close"))
+    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
+    await send({"type": "http.response.body", "body": answer.body})
+
+
+def _header_value(value: str) -> bytes:
+    """Return a header's value, characters that would end it left out."""
+    text = "".join(char for char in value if char >= " " and char != "\x7f")
+    return text.encode("latin-1", "replace")

@@ -1,0 +1,195 @@
+"""Many models behind one server: loaded and unloaded by request, each with a process of its own.
+
+The interface is that of SageMaker's multi-model endpoints (multi-model-server's management API).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from urllib.parse import parse_qs, unquote
+
+from sm_runtime.job.errors import JobError
+from sm_runtime.processes import cgroup
+from sm_runtime.serving.front import json_answer
+from sm_runtime.serving.values import Answer, Request, RequestError
+from sm_runtime.serving.workers import Pool
+
+MODELS = "/opt/ml/models"
+_PAGE = 100
+_RESERVE_BYTES = 2**27
+"""Memory that has to be free, besides the model's files, before one more model is loaded."""
+
+
+@dataclass(slots=True)
+class _Loaded:
+    url: str
+    pool: Pool
+    used: float
+
+
+class Models:
+    """The models that are loaded, by name."""
+
+    def __init__(
+        self, folder: str, make: Callable[[str, str], Pool], timeout: float, *, evict: bool
+    ) -> None:
+        """``make`` returns the workers, not started, for a name and a folder."""
+        self._folder = folder
+        self._make, self._timeout, self._evict = make, timeout, evict
+        self._loaded: dict[str, _Loaded] = {}
+        self._loading: dict[str, asyncio.Lock] = {}
+
+    @property
+    def is_ready(self) -> bool:
+        """A server of many models is ready without any."""
+        return True
+
+    @property
+    def pools(self) -> list[Pool]:
+        """The workers of all models."""
+        return [model.pool for model in self._loaded.values()]
+
+    async def stop(self) -> None:
+        """End all workers."""
+        await asyncio.gather(*(pool.stop() for pool in self.pools))
+
+    async def answer(self, request: Request) -> tuple[Answer, int]:
+        """Manage models, or have one of them answer."""
+        path = request.path.rstrip("/")
+        if path == "/models":
+            return await self._models(request), 0
+        if path == "/invocations":
+            name = request.headers.get("x-amzn-sagemaker-target-model", "")
+            if not name:
+                raise RequestError(
+                    "there are several models here: X-Amzn-SageMaker-Target-Model names one"
+                )
+            if name not in self._loaded:
+                await self._load(name, os.path.join(self._folder, name))
+            return await self._invoke(name, request)
+        if path.startswith("/v1/models/"):
+            name = path.removeprefix("/v1/models/").partition("/")[0].partition(":")[0]
+            return await self._invoke(name, request)
+        name, _, action = path.removeprefix("/models/").rpartition("/")
+        if action == "invoke" and name:
+            self._only(request, "POST")
+            return await self._invoke(unquote(name), replace(request, path="/invocations"))
+        return await self._model(request, unquote(path.removeprefix("/models/"))), 0
+
+    async def _models(self, request: Request) -> Answer:
+        if request.method == "GET":
+            return self._list(request)
+        self._only(request, "GET, POST")
+        try:
+            asked = json.loads(bytes(request.body))
+            name, url = asked["model_name"], asked["url"]
+            if not (isinstance(name, str) and isinstance(url, str) and name and url):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise RequestError(
+                'the body must be {"model_name": "NAME", "url": "/opt/ml/models/.../model"}'
+            ) from None
+        if name in self._loaded:
+            raise RequestError(f"the model {name!r} is loaded already", 409)
+        await self._load(name, url)
+        return json_answer(200, {"status": f"the model {name!r} is loaded"})
+
+    async def _model(self, request: Request, name: str) -> Answer:
+        if request.method == "GET":
+            return json_answer(200, self._pair(name, self._get(name)))
+        self._only(request, "GET, DELETE")
+        model = self._get(name)
+        del self._loaded[name]
+        await model.pool.stop()
+        return json_answer(200, {"status": f"the model {name!r} is unloaded"})
+
+    async def _invoke(self, name: str, request: Request) -> tuple[Answer, int]:
+        model = self._get(name)
+        model.used = time.monotonic()
+        answer, more = await model.pool.ask(request, self._timeout)
+        return answer, int(more.get("rows", 0))
+
+    def _get(self, name: str) -> _Loaded:
+        if name not in self._loaded:
+            raise RequestError(f"the model {name!r} is not loaded", 404)
+        return self._loaded[name]
+
+    async def _load(self, name: str, url: str) -> None:
+        path = self._resolved(url)
+        async with self._loading.setdefault(name, asyncio.Lock()):
+            if name in self._loaded:
+                return
+            await self._make_room(path)
+            loop = asyncio.get_running_loop()
+            try:
+                pool = await loop.run_in_executor(None, self._make, name, path)
+                await pool.start()
+            except JobError as error:
+                lacks_memory = "memory" in str(error).lower()
+                raise RequestError(str(error), 507 if lacks_memory else 500) from error
+            self._loaded[name] = _Loaded(url, pool, time.monotonic())
+
+    def _resolved(self, url: str) -> str:
+        root, path = os.path.realpath(self._folder), os.path.realpath(url)
+        if not path.startswith(root + os.sep):
+            raise RequestError(f"url: {url!r} is not below {self._folder}")
+        inner = os.path.join(path, "model")
+        if os.path.isdir(inner) and os.path.realpath(inner).startswith(root + os.sep):
+            path = os.path.realpath(inner)
+        if not os.path.isdir(path):
+            raise RequestError(f"url: there is no folder {url!r}", 404)
+        return path
+
+    async def _make_room(self, path: str) -> None:
+        """See that there is memory for one more model; unload others where that is wanted."""
+        while _free_bytes() < _size(path) + _RESERVE_BYTES:
+            if not (self._evict and self._loaded):
+                raise RequestError("there is not enough memory for one more model", 507)
+            name = min(self._loaded, key=lambda name: self._loaded[name].used)
+            await self._loaded.pop(name).pool.stop()
+
+    def _list(self, request: Request) -> Answer:
+        query = parse_qs(request.query)
+        names = sorted(self._loaded)
+        after = (query.get("next_page_token") or query.get("nextPageToken") or [""])[0]
+        limit = (query.get("limit") or [""])[0]
+        count = int(limit) if limit.isdecimal() and int(limit) else _PAGE
+        rest = [name for name in names if name > after]
+        found: dict[str, object] = {
+            "models": [self._pair(name, self._loaded[name]) for name in rest[:count]]
+        }
+        if len(rest) > count:
+            found["nextPageToken"] = rest[count - 1]
+        return json_answer(200, found)
+
+    @staticmethod
+    def _pair(name: str, model: _Loaded) -> dict[str, str]:
+        return {"modelName": name, "modelUrl": model.url}
+
+    @staticmethod
+    def _only(request: Request, methods: str) -> None:
+        if request.method not in methods:
+            raise RequestError(f"{request.method} is not allowed for {request.path}", 405)
+
+
+def _free_bytes() -> int:
+    """Return how much memory can be had: that of the host, or what the container's limit leaves."""
+    with open("/proc/meminfo", encoding="ascii") as file:
+        fields = dict(line.split(":", 1) for line in file)
+    free = int(fields["MemAvailable"].split()[0]) * 1024
+    limit, used = cgroup.memory_limit(), cgroup.memory_used()
+    return free if limit is None or used is None else min(free, limit - used)
+
+
+def _size(folder: str) -> int:
+    total = 0
+    for place, _, files in os.walk(folder):
+        for name in files:
+            with_path = os.path.join(place, name)
+            total += os.path.getsize(with_path) if os.path.exists(with_path) else 0
+    return total

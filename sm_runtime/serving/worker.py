@@ -1,0 +1,189 @@
+"""A worker process: it loads what is served, then answers the requests that the front hands on.
+
+The main thread reads requests; threads answer them. Requests for the model itself (TensorFlow's
+REST interface, and ``/invocations`` where there is no own code) never wait for the user's handlers,
+which may ask for them.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from queue import SimpleQueue
+from typing import Any
+
+from sm_runtime.contract import environment
+from sm_runtime.job.errors import JobError
+from sm_runtime.job.secrets import Mask
+from sm_runtime.processes.relay import Sink, log_to
+from sm_runtime.serving import frames
+from sm_runtime.serving.batching import Batcher
+from sm_runtime.serving.predictor import Predictor, error_answer
+from sm_runtime.serving.settings import Settings
+from sm_runtime.serving.values import Answer, Request, RequestError
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Request], Answer]
+Finished = Callable[[Answer, int], None]
+"""Called once with the answer, and the rows of the batch that it was part of."""
+
+
+class Worker:
+    """Answers requests with a predictor, or with the user's handler."""
+
+    def __init__(self, connection: socket.socket, settings: Settings, cpus: int) -> None:
+        self._connection = connection
+        self._lock = threading.Lock()
+        self._unsent: list[bytes] = []
+        self.predictor: Predictor | None = None
+        self._handler: Handler | None = None
+        self._own_lane = ThreadPoolExecutor(settings.threads, "handler")
+        self._lane = ThreadPoolExecutor(min(4, max(2, cpus)), "predict")
+        self._batcher = Batcher(settings.batching, self._flush) if settings.batching else None
+
+    def handle_with(self, handler: Handler) -> None:
+        """Have ``/invocations`` answered by the user's code."""
+        self._handler = handler
+
+    def take(self, header: dict[str, Any], body: bytes) -> None:
+        """Have a request answered."""
+        number = header.pop("id")
+        request = Request(**header, body=body)
+        if self._handler is not None and request.path == "/invocations":
+            self._own_lane.submit(self._own, number, request)
+        elif self._batcher is not None:  # decoded here: more threads would only change places
+            self._compute(request, partial(self._keep, number))
+        else:
+            self._lane.submit(self._compute, request, partial(self._answer, number))
+
+    def ask(self, request: Request) -> Answer:
+        """Return the model's own answer, for the user's code: no HTTP in between."""
+        found: SimpleQueue[Answer] = SimpleQueue()
+        self._compute(request, lambda answer, rows: found.put(answer))
+        return found.get()
+
+    def send(self, header: dict[str, Any], body: bytes = b"") -> None:
+        """Write a frame to the front."""
+        with self._lock:
+            frames.send(self._connection, header, body)
+
+    def _own(self, number: int, request: Request) -> None:
+        assert self._handler is not None
+        try:
+            answer = self._handler(request)
+        except Exception as error:
+            answer = _failure(error)
+        self._answer(number, answer, 0)
+
+    def _compute(self, request: Request, finished: Finished) -> None:
+        try:
+            if self.predictor is None:
+                raise RequestError(f"no TensorFlow model answers {request.path} here", 404)
+            prepared = self.predictor.prepare(request)
+            if isinstance(prepared, Answer):
+                finished(prepared, 0)
+            elif self._batcher is not None:
+                self._batcher.submit(prepared, partial(_finish, prepared.finish, finished))
+            else:
+                outputs = prepared.model.run(prepared.signature, prepared.inputs)
+                finished(prepared.finish(outputs), 0)
+        except Exception as error:
+            finished(_failure(error), 0)
+
+    def _keep(self, number: int, answer: Answer, rows: int) -> None:
+        """Send an answer with those of its batch; at once where there is none."""
+        if rows:
+            header = {"id": number, "status": answer.status, "headers": dict(answer.headers)}
+            self._unsent += (frames.prefix({**header, "rows": rows}, answer.body), answer.body)
+        else:
+            self._answer(number, answer, 0)
+
+    def _flush(self) -> None:
+        with self._lock:
+            unsent, self._unsent = self._unsent, []
+            self._connection.sendall(b"".join(unsent))
+
+    def _answer(self, number: int, answer: Answer, rows: int) -> None:
+        header = {"id": number, "status": answer.status, "headers": dict(answer.headers)}
+        try:
+            self.send({**header, "rows": rows}, answer.body)
+        except OSError:  # the front is gone, and so will be this process
+            log.debug("an answer could not be sent")
+
+
+def _finish(
+    finish: Callable[[Mapping[str, Any]], Answer],
+    finished: Finished,
+    result: Mapping[str, Any] | Exception,
+    rows: int,
+) -> None:
+    try:
+        if isinstance(result, Exception):
+            raise result
+        answer = finish(result)
+    except Exception as error:
+        answer = _failure(error)
+    finished(answer, rows)
+
+
+def _failure(error: Exception) -> Answer:
+    """Return the answer for whatever went wrong; what is no client's fault is logged, too."""
+    if isinstance(error, RequestError):
+        return error_answer(error)
+    log.error("a request failed", exc_info=error)
+    return error_answer(RequestError(f"{type(error).__name__}: {error}", 500))
+
+
+def main(fd: int) -> None:
+    """Serve on the socket ``fd`` until its other end is closed."""
+    connection = socket.socket(fileno=fd)
+    connection.set_inheritable(False)
+    faulthandler.register(signal.SIGUSR1)
+    _log_to_stderr()
+    first: list[Worker] = []
+
+    def take(header: dict[str, Any], body: bytes) -> None:
+        if first:
+            first[0].take(header, body)
+        else:
+            worker = _start(connection, header["start"])
+            first.append(worker)
+            worker.send({"ready": True})
+
+    frames.read_all(connection, take)
+    sys.exit(0)
+
+
+def _start(connection: socket.socket, start: Mapping[str, Any]) -> Worker:
+    """Load what is served, and say that it is ready; or say why it cannot be, and end."""
+    from sm_runtime.serving.assemble import assemble
+
+    try:
+        worker = assemble(connection, start)
+    except JobError as error:
+        reason = str(error)
+    except BaseException as error:
+        log.exception("the model cannot be served")
+        reason = f"{type(error).__name__}: {error}"
+    else:
+        return worker
+    frames.send(connection, {"failed": reason}, b"")
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    os._exit(1)
+
+
+def _log_to_stderr() -> None:
+    """Write the log as the front does."""
+    mask = Mask()
+    mask.learn(environment.secrets(None, os.environ))
+    log_to(Sink(2), mask)
