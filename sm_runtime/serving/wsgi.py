@@ -112,6 +112,7 @@ class _Child:
         self._patience = drain_seconds + _KILL_SECONDS
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
+        self._killer: threading.Timer | None = None
         self._tail = Tail(_TAIL_BYTES)
 
     def run(self) -> tuple[int, bytes]:
@@ -152,12 +153,11 @@ class _Child:
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
-        is_first = not self._stopping
         self._stopping = True
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
-        if is_first or not hasattr(self, "_killer"):
+        if self._killer is None:
             self._killer = threading.Timer(self._patience, self._process.kill)
             self._killer.daemon = True
             self._killer.start()
