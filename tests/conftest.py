@@ -22,6 +22,16 @@ for number in (signal.SIGHUP, signal.SIGQUIT):
     signal.signal(number, signal.SIG_DFL)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What may take longest begins first, or all other workers wait for it at the end."""
+
+    def seconds(item: pytest.Item) -> float:
+        marker = item.get_closest_marker("timeout")
+        return float(marker.args[0]) if marker else 0
+
+    items.sort(key=seconds, reverse=True)
+
+
 def pytest_collection_finish() -> None:
     """Thousands of tests and their modules live to the end: no collection looks at them again."""
     gc.freeze()
