@@ -182,7 +182,7 @@ def _one_type(header: str) -> str:
 
 
 def _not_allowed(request: Request, allowed: str) -> Answer:
-    text = f"{request.method} is not allowed for {request.path}: send {allowed}"
+    text = f"{request.method} is not allowed for {request.path[:200]}: send {allowed}"
     answer = json_answer({"error": text}, 405)
     return Answer(status=405, headers={**answer.headers, "allow": allowed}, body=answer.body)
 

@@ -115,7 +115,7 @@ def post(
         "accept": accept,
         "x-amzn-sagemaker-custom-attributes": attributes,
     }
-    data = body if isinstance(body, bytes) else body if isinstance(body, str) else json.dumps(body)
+    data = body if isinstance(body, (bytes, memoryview, str)) else json.dumps(body)
     return served.answer(
         Request(
             path=path,

@@ -51,11 +51,11 @@ def test_npy_and_json_have_one_answer() -> None:
     [
         ("float32", np.array([[1, 2], [3, 4]], ">f4")),
         ("float32", np.array([[1, 2], [3, 4]], np.float32, order="F")),
-        ("float32", np.array([[1, 2], [3, 4]], np.float64)),
+        ("float32", np.array([[1, 2], [3, 4]], np.float64, order="F")),
         ("float32", np.array([[1, 2], [3, 4]], np.uint8)),
         ("float16", np.array([[1, 2], [3, 4]], np.int64)),
         ("uint8", np.array([[1, 2], [3, 4]], np.int64)),
-        ("int64", np.array([[1, 2], [3, 4]], np.int8)),
+        ("int64", np.array([[1, 2], [3, 4]], np.int8, order="F")),
     ],
 )
 def test_numbers_of_other_types_are_taken_where_each_can_be_held(dtype: str, array: Any) -> None:
