@@ -348,7 +348,8 @@ def _load_keras(path: str, content: KerasFile) -> _Loaded:
             f"{path} is a model without declared inputs; save it as a SavedModel with"
             " model.export(folder)"
         )
-    structure = model.input
+    # Keras 3 has no `input` of a sequential model that was loaded.
+    structure = getattr(model, "input", model.inputs[0])
     specs = [
         tf.TensorSpec(each.shape, each.dtype, name=name)
         for each, name in zip(tf.nest.flatten(structure), _input_names(model), strict=True)

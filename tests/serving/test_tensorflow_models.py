@@ -123,6 +123,16 @@ def test_a_keras_file_has_a_signature_of_its_inputs(made: Make) -> None:
     assert signature.outputs["classes"].shape == (None, 3)
 
 
+def test_keras_files_keep_the_names_of_their_inputs_and_outputs(made: Make) -> None:
+    pair = np.ones((1, 2), np.float32)
+    assert load(made("sequential")).run("serving_default", {"pair": pair})["dense"].shape == (1, 3)
+    out = load(made("dictionaries")).run("serving_default", {"b": pair, "a": 3 * pair})
+    assert {name: array.tolist() for name, array in out.items()} == {
+        "sum": [[4.0, 4.0]],
+        "difference": [[2.0, 2.0]],
+    }
+
+
 def test_signatures_of_version_1_answer(tf: Any, made: Make) -> None:
     model = load(made("version_1"))
     assert model.default_signature == "serving_default"
