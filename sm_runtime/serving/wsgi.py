@@ -76,11 +76,12 @@ def serve_module(module: Module, environ: Mapping[str, str]) -> int:
             f"SAGEMAKER_SERVING_MODULE: {module.target!r} must be module:application, such as"
             " serve:app"
         )
+    attribute = attribute or "application"  # as gunicorn has it
     folders = [folder for folder in module.folders if os.path.isdir(folder)]
     path = [*folders, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     env = {**environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "PYTHONUNBUFFERED": "1"}
     listener = None
-    if _is_program(name, attribute or "application", path):
+    if _is_program(name, attribute, path):
         log.info("%s takes no arguments: it is called as a program", module.target)
         call = f"import sys; from {name} import {attribute} as _f; sys.exit(_f())"
         argv: tuple[str, ...] = (sys.executable, "-c", call)
