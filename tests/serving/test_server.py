@@ -16,7 +16,6 @@ import pytest
 
 from tests.harness import Base, Running, eventually
 from tests.serve import Clients, Serving, serving
-from tests.serving.conftest import Make
 
 pytestmark = pytest.mark.tensorflow
 
@@ -221,7 +220,8 @@ def test_handlers_ask_the_model(base: Base, bundle: Path, kind: str, batching: s
         assert reply.headers["content-type"].startswith("text/plain")
 
 
-def test_a_keras_file_is_served(base: Base, made: Make, tf: Any) -> None:
+@pytest.mark.filterwarnings("ignore:non-integer arguments:DeprecationWarning")  # of Keras
+def test_a_keras_file_is_served(base: Base, tf: Any) -> None:
     model = tf.keras.Sequential([tf.keras.Input((2,), name="x"), tf.keras.layers.Dense(1)])
     base.path("model").mkdir()
     model.save(base.path("model/best.keras"))
