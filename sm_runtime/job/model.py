@@ -229,7 +229,7 @@ def _option(kind: str, default: Any) -> Any:
 class Options:
     """The runtime's own settings: ``SM_RUNTIME_<NAME>`` or ``sagemaker_runtime_<name>``.
 
-    The readers in ``contract/options.py`` say how each is read; docs/options.md tells users.
+    ``contract/hyperparameters.py`` says how each is read; docs/options.md tells users.
     """
 
     argument_style: frozenset[str] = _option("argument styles", frozenset())

@@ -22,7 +22,7 @@ from typing import Any
 from sm_runtime import programs
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Paths
-from sm_runtime.metrics import record
+from sm_runtime.output import outcome
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def write(paths: Paths, target: str | None = None) -> str:
 def html(paths: Paths) -> str:
     """Return the report; raises as ``write``."""
     folder = paths.under("output", "metrics")
-    job = _job(os.path.join(folder, record.NAME))
+    job = _job(os.path.join(folder, outcome.JOB_FILE))
     name = job["name"] or "A job without a name"
     parts = [
         f"<h1>{escape(str(name))} <span class='status {job['status']}'>{job['status']}</span></h1>",
