@@ -37,12 +37,12 @@ setup(
     packages=[*PACKAGES, *(f"{name}.{part}" for name in PACKAGES for part in find_packages(name))],
     package_data={"sm_runtime": ["py.typed", "inject/*.py", "inject/standin/**/*.py"]},
     zip_safe=False,
-    install_requires=[],
+    install_requires=["packaging>=22", "psutil>=5.9"],
     extras_require={
         "s3": ["boto3>=1.28", "obstore>=0.11"],
         "fast": ["isal>=1.6"],
         "progress": ["tqdm>=4.60"],
-        "metrics": ["nvidia-ml-py>=12", "psutil>=5.9"],
+        "metrics": ["nvidia-ml-py>=12"],
         "report": ["pygal>=3.0"],
         "dev": [
             "boto3>=1.28",
@@ -55,8 +55,6 @@ setup(
             "mpi4py>=4.1",
             "mypy~=2.4",
             "obstore>=0.11",
-            "packaging>=24",
-            "psutil>=5.9",
             "pygal>=3.0",
             "pytest>=8.3",
             "pytest-timeout>=2.3",

@@ -115,8 +115,6 @@ class HostSampler:
                     self._add(sample)
                     if self._has_ended.wait(self._seconds):
                         return
-        except ImportError:
-            log.debug("host metrics need psutil")
         except Exception as error:  # the job goes on without it
             log.warning("host metrics end here: %s: %s", type(error).__name__, error)
 
@@ -158,7 +156,8 @@ _SHOWN: tuple[tuple[str, str, Callable[[float], str]], ...] = (
 
 def _sources(base: str) -> list[Callable[[], _Sample]]:
     """Return what is asked for each sample: each returns a part of it."""
-    psutil = importlib.import_module("psutil")
+    import psutil
+
     return [_Rates(psutil).sample, lambda: _levels(psutil, base), *_gpus()]
 
 
