@@ -417,7 +417,7 @@ class Roles:
         env = {**script.env, **more}
         if role.name == distribution.SCRIPT:
             return replace(script, env=env)
-        argv = programs.start(sys.executable, "sm_runtime.programs:main")
+        argv = programs.start(sys.executable, "sm_runtime.programs:parameter_server")
         return Command(argv=argv, cwd=script.cwd, env=env, name="parameter server")
 
     def _common_interface(self, environ: Mapping[str, str]) -> str:
