@@ -96,7 +96,10 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
     """
     examined = examine(variables, mask)
     job, found = examined.job, [*examined.problems]
-    found += [*_refused(artifacts.check, job, variables), *_refused(sync.check, job, variables)]
+    found += [
+        *_refused(artifacts.check, job, variables),
+        *_refused(sync.open_syncs, job, variables),
+    ]
     found += [*distribution.problems(job), *environ.oversized(job)]
     if _is_code_known(examined):
         found += [*fetch.problems(job, variables), *_entry_point_problems(job, variables)]
@@ -132,7 +135,7 @@ def _entry_point_problems(job: Job, variables: Mapping[str, str]) -> list[str]:
 
 
 def _refused(
-    check: Callable[[Job, Mapping[str, str]], None], job: Job, variables: Mapping[str, str]
+    check: Callable[[Job, Mapping[str, str]], object], job: Job, variables: Mapping[str, str]
 ) -> tuple[str, ...]:
     try:
         check(job, variables)
@@ -242,7 +245,7 @@ def _torchrun(
         program,
         python,
         port=distribution.rendezvous_port(plan),
-        prefix=commands.prefix(environ),
+        environ=environ,
     )
     yield f"  {shlex.join(argv)}"
     for name, value in distribution.role_variables(job, plan, plan.roles[0], environ).items():

@@ -144,7 +144,7 @@ class _Attempt:
         """Look for what would fail later, and write the files that the script expects."""
         artifacts.check(job, self.variables)
         channels.check(job)
-        sync.check(job, self.variables)
+        sync.open_syncs(job, self.variables)
         _warn(channels.absent(job))
         if not config_files.is_inside(job.paths, self.variables):
             self.config_files.write(job, config_files.request_file(job.paths, self.variables))

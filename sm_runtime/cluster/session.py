@@ -401,7 +401,7 @@ class Roles:
             sys.executable,
             port=distribution.rendezvous_port(self.plan, self._ports()),
             installed=shutil.which("torchrun", path=rank.env.get("PATH")) is not None,
-            prefix=commands.prefix(rank.env),
+            environ=rank.env,
         )
         return Command(argv=argv, cwd=rank.cwd, env={**rank.env, **door}, name="torchrun")
 

@@ -272,17 +272,12 @@ def _read(path: str) -> bytes | None:
 
 
 def _write(path: str, content: bytes, mode: int) -> None:
+    from sm_runtime.storage.writing import replaced
+
     os.makedirs(os.path.dirname(path), exist_ok=True)
-    part = f"{path}.sm-runtime-part"
-    try:
-        with open(part, "wb") as file:
-            file.write(content)
-            os.fchmod(file.fileno(), mode & 0o7777)
-        os.replace(part, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            os.unlink(part)
-        raise
+    with replaced(path) as descriptor, open(descriptor, "wb", closefd=False) as file:
+        file.write(content)
+        os.fchmod(descriptor, mode & 0o7777)
 
 
 def _owner(path: str) -> str | None:

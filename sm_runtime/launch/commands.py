@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sm_runtime.job.errors import ConfigError
@@ -151,12 +152,6 @@ MONITOR_SECONDS = "0.1"
 """How often torchrun looks whether its processes have ended; it would be every 5 s."""
 
 
-def prefix(environ: Mapping[str, str]) -> tuple[str, ...]:
-    """Return what stands before torchrun: AWS Neuron's compiler, where that is asked for."""
-    wanted = environ.get("RUN_NEURON_PARALLEL_COMPILE") == "1"
-    return ("neuron_parallel_compile",) if wanted else ()
-
-
 def torchrun_command(
     plan: Plan,
     program: tuple[str, ...],
@@ -164,20 +159,21 @@ def torchrun_command(
     *,
     port: int = 7777,
     installed: bool = True,
-    prefix: tuple[str, ...] = (),
+    environ: Mapping[str, str] = MappingProxyType({}),
 ) -> tuple[str, ...]:
     """Return the argument vector that runs ``program`` in as many processes as the plan says.
 
-    ``program`` is an argument vector of its own, ``installed`` whether ``torchrun`` is on PATH,
-    ``prefix`` what stands before it.
+    ``program`` is an argument vector of its own, ``installed`` whether ``torchrun`` is on PATH.
+    ``environ``, the script's, may ask for AWS Neuron's compiler before it.
     """
-    argv: tuple[str, ...]
-    argv = ("torchrun",) if installed else (python, "-m", "torch.distributed.run")
+    wanted = environ.get("RUN_NEURON_PARALLEL_COMPILE") == "1"
+    argv: tuple[str, ...] = ("neuron_parallel_compile",) if wanted else ()
+    argv += ("torchrun",) if installed else (python, "-m", "torch.distributed.run")
     argv += ("--nnodes", str(len(plan.hosts)), "--nproc_per_node", str(plan.processes_per_host))
     if plan.others:
         argv += ("--master_addr", plan.leader, "--master_port", str(port))
         argv += ("--node_rank", str(plan.rank))
-    return (*prefix, *argv, "--monitor_interval", MONITOR_SECONDS, "--no_python", *program)
+    return (*argv, "--monitor_interval", MONITOR_SECONDS, "--no_python", *program)
 
 
 def torchrun_variables(

@@ -166,7 +166,7 @@ def _headline(job: dict[str, Any]) -> str:
     where = f"{len(job['hosts'])} hosts" if len(job["hosts"]) > 1 else f"host {job['host']}"
     facts = [
         f"began {began}",
-        f"took {_seconds(job['seconds'])}",
+        f"took {outcome.duration(job['seconds'])}",
         where,
         f"exit status {job['exit']}",
     ]
@@ -182,12 +182,12 @@ def _phases(job: dict[str, Any]) -> list[str]:
         begin, end = phase["begin"], phase["end"]
         seconds[phase["name"]] += end - begin
         style = f"left:{100 * begin / total:.2f}%;width:{100 * (end - begin) / total:.2f}%"
-        title = escape(f"{phase['name']} {_seconds(end - begin)}")
+        title = escape(f"{phase['name']} {outcome.duration(end - begin)}")
         bar += f"<span title='{title}' style='{style};background:{colours[phase['name']]}'></span>"
     legend = ""
     for name in names:
         key = f"<i style='background:{colours[name]}'></i>"
-        legend += f"<li>{key} {escape(name)} {_seconds(seconds[name])}</li>"
+        legend += f"<li>{key} {escape(name)} {outcome.duration(seconds[name])}</li>"
     return ["<h2>Phases</h2>", f"<div class='bar'>{bar}</div><ul class='phases'>{legend}</ul>"]
 
 
@@ -398,7 +398,3 @@ def _pygal() -> Any:
     found = importlib.import_module("pygal")
     sys.meta_path[:] = [each for each in sys.meta_path if hasattr(each, "find_spec")]
     return found
-
-
-def _seconds(value: float) -> str:
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

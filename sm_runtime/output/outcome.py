@@ -335,9 +335,10 @@ class Timeline:
         phases: dict[str, float] = {}
         for name, begun, ended in list(self.spans):
             phases[name] = phases.get(name, 0.0) + ended - begun
-        shown = ", ".join(f"{name} {_duration(seconds)}" for name, seconds in phases.items())
-        return f"{shown}; total {_duration(self.seconds())}"
+        shown = ", ".join(f"{name} {duration(seconds)}" for name, seconds in phases.items())
+        return f"{shown}; total {duration(self.seconds())}"
 
 
-def _duration(seconds: float) -> str:
+def duration(seconds: float) -> str:
+    """Return how long something took, as one reads it."""
     return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"

@@ -84,8 +84,8 @@ def test_the_hosts_meet_at_the_port_that_the_leader_has_free() -> None:
 
 @pytest.mark.parametrize("value, words", [("1", "neuron_parallel_compile "), ("0", ""), ("", "")])
 def test_neurons_compiler_stands_before_it_where_that_is_asked_for(value: str, words: str) -> None:
-    prefix = commands.prefix({"RUN_NEURON_PARALLEL_COMPILE": value})
-    found = launcher(job(("a",), "a", **{TORCH: True}), prefix=prefix)
+    environ = {"RUN_NEURON_PARALLEL_COMPILE": value}
+    found = launcher(job(("a",), "a", **{TORCH: True}), environ=environ)
     assert found.startswith(f"{words}torchrun --nnodes")
 
 
