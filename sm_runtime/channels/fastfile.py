@@ -22,10 +22,10 @@ from threading import Event, Thread
 from sm_runtime.channels import objects
 from sm_runtime.channels.mounts import HELPERS, detach, is_mounted, make_folder, remove_folder
 from sm_runtime.channels.objects import Origins, key_of, place_of
+from sm_runtime.job import location
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 from sm_runtime.storage import Blob
-from sm_runtime.storage.s3.connection import endpoint
 
 log = logging.getLogger(__name__)
 
@@ -110,7 +110,7 @@ def _folder(channel: Channel) -> str:
 
 def _settings(environ: Mapping[str, str], job: Job) -> dict[str, str]:
     """Return the variables for rclone: the usual AWS ones, and where the store is."""
-    named = endpoint(environ)
+    named = location.endpoint(environ)
     settings = {
         "RCLONE_TIMEOUT": f"{job.options.stall_seconds:.3f}s",
         **environ,

@@ -23,7 +23,6 @@ CLUSTER_SECRET = ("SM_RUNTIME_CLUSTER_SECRET", "SM_RUNTIME_CLUSTER_SECRET_FILE")
 MASTER_PORT = 7777
 """Where PyTorch's processes meet in jobs of the SDK 3."""
 
-_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _IN_TRAINING_ENV = (
     "current_host", "current_instance_group", "current_instance_group_hosts",
     "current_instance_type", "distribution_instance_groups", "framework_module", "hosts",
@@ -203,7 +202,7 @@ def tensorflow_variables(job: Job, environ: Mapping[str, str]) -> dict[str, str]
     """
     if remote_model_dir(job) is None:
         return {}
-    endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
+    endpoint = location.endpoint(environ) or ""
     host = endpoint.rpartition("://")[2].rstrip("/")
     found = {
         "S3_REGION": job.region,

@@ -27,32 +27,15 @@ _HARMLESS = re.compile(
     r"(-i|-f|--index-url|--extra-index-url|--find-links|--no-index|--trusted-host|--pre"
     r"|--prefer-binary|--only-binary|--no-binary|--require-hashes)(\s|=|$)"
 )
-_TENSORFLOW = frozenset(
-    {
-        "tensorflow",
-        "tensorflow-cpu",
-        "tensorflow-gpu",
-        "tensorflow-rocm",
-        "tensorflow-macos",
-        "tensorflow-intel",
-        "tensorflow-cpu-aws",
-        "intel-tensorflow",
-    }
-)
+_TENSORFLOW = frozenset({
+    "tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-rocm", "tensorflow-macos",
+    "tensorflow-", "intel", "tensorflow-cpu-aws", "intel-tensorflow",
+})  # fmt: skip
 """Builds of one framework: each brings the same Python package ``tensorflow``."""
-_FRAMEWORKS = _TENSORFLOW | {
-    "tf-nightly",
-    "tensorflow-estimator",
-    "keras",
-    "tf-keras",
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "horovod",
-    "jax",
-    "jaxlib",
-    "mxnet",
-}
+_FRAMEWORKS = _TENSORFLOW | frozenset({
+    "tf-nightly", "tensorflow-estimator", "keras", "tf-keras", "torch", "torchvision",
+    "torchaudio", "horovod", "jax", "jaxlib", "mxnet",
+})  # fmt: skip
 
 _CLAIMANTS = frozenset({"sagemaker-training", "sagemaker-containers", "sagemaker-tensorflow"})
 """Distributions that bring a command ``train`` or a package ``sagemaker_tensorflow``."""

@@ -128,19 +128,11 @@ def _expanded(word: str, values: Mapping[str, str], own: tuple[str, ...]) -> str
     return _BRACES.sub(value, word)
 
 
-EFA = frozenset(
-    {
-        "ml.g4dn.8xlarge",
-        "ml.g4dn.12xlarge",
-        "ml.g5.48xlarge",
-        "ml.p3dn.24xlarge",
-        "ml.p4d.24xlarge",
-        "ml.p4de.24xlarge",
-        "ml.p5.48xlarge",
-        "ml.trn1.32xlarge",
-        "ml.p6e-gb200.36xlarge",
-    }
-)
+EFA = frozenset({
+    "ml.g4dn.8xlarge", "ml.g4dn.12xlarge", "ml.g5.48xlarge", "ml.p3dn.24xlarge",
+    "ml.p4d.24xlarge", "ml.p4de.24xlarge", "ml.p5.48xlarge", "ml.trn1.32xlarge",
+    "ml.p6e-gb200.36xlarge",
+})  # fmt: skip
 """The types whose traffic between hosts goes through the adapter."""
 EFA_RDMA = frozenset(
     {"ml.p4d.24xlarge", "ml.p4de.24xlarge", "ml.trn1.32xlarge", "ml.p6e-gb200.36xlarge"}

@@ -221,7 +221,6 @@ def test_what_was_mapped_is_sent_once_more_at_the_end(tmp_path: Path) -> None:
 
 def test_a_job_that_wants_nothing_synced_has_no_syncs() -> None:
     assert sync.open_syncs(job(), {}) is None
-    sync.open_syncs(job(), {})
 
 
 def test_each_folder_has_its_place_and_its_rules() -> None:
