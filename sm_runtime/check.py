@@ -12,11 +12,10 @@ import shutil
 import sys
 from collections.abc import Callable, Iterator, Mapping
 
-from sm_runtime import channels, sync
+from sm_runtime import channels, install, sync
 from sm_runtime.code import fetch
 from sm_runtime.configure import Examined, configure, examine, paths_of
 from sm_runtime.contract import environment as environ
-from sm_runtime.install import install
 from sm_runtime.job.errors import ConfigError, JobError
 from sm_runtime.job.model import Entry, Hardware, Job
 from sm_runtime.job.secrets import Mask
@@ -118,7 +117,10 @@ def check(variables: Mapping[str, str], mask: Mask) -> int:
     """
     examined = examine(variables, mask)
     job, found = examined.job, [*examined.problems]
-    found += [*_refused(artifacts.check, job, variables), *_refused(sync.check, job, variables)]
+    found += [
+        *_refused(artifacts.check, job, variables),
+        *_refused(sync.open_syncs, job, variables),
+    ]
     found += [*distribution.problems(job), *environ.oversized(job)]
     if _is_code_known(examined):
         found += [*fetch.problems(job, variables), *_entry_point_problems(job, variables)]
@@ -154,7 +156,7 @@ def _entry_point_problems(job: Job, variables: Mapping[str, str]) -> list[str]:
 
 
 def _refused(
-    check: Callable[[Job, Mapping[str, str]], None], job: Job, variables: Mapping[str, str]
+    check: Callable[[Job, Mapping[str, str]], object], job: Job, variables: Mapping[str, str]
 ) -> tuple[str, ...]:
     try:
         check(job, variables)
@@ -257,14 +259,14 @@ def _roles(
 def _torchrun(
     job: Job, plan: Plan, program: tuple[str, ...], environ: Mapping[str, str], python: str
 ) -> Iterator[str]:
-    from sm_runtime.launch import torchrun
+    from sm_runtime.launch import commands
 
-    argv = torchrun.command(
+    argv = commands.torchrun_command(
         plan,
         program,
         python,
         port=distribution.rendezvous_port(plan),
-        prefix=torchrun.prefix(environ),
+        environ=environ,
     )
     yield f"  {shlex.join(argv)}"
     for name, value in distribution.role_variables(job, plan, plan.roles[0], environ).items():
@@ -278,7 +280,7 @@ def _mpi(
     environ: Mapping[str, str],
     files: Mapping[str, str],
 ) -> Iterator[str]:
-    from sm_runtime.launch import mpirun, open_mpi
+    from sm_runtime.launch import mca, mpirun
 
     if not plan.is_leader:
         yield f"  what {plan.leader} starts here, with this host's own environment"
@@ -292,7 +294,7 @@ def _mpi(
         environ=environ,
         files=files,
     )
-    refused = [host for host in plan.hosts if not open_mpi.is_accepted_name(host)]
+    refused = [host for host in plan.hosts if not mca.is_accepted_name(host)]
     if refused:
         names = ", ".join(refused)
         yield f"  Open MPI cannot use the host name{'s'[: len(refused) > 1]} {names}:"

@@ -1,14 +1,21 @@
-"""Reads the configuration and turns it into a job."""
+"""Reads the configuration and turns it into a job.
+
+A value by reference, ``{"$file": "/run/secrets/key"}``, stands for what the file holds: for what
+must not be in a request, in a log or in an image's configuration. It is read here, masked
+everywhere, and given to the script alone.
+"""
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from sm_runtime.code import fetch
-from sm_runtime.contract import config_files, environment, load, references
+from sm_runtime.contract import config_files, environment, load
+from sm_runtime.contract.environment import CLUSTER_SECRET
 from sm_runtime.contract.load import Parsed
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Job, Paths
@@ -54,7 +61,7 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     mask.learn(environment.secrets(None, variables))
     found, unreadable = config_files.collect(paths, variables)
     parsed = load.parse(found, variables, paths, os.uname().nodename)
-    draft, missing = references.resolved(parsed.draft, variables)
+    draft, missing = _resolved(parsed.draft, variables)
     job = fetch.as_files(load.redirected(draft, tensorflow_lacks_s3))
     mask.learn(environment.secrets(job, variables))
     logging.getLogger("sm_runtime").setLevel(job.log_level)
@@ -95,3 +102,47 @@ def _tell(job: Job, parsed: Parsed) -> None:
         log.warning("%s", warning)
     if told := load.redirection(job):
         log.info("%s", told)
+
+
+def _resolved(job: Job, environ: Mapping[str, str]) -> tuple[Job, tuple[str, ...]]:
+    """Return ``job`` with the values in the place of references, and what is wrong with these.
+
+    Variables that the script would inherit from ``environ`` become variables of the job.
+    """
+    problems: list[str] = []
+    variables: dict[str, str] = {}
+    for name, text in {**environ, **job.environment}.items():
+        if name not in CLUSTER_SECRET and (path := config_files.reference(text)) is not None:
+            variables[name] = _read(path, f"environment: {name}", problems)
+    hyperparameters = {
+        key: _read(path, f"hyperparameters: {key}", problems)
+        for key, value in job.hyperparameters.items()
+        if (path := config_files.reference(value)) is not None
+    }
+    if not (variables or hyperparameters):
+        return job, ()
+    secrets = {text for text in (*variables.values(), *hyperparameters.values()) if text}
+    return replace(
+        job,
+        environment={**job.environment, **variables},
+        hyperparameters={**job.hyperparameters, **hyperparameters},
+        texts={**job.texts, **{key: json.dumps(text) for key, text in hyperparameters.items()}},
+        referenced=tuple(sorted(secrets)),
+    ), tuple(problems)
+
+
+def _read(path: str, where: str, problems: list[str]) -> str:
+    """Return the text of a file, without the line feed at its end."""
+    problem, data = "does not exist", None
+    try:
+        data = config_files.read_regular(path)
+    except ConfigError as error:
+        problems.append(f"{where}: {config_files.REFERENCE}: {error}")
+        return ""
+    if data is not None and b"\0" in data:
+        problem, data = "holds a NUL byte, which no program can be given", None
+    if data is None:
+        problems.append(f"{where}: {config_files.REFERENCE}: {path}: {problem}")
+        return ""
+    text = data.decode("utf-8", "surrogateescape")
+    return text.removesuffix("\n").removesuffix("\r")

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 from sm_runtime import channels, sync
 from sm_runtime.code import fetch as source
 from sm_runtime.job.model import Job
+from sm_runtime.output.outcome import Timeline
 from sm_runtime.processes.supervisor import Supervisor
-from sm_runtime.timeline import Timeline
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -167,7 +167,7 @@ def _forget_epochs(job: Job) -> None:
     pipes = [channel.name for channel in job.channels if channel.mode == "Pipe"]
     if not pipes:
         return
-    from sm_runtime.pipe_mode.fifo import forget_epochs
+    from sm_runtime.pipe_mode.records import forget_epochs
 
     for name in pipes:
         try:

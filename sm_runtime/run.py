@@ -7,14 +7,12 @@ import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from sm_runtime import channels, script, sync
-from sm_runtime.cluster.single_host import SingleHost
+from sm_runtime import channels, install, script, sync
 from sm_runtime.code import fetch
 from sm_runtime.configure import configure, paths_of
 from sm_runtime.contract import config_files, environment
 from sm_runtime.contract.config_files import ConfigFiles
 from sm_runtime.inputs import Inputs
-from sm_runtime.install import install
 from sm_runtime.job.errors import JobError
 from sm_runtime.job.model import Command, Hardware, Job
 from sm_runtime.job.secrets import Mask
@@ -22,12 +20,11 @@ from sm_runtime.launch import distribution
 from sm_runtime.metrics import Measurement
 from sm_runtime.output import artifacts
 from sm_runtime.output.artifacts import summary_lines
-from sm_runtime.output.outcome import Outcome
-from sm_runtime.output.report import Report
+from sm_runtime.output.outcome import Outcome, Report, Timeline
 from sm_runtime.processes import hardware
 from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
-from sm_runtime.timeline import Timeline
+from sm_runtime.script import SingleHost
 
 if TYPE_CHECKING:
     from sm_runtime.cluster.session import Session
@@ -147,7 +144,7 @@ class _Attempt:
         """Look for what would fail later, and write the files that the script expects."""
         artifacts.check(job, self.variables)
         channels.check(job)
-        sync.check(job, self.variables)
+        sync.open_syncs(job, self.variables)
         _warn(channels.absent(job))
         if not config_files.is_inside(job.paths, self.variables):
             self.config_files.write(job, config_files.request_file(job.paths, self.variables))
@@ -171,11 +168,11 @@ class _Attempt:
 
     def _describe(self, job: Job) -> None:
         """Leave what is known of the job for `sm-runtime report`, and save that report, too."""
-        from sm_runtime.metrics import record
+        from sm_runtime.output import outcome
 
         session = self.session
         try:
-            record.write(
+            outcome.describe(
                 job,
                 kind=session.kind,
                 hosts=session.hosts,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import os
 import signal
@@ -20,6 +21,8 @@ import sm_runtime
 RUNTIME = (sys.executable, "-m", "sm_runtime")
 PACKAGE = Path(sm_runtime.__file__).parent
 """The package under test, as it is installed."""
+REQUIRED = ("packaging", "psutil")
+"""What it requires."""
 
 
 def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -> Any:
@@ -34,12 +37,20 @@ def eventually(condition: Callable[[], Any], what: str, seconds: float = 15.0) -
 
 
 def package_alone(folder: Path) -> Path:
-    """Return a folder, for PYTHONPATH, that holds the package and nothing installed with it."""
+    """Return a folder, for PYTHONPATH, that holds the package, what it requires, and no more."""
     beside = folder / "runtime"
     beside.mkdir(exist_ok=True)
-    if not (beside / PACKAGE.name).exists():
-        (beside / PACKAGE.name).symlink_to(PACKAGE)
+    for place in (PACKAGE, *map(package_folder, REQUIRED)):
+        if not (beside / place.name).exists():
+            (beside / place.name).symlink_to(place)
     return beside
+
+
+def package_folder(name: str) -> Path:
+    """Return the folder of a package that is installed."""
+    spec = importlib.util.find_spec(name)
+    assert spec and spec.origin
+    return Path(spec.origin).parent
 
 
 @dataclass

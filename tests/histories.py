@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from sm_runtime.cluster.agreement import Priority, State
-from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.agreement import ClusterConfig, Priority, State
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Cluster, Command, Ended
 from sm_runtime.processes.workload import Action, Due, Event, Start, Workload

@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.agreement import ClusterConfig
 from sm_runtime.cluster.link import Link
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Cluster

@@ -131,8 +131,8 @@ def mounted(job: Job, environ: Mapping[str, str]) -> Iterator[tuple[int, ...]]:
         return
     from sm_runtime.channels import fastfile
 
-    with fastfile.Mounts(job, wanted, environ) as mounts:
-        yield mounts.pids
+    with fastfile.mounted(job, wanted, environ) as pids:
+        yield pids
 
 
 def absent(job: Job) -> tuple[str, ...]:

@@ -15,7 +15,6 @@ import sys
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -32,7 +31,7 @@ from sm_runtime.job.model import Channel, Job
 from sm_runtime.job.text import human_duration, human_size
 from sm_runtime.storage import Blob, Body
 from sm_runtime.storage.threads import Stopped, Workers
-from sm_runtime.storage.writing import part_of
+from sm_runtime.storage.writing import replaced
 
 log = logging.getLogger(__name__)
 
@@ -184,24 +183,20 @@ def _unpack(
     progress: Callable[[int], None],
     stopped: Callable[[], bool],
 ) -> None:
-    part = part_of(path)
     try:
-        with origin_of(blob.uri).open(blob, stopped=stopped) as body, open(part, "wb") as file:
+        with (
+            origin_of(blob.uri).open(blob, stopped=stopped) as body,
+            replaced(path) as target,
+            open(target, "wb", closefd=False) as file,
+        ):
             for piece in gunzipped(_arriving(body, progress), blob.uri):
                 file.write(piece)
                 if stopped():  # little that arrives may be much that is written
                     raise Stopped
-        os.rename(part, path)
     except OSError as error:
-        with suppress(OSError):
-            os.unlink(part)
         more = " (how much a compressed object unpacks to is not known before)"
         reason = f"{error.strerror}{more if error.errno == errno.ENOSPC else ''}"
         raise DataError(f"{blob.uri} cannot be unpacked to {path}: {reason}") from None
-    except BaseException:
-        with suppress(OSError):
-            os.unlink(part)
-        raise
 
 
 def _arriving(body: Body, progress: Callable[[int], None]) -> Iterator[memoryview]:

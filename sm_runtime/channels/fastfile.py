@@ -14,18 +14,18 @@ import signal
 import subprocess
 import time
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from shutil import which
 from threading import Event, Thread
 
 from sm_runtime.channels import objects
 from sm_runtime.channels.mounts import HELPERS, detach, is_mounted, make_folder, remove_folder
 from sm_runtime.channels.objects import Origins, key_of, place_of
+from sm_runtime.job import location
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.model import Channel, Job
 from sm_runtime.storage import Blob
-from sm_runtime.storage.s3.connection import endpoint
 
 log = logging.getLogger(__name__)
 
@@ -38,42 +38,29 @@ _TOLD_LINES = 20
 _ALLOW = "start the container with --device /dev/fuse --cap-add SYS_ADMIN, or use File or Pipe mode"
 
 
-class Mounts:
-    """The mounts of a job's FastFile channels, as a context manager; see ``channels.mounted``."""
+@contextmanager
+def mounted(
+    job: Job, channels: Sequence[Channel], environ: Mapping[str, str]
+) -> Iterator[tuple[int, ...]]:
+    """Mount FastFile channels while the block lasts; yield the processes that serve them.
 
-    def __init__(self, job: Job, channels: Sequence[Channel], environ: Mapping[str, str]) -> None:
-        self._job, self._channels, self._environ = job, channels, environ
-        self._undo = ExitStack()
-        self.pids: tuple[int, ...] = ()
-        """The processes that serve the mounts, once started."""
-
-    def start(self) -> None:
-        """Mount all channels; raise DataError, with none of them mounted, if one cannot be."""
-        found = [text for channel in self._channels for text in problems(channel)]
-        if found:
-            raise DataError(found[0])
-        with ExitStack() as undo, Origins.of(self._job, self._environ) as origins:
-            mounts = []
-            for channel in self._channels:
-                mount = _Mount(channel, _objects(channel, self._job, origins))
+    Nothing is left behind, whatever still reads. Raises DataError, with none of them mounted, if
+    one cannot be.
+    """
+    found = [text for channel in channels for text in problems(channel)]
+    if found:
+        raise DataError(found[0])
+    with ExitStack() as undo:
+        mounts = []
+        with Origins.of(job, environ) as origins:
+            for channel in channels:
+                mount = _Mount(channel, _objects(channel, job, origins))
                 undo.callback(mount.close)
-                mount.start(_settings(self._environ, self._job))
+                mount.start(_settings(environ, job))
                 mounts.append(mount)
-            for mount in mounts:
-                mount.wait()
-            self._undo = undo.pop_all()
-        self.pids = tuple(mount.pid for mount in mounts)
-
-    def close(self) -> None:
-        """Unmount all channels; nothing is left behind, whatever still reads."""
-        self._undo.close()
-
-    def __enter__(self) -> Mounts:
-        self.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
+        for mount in mounts:
+            mount.wait()
+        yield tuple(mount.pid for mount in mounts)
 
 
 def problems(channel: Channel) -> list[str]:
@@ -123,7 +110,7 @@ def _folder(channel: Channel) -> str:
 
 def _settings(environ: Mapping[str, str], job: Job) -> dict[str, str]:
     """Return the variables for rclone: the usual AWS ones, and where the store is."""
-    named = endpoint(environ)
+    named = location.endpoint(environ)
     settings = {
         "RCLONE_TIMEOUT": f"{job.options.stall_seconds:.3f}s",
         **environ,

@@ -26,7 +26,7 @@ from sm_runtime.channels.survey import Survey, stoppable
 from sm_runtime.job.errors import DataError
 from sm_runtime.job.text import human_size
 from sm_runtime.storage import Blob
-from sm_runtime.storage.writing import can_clone, data_bytes, new_file, part_of
+from sm_runtime.storage.writing import can_clone, data_bytes, replaced
 
 log = logging.getLogger(__name__)
 
@@ -35,7 +35,6 @@ _OWNER = 0o700
 _WRITABLE = 0o222
 ATTRIBUTE = "user.sm_runtime.placed"
 _TICK_SECONDS = 0.02
-_MOUNTS = "/proc/self/mounts"
 _IN_MEMORY = ("tmpfs", "devtmpfs", "ramfs")
 
 
@@ -225,13 +224,13 @@ class Folder:
 
     @contextlib.contextmanager
     def _named(self) -> Iterator[None]:
-        with _errors_named(self.survey.channel.name, self._path):
+        with errors_named(self.survey.channel.name, self._path):
             yield
 
 
 def clear(channel: str, path: str, stopped: Callable[[], bool]) -> None:
     """Remove what an earlier job has left at the path of a channel, which is shown anew."""
-    with _errors_named(channel, path):
+    with errors_named(channel, path):
         if os.path.islink(path):
             os.unlink(path)
         elif _earlier(channel, path) is not None:
@@ -248,7 +247,8 @@ def unlock(path: str) -> None:
 
 
 @contextlib.contextmanager
-def _errors_named(channel: str, path: str) -> Iterator[None]:
+def errors_named(channel: str, path: str) -> Iterator[None]:
+    """Turn what the file system says into a DataError that names the channel and the path."""
     try:
         yield
     except OSError as error:
@@ -344,11 +344,8 @@ def left_by_a_job(path: str) -> Left | None:
 
 def _mark_begun(path: str, version: str) -> None:
     """Mark a folder as one that is being filled."""
-    mark = f"{path}/{UNFINISHED}"
-    part = part_of(mark)
-    with open(new_file(part), "w", encoding="ascii") as file:
-        file.write(version)
-    os.rename(part, mark)
+    with replaced(f"{path}/{UNFINISHED}") as file:
+        os.write(file, version.encode("ascii"))
     _remove_attribute(path)
 
 
@@ -468,13 +465,12 @@ def _largest(besides: int) -> str:
     return f" (largest free: {place} {human_size(best)})" if place else ""
 
 
-def _mounted() -> Iterator[str]:
-    """Yield the folders that storage is mounted at (proc(5): blanks are octal there)."""
+def _mounted() -> list[str]:
+    """Return the folders that storage is mounted at."""
+    import psutil
+
     try:
-        with open(_MOUNTS, encoding="utf-8", errors="surrogateescape") as file:
-            for entry in file:
-                _, folder, kind = entry.split(" ")[:3]
-                if kind not in _IN_MEMORY:
-                    yield folder.replace("\\040", " ").replace("\\134", "\\")
+        found = psutil.disk_partitions(all=True)
     except OSError:
-        return
+        return []
+    return [each.mountpoint for each in found if each.fstype not in _IN_MEMORY]

@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from sm_runtime.channels import Bind, is_filled, is_ours, is_placed
-from sm_runtime.channels.folder import clear
+from sm_runtime.channels.folder import clear, errors_named
 from sm_runtime.channels.objects import file_uri, key_of
 from sm_runtime.job import location
 from sm_runtime.job.errors import DataError
@@ -128,19 +128,19 @@ def _is_whole(channel: Channel, path: str, stopped: Callable[[], bool]) -> bool:
         return False
     if not os.path.isdir(path):
         return False
-    link = _outward_link(path, stopped)
+    link = _outward_link(channel.name, path, stopped)
     if link is None:
         return True
     log.info("channel %s: %s leads out of %s, whose files are copied", channel.name, link, path)
     return False
 
 
-def _outward_link(top: str, stopped: Callable[[], bool]) -> str | None:
+def _outward_link(name: str, top: str, stopped: Callable[[], bool]) -> str | None:
     """Return a symbolic link below ``top`` that would not work, or not be read-only, elsewhere."""
     real = os.path.realpath(top)
     folders = [top]
     for folder in folders:  # more are found as it goes
-        with _named(folder), os.scandir(folder) as entries:
+        with errors_named(name, folder), os.scandir(folder) as entries:
             for position, entry in enumerate(entries):
                 if position % _STOP_EVERY == 0 and stopped():
                     raise DataError(f"{folder} cannot be listed: a stop was asked for")
@@ -192,7 +192,7 @@ def _matches(prefix: str) -> bool:
 
 def _link(channel: Channel, source: str, reason: str) -> None:
     """Let the channel's path lead to ``source``: what is written there reaches it."""
-    with _named(channel.path):
+    with errors_named(channel.name, channel.path):
         os.makedirs(channel.path, exist_ok=True)
         os.rmdir(channel.path)
         os.symlink(source, channel.path)
@@ -216,11 +216,3 @@ def _warn(locked: Sequence[str], refused: Mapping[str, str], *, is_linked: bool)
         " mounts",
         "s"[: len(locked) > 1], ", ".join(locked), refused[locked[0]], what, _ALLOW,
     )  # fmt: skip
-
-
-@contextlib.contextmanager
-def _named(path: str) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise DataError(f"{error.filename or path}: {error.strerror}") from None

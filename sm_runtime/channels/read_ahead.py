@@ -7,7 +7,6 @@ never idle; what they fetch is held until it is taken.
 from __future__ import annotations
 
 import threading
-import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
@@ -16,7 +15,7 @@ from typing import TypeAlias
 from sm_runtime.channels.objects import OriginOf
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.threads import Stopped
+from sm_runtime.storage.threads import Stopped, Workers
 
 Piece: TypeAlias = Blob | str | bytes
 """An object, the URI of one that is still to be looked up, or bytes to send as they are."""
@@ -75,12 +74,8 @@ class ReadAhead:
         self._next: tuple[Part, int, int] | None = None  # what there was no room for
         self._held_bytes = 0
         self._free: list[bytearray] = []
-        lock = threading.Lock()
-        self._done = threading.Condition(lock)
-        self._submitted = threading.Condition(lock)
-        self._work: deque[Callable[[], None]] = deque()
-        self._threads: list[threading.Thread] = []
-        self._idle = 0
+        self._done = threading.Condition()
+        self._workers = Workers(THREADS, self._stopped)
         self._is_closed = False
         self._failed: Exception | None = None
 
@@ -123,16 +118,12 @@ class ReadAhead:
         """Stop: who waits gets Stopped; a thread that still reads ends by itself."""
         with self._done:
             self._is_closed = True
-            self._work.clear()
             self._done.notify_all()
-            self._submitted.notify_all()
+        self._workers.close()
 
     def join(self, seconds: float) -> bool:
         """Wait for the threads after ``close``; return whether they have ended."""
-        until = time.monotonic() + seconds
-        for thread in self._threads:
-            thread.join(max(0.0, until - time.monotonic()))
-        return not any(thread.is_alive() for thread in self._threads)
+        return self._workers.join(seconds)
 
     def _fill(self) -> None:
         """Have parts fetched as long as there is room for them."""
@@ -150,7 +141,7 @@ class ReadAhead:
                 if buffer is None:
                     return
                 part.data = memoryview(buffer)[:length]
-                self._submit(partial(self._fetch, part, offset))
+                self._workers.submit(partial(self._fetch, part, offset))
             self._parts.append(part)
             self._next = None
 
@@ -228,7 +219,7 @@ class ReadAhead:
                 lookup.error = error
             self._finish(lookup)
 
-        self._submit(ask)
+        self._workers.submit(ask)
         return lookup
 
     def _fetch(self, part: Part, offset: int) -> None:
@@ -265,25 +256,3 @@ class ReadAhead:
                 self._done.wait()
             if self._is_closed:
                 raise Stopped
-
-    def _submit(self, work: Callable[[], None]) -> None:
-        with self._submitted:
-            self._work.append(work)
-            if len(self._work) > self._idle and len(self._threads) < THREADS:
-                thread = threading.Thread(target=self._run, name="pipe-ahead", daemon=True)
-                self._threads.append(thread)
-                thread.start()
-            else:
-                self._submitted.notify()
-
-    def _run(self) -> None:
-        while True:
-            with self._submitted:
-                self._idle += 1
-                while not self._work and not self._is_closed:
-                    self._submitted.wait()
-                self._idle -= 1
-                if self._is_closed:
-                    return
-                work = self._work.popleft()
-            work()

@@ -156,12 +156,20 @@ def _objects(
         uris = objects.manifest_entries(text, f"channel {channel.name}: {source.uri}")
         prefix = objects.manifest_prefix(text)
         # Listed twice it is read twice in Pipe mode, and is one file here.
-        listed, below = objects.stats(dict.fromkeys(uris), origins), _below_manifest
+        listed = objects.stats(dict.fromkeys(uris), origins)
     else:
         prefix = objects.prefix_of(source)
-        listed, below = objects.objects(channel, origins, stopped), _below_prefix
+        listed = objects.objects(channel, origins, stopped)
     key_prefix = key_of(prefix)
-    found = Survey(channel, _unpacked(below(key_prefix), source.compression))
+
+    def path_of(blob: Blob) -> str:
+        if source.data_type == "ManifestFile":
+            path = blob.key[len(key_prefix) :].removeprefix("/")
+        else:
+            path = below_prefix(blob.key, key_prefix)
+        return unpacked(path) if source.compression == "Gzip" else path
+
+    found = Survey(channel, path_of)
     part = objects.share(channel, cluster)
     beside = _PrefixSiblings(key_prefix)
     for position, blob in enumerate(stoppable(listed, stopped)):
@@ -214,20 +222,6 @@ def _examples(
 def _below_bucket(uri: str) -> str:
     """Return the path of an object that an augmented manifest refers to: its bucket and key."""
     return f"{place_of(uri)[1]}/{key_of(uri)}".lstrip("/")
-
-
-def _below_prefix(prefix: str) -> Callable[[Blob], str]:
-    return lambda blob: below_prefix(blob.key, prefix)
-
-
-def _below_manifest(prefix: str) -> Callable[[Blob], str]:
-    return lambda blob: blob.key[len(prefix) :].removeprefix("/")
-
-
-def _unpacked(path_of: Callable[[Blob], str], compression: str) -> Callable[[Blob], str]:
-    if compression != "Gzip":
-        return path_of
-    return lambda blob: unpacked(path_of(blob))
 
 
 def stoppable(items: Iterable[_T], stopped: Callable[[], bool]) -> Iterator[_T]:

@@ -17,18 +17,20 @@ import threading
 import time
 from collections.abc import Callable, Coroutine, Mapping
 
-from sm_runtime.cluster.admission import Admission
 from sm_runtime.cluster.agreement import (
     MALFORMED,
+    PORTS,
     Agreement,
+    ClusterConfig,
     Message,
+    Notice,
     Priority,
     State,
     peer_failure,
 )
-from sm_runtime.cluster.config import PORTS, ClusterConfig, Notice
 from sm_runtime.cluster.connection import (
     MESSAGE_BYTES,
+    Admission,
     Connection,
     FinalError,
     PeerError,

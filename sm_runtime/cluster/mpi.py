@@ -20,10 +20,10 @@ from typing import TYPE_CHECKING
 from sm_runtime.cluster.ranks import Launcher
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Ended
-from sm_runtime.launch.open_mpi import PREFIX, file_variables, restored_names
+from sm_runtime.launch.mca import PREFIX, file_variables, restored_names
 
 if TYPE_CHECKING:
-    from sm_runtime.launch.open_mpi import HostParameters
+    from sm_runtime.launch.mca import HostParameters
 
 log = logging.getLogger(__name__)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import socket
-import struct
 import time
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -15,7 +14,8 @@ from sm_runtime.job.errors import LaunchError
 LOOKUP_SECONDS = 5.0
 """How long names are looked up to choose an interface: those who are late have none yet."""
 
-_SIOCGIFADDR, _SIOCGIFNETMASK = 0x8915, 0x891B  # netdevice(7)
+_FAMILIES = (socket.AF_INET, socket.AF_INET6)
+"""The kinds of addresses that are used, the first is preferred."""
 _ANY_PORT = 9  # discard: nothing is sent, the kernel only chooses a route
 
 
@@ -44,7 +44,7 @@ def choose(configured: str, peers: Iterable[str], current_host: str) -> Interfac
     """
     if address := address_of(configured):
         return Interface(name=configured, address=address)
-    exists = configured in _names()
+    exists = configured in _interfaces()
     reason = f"{configured} {'has no address' if exists else 'not found'}"
     until = time.monotonic() + LOOKUP_SECONDS
     for peer in peers:
@@ -56,7 +56,7 @@ def choose(configured: str, peers: Iterable[str], current_host: str) -> Interfac
     for own in resolve(current_host)[0]:
         if (name := _holder(own)) and name != "lo":
             return Interface(name=name, address=own, reason=reason)
-    for name in [*_default_routes(), *_names()]:
+    for name in [*_default_routes(), *_interfaces()]:
         if name != "lo" and (address := address_of(name)):
             return Interface(name=name, address=address, reason=reason)
     raise LaunchError(
@@ -75,31 +75,20 @@ def resolve(host: str) -> tuple[tuple[str, ...], str]:
 
 def address_of(name: str) -> str | None:
     """Return the first IPv4 address of an interface, else its first global IPv6 address."""
-    import fcntl
-
-    try:
-        raw = name.encode()
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFADDR, struct.pack("256s", raw[:15]))
-        return socket.inet_ntoa(answer[20:24])
-    except OSError:
-        return next((address for owner, address in _ipv6() if owner == name), None)
+    found = _interfaces().get(name, ())
+    return next(
+        (address for family in _FAMILIES for kind, address, _ in found if kind == family), None
+    )
 
 
 def network_of(name: str) -> str | None:
     """Return the IPv4 network of an interface, like ``10.0.0.0/24``; None where it has none."""
-    import fcntl
     import ipaddress
 
-    address = address_of(name)
-    try:
-        with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
-            request = struct.pack("256s", name.encode()[:15])
-            answer = fcntl.ioctl(probe.fileno(), _SIOCGIFNETMASK, request)
-        mask = socket.inet_ntoa(answer[20:24])
-        return str(ipaddress.ip_network(f"{address}/{mask}", strict=False))
-    except (OSError, ValueError):
-        return None
+    for kind, address, mask in _interfaces().get(name, ()):
+        if kind == socket.AF_INET and mask:
+            return str(ipaddress.ip_network(f"{address}/{mask}", strict=False))
+    return None
 
 
 def free_ports(address: str, wanted: Iterable[int]) -> list[int]:
@@ -131,10 +120,21 @@ def _free(address: str, port: int) -> bool:
     return True
 
 
-def _names() -> list[str]:
-    with contextlib.suppress(OSError):
-        return sorted(name for _, name in socket.if_nameindex())
-    return []
+def _interfaces() -> dict[str, list[tuple[int, str, str | None]]]:
+    """Return, by the interfaces' names in order, their addresses: family, address and netmask.
+
+    IPv6 addresses that are good for one link or this host alone are left out.
+    """
+    import psutil
+
+    return {
+        name: [
+            (each.family, each.address, each.netmask)
+            for each in found
+            if each.family in _FAMILIES and each.address != "::1" and "%" not in each.address
+        ]
+        for name, found in sorted(psutil.net_if_addrs().items())
+    }
 
 
 def _route(remote: str) -> str | None:
@@ -150,21 +150,14 @@ def _route(remote: str) -> str | None:
 
 def _holder(address: str) -> str | None:
     """Return the interface that has an address."""
-    for name in _names():
-        if address_of(name) == address:
-            return name
-    return next((owner for owner, other in _ipv6() if other == address), None)
-
-
-def _ipv6() -> list[tuple[str, str]]:
-    """Return the interfaces' global IPv6 addresses (/proc/net/if_inet6)."""
-    found = []
-    with contextlib.suppress(OSError), open("/proc/net/if_inet6", encoding="ascii") as file:
-        for line in file:
-            digits, _, _, scope, _, name = line.split()
-            if scope == "00":
-                found.append((name, socket.inet_ntop(socket.AF_INET6, bytes.fromhex(digits))))
-    return found
+    return next(
+        (
+            name
+            for name, found in _interfaces().items()
+            if address in (each for _, each, _ in found)
+        ),
+        None,
+    )
 
 
 def _default_routes() -> list[str]:

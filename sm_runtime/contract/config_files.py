@@ -29,6 +29,8 @@ log = logging.getLogger(__name__)
 
 MAX_BYTES = 16 << 20
 """The most that a file of configuration may hold."""
+REFERENCE = "$file"
+"""The only key of a value by reference, which is the path of a file that holds it."""
 _KINDS = {
     stat.S_IFDIR: "a directory",
     stat.S_IFIFO: "a FIFO",
@@ -467,3 +469,16 @@ def _digest(data: bytes) -> str:
 def _text(value: Json) -> str:
     """Return ``value`` as it is written: the order of keys is that of the request."""
     return json.dumps(value)
+
+
+def reference(value: Json) -> str | None:
+    """Return the path of a reference; None for any other value."""
+    if isinstance(value, str) and REFERENCE in value:
+        try:
+            value = json.loads(value)
+        except ValueError:
+            return None
+    if not isinstance(value, Mapping) or set(value) != {REFERENCE}:
+        return None
+    path = value[REFERENCE]
+    return path if isinstance(path, str) else None

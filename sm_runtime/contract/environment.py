@@ -23,7 +23,15 @@ CLUSTER_SECRET = ("SM_RUNTIME_CLUSTER_SECRET", "SM_RUNTIME_CLUSTER_SECRET_FILE")
 MASTER_PORT = 7777
 """Where PyTorch's processes meet in jobs of the SDK 3."""
 
-_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
+_IN_TRAINING_ENV = (
+    "current_host", "current_instance_group", "current_instance_group_hosts",
+    "current_instance_type", "distribution_instance_groups", "framework_module", "hosts",
+    "input_config_dir", "input_data_config", "input_dir", "instance_groups",
+    "instance_groups_dict", "is_hetero", "log_level", "model_dir", "module_dir", "module_name",
+    "network_interface_name", "num_cpus", "num_gpus", "num_neurons", "output_data_dir",
+    "output_dir", "output_intermediate_dir", "resource_config", "user_entry_point",
+)  # fmt: skip
+"""The variables, as ``variables`` names them, that ``SM_TRAINING_ENV`` has as well."""
 _NOT_SHELL = re.compile(r"[^A-Z0-9_]")
 
 
@@ -82,10 +90,11 @@ def variables(job: Job, hardware: Hardware) -> dict[str, str]:
         "num_neurons": hardware.neurons,
         "model_dir": paths.model,
         "module_dir": job.submit_directory or paths.code,
-        "training_env": _training_env(job, hardware),
+        "training_env": None,
         "user_args": list(arguments(job)),
         "output_intermediate_dir": paths.intermediate,
     }
+    values["training_env"] = _training_env(job, values)
     if cluster.topology:
         values["topology"] = cluster.topology
     values |= {f"channel_{channel.name}": channel.path for channel in job.channels}
@@ -193,7 +202,7 @@ def tensorflow_variables(job: Job, environ: Mapping[str, str]) -> dict[str, str]
     """
     if remote_model_dir(job) is None:
         return {}
-    endpoint = next((environ[name] for name in _ENDPOINTS if environ.get(name)), "")
+    endpoint = location.endpoint(environ) or ""
     host = endpoint.rpartition("://")[2].rstrip("/")
     found = {
         "S3_REGION": job.region,
@@ -292,47 +301,23 @@ def _groups(job: Job) -> dict[str, Json]:
     }
 
 
-def _training_env(job: Job, hardware: Hardware) -> dict[str, Json]:
-    cluster, paths = job.cluster, job.paths
+def _training_env(job: Job, values: Mapping[str, Json]) -> dict[str, Json]:
+    """Return what is in one variable: much of what the others hold, by their names, and more."""
+    cluster = job.cluster
     model_parallel = _text(job.hyperparameters.get("mp_parameters"))
     return {
+        **{name: values[name] for name in _IN_TRAINING_ENV},
         "additional_framework_parameters": dict(job.framework_parameters),
         "channel_input_dirs": {channel.name: channel.path for channel in job.channels},
-        "current_host": cluster.current_host,
-        "current_instance_group": cluster.current_group,
-        "current_instance_group_hosts": list(cluster.current_group_hosts),
-        "current_instance_type": cluster.current_instance_type,
         "distribution_hosts": list(cluster.distribution_hosts),
-        "distribution_instance_groups": list(cluster.distribution_groups),
-        "framework_module": job.training_module,
-        "hosts": list(cluster.hosts),
         "hyperparameters": dict(job.hyperparameters),
-        "input_config_dir": paths.config,
-        "input_data_config": dict(job.input_data_config),
-        "input_dir": paths.input,
-        "instance_groups": [group.name for group in cluster.groups],
-        "instance_groups_dict": _groups(job),
-        "is_hetero": len(cluster.groups) > 1,
         "is_master": cluster.is_leader,
         "is_modelparallel_enabled": True if model_parallel not in ("", "{}") else None,
         "is_smddpmprun_installed": False,
         "is_smddprun_installed": False,
         "job_name": job.name,
-        "log_level": job.log_level,
         "master_hostname": cluster.leader,
-        "model_dir": paths.model,
-        "module_dir": job.submit_directory or paths.code,
-        "module_name": str(_module_name(job)),
-        "network_interface_name": cluster.network_interface,
-        "num_cpus": hardware.cpus,
-        "num_gpus": hardware.gpus,
-        "num_neurons": hardware.neurons,
-        "output_data_dir": paths.output_data,
-        "output_dir": paths.output,
-        "output_intermediate_dir": paths.intermediate,
-        "resource_config": dict(job.resource_config),
         "topology": cluster.topology,
-        "user_entry_point": job.program,
     }
 
 

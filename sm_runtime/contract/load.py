@@ -20,8 +20,8 @@ from sm_runtime.contract.hyperparameters import (
     encoded,
     log_level,
     read_hyperparameters,
+    read_options,
 )
-from sm_runtime.contract.options import read_options
 from sm_runtime.contract.reader import Document, Field, Findings, load, unfit
 from sm_runtime.contract.request import Request, read_request
 from sm_runtime.job.model import BUILT_IN, Job, Json, Options, Paths, Sync

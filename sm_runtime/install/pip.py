@@ -7,7 +7,6 @@ import fcntl
 import logging
 import os
 import re
-import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -19,6 +18,7 @@ from sm_runtime.contract.environment import public
 from sm_runtime.install.requirements import InstalledDistributions, Line, alias, write
 from sm_runtime.job.errors import CodeError, InstallError
 from sm_runtime.job.model import Job
+from sm_runtime.storage.threads import Calls, Stopped
 
 log = logging.getLogger(__name__)
 
@@ -120,26 +120,25 @@ class Pip:
             yield
             return
         try:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                log.info("waiting for another installation on this host")
-                waiter = threading.Thread(
-                    target=fcntl.flock, args=(lock, fcntl.LOCK_EX), daemon=True
-                )
-                waiter.start()
-                deadline = time.monotonic() + _LOCK_SECONDS
-                while waiter.is_alive():
-                    waiter.join(_LOOK_SECONDS)
-                    if self.stopped():
-                        raise InstallError(_STOPPED) from None
-                    if time.monotonic() > deadline:
-                        raise InstallError(
-                            f"another installation holds {path} for {_LOCK_SECONDS:.0f} s"
-                        ) from None
+            self._wait_for(lock, path)
             yield
         finally:
             os.close(lock)
+
+    def _wait_for(self, lock: int, path: str) -> None:
+        until, is_waiting = time.monotonic() + _LOCK_SECONDS, False
+        while True:
+            try:
+                return fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                if not is_waiting:
+                    log.info("waiting for another installation on this host")
+                is_waiting = True
+            if self.stopped():
+                raise InstallError(_STOPPED)
+            if time.monotonic() > until:
+                raise InstallError(f"another installation holds {path} for {_LOCK_SECONDS:.0f} s")
+            time.sleep(_LOOK_SECONDS)
 
     def install_file(
         self,
@@ -205,25 +204,6 @@ class Pip:
         if found := _INSTALLED.findall(text):
             log.info("%s: %s", name, found[-1].strip())
 
-    def _watched(self, action: Callable[[], object]) -> None:
-        """Do what may take long in a thread of its own; raise InstallError when to stop."""
-        errors: list[BaseException] = []
-
-        def act() -> None:
-            try:
-                action()
-            except BaseException as error:
-                errors.append(error)
-
-        thread = threading.Thread(target=act, name="index", daemon=True)
-        thread.start()
-        while thread.is_alive():
-            thread.join(_LOOK_SECONDS)
-            if self.stopped():
-                raise InstallError(_STOPPED)
-        if errors:
-            raise errors[0]
-
     def _environment(self) -> tuple[dict[str, str], str]:
         """Return pip's environment, and the token that is in it, if one is."""
         # Unknown PIP_* variables are ignored by every pip, unknown options are errors.
@@ -237,16 +217,18 @@ class Pip:
         arn = self.environ.get("CA_REPOSITORY_ARN")
         if not arn or self._is_alone:
             return env, ""
-        found: list[Private] = []
         try:
-            self._watched(lambda: found.append(code_artifact(arn, self.environ)))
+            with contextlib.closing(Calls()) as calls:
+                found = calls(lambda: code_artifact(arn, self.environ), self.stopped)
+        except Stopped:
+            raise InstallError(_STOPPED) from None
         except InstallError as error:
-            if not self._wheels or self.stopped():
+            if not self._wheels:
                 raise
             self._is_alone = True
             log.warning("%s; packages come from wheels/ alone", error)
             return env, ""
-        return {**env, "PIP_INDEX_URL": found[0].url}, found[0].token
+        return {**env, "PIP_INDEX_URL": found.url}, found.token
 
 
 def _frameworks(

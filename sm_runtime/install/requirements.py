@@ -10,8 +10,10 @@ import re
 import sys
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from typing import Any
+
+from packaging.requirements import InvalidRequirement, Requirement
+from packaging.utils import canonicalize_name
 
 from sm_runtime.install import OWN_NAME
 
@@ -25,32 +27,15 @@ _HARMLESS = re.compile(
     r"(-i|-f|--index-url|--extra-index-url|--find-links|--no-index|--trusted-host|--pre"
     r"|--prefer-binary|--only-binary|--no-binary|--require-hashes)(\s|=|$)"
 )
-_TENSORFLOW = frozenset(
-    {
-        "tensorflow",
-        "tensorflow-cpu",
-        "tensorflow-gpu",
-        "tensorflow-rocm",
-        "tensorflow-macos",
-        "tensorflow-intel",
-        "tensorflow-cpu-aws",
-        "intel-tensorflow",
-    }
-)
+_TENSORFLOW = frozenset({
+    "tensorflow", "tensorflow-cpu", "tensorflow-gpu", "tensorflow-rocm", "tensorflow-macos",
+    "tensorflow-", "intel", "tensorflow-cpu-aws", "intel-tensorflow",
+})  # fmt: skip
 """Builds of one framework: each brings the same Python package ``tensorflow``."""
-_FRAMEWORKS = _TENSORFLOW | {
-    "tf-nightly",
-    "tensorflow-estimator",
-    "keras",
-    "tf-keras",
-    "torch",
-    "torchvision",
-    "torchaudio",
-    "horovod",
-    "jax",
-    "jaxlib",
-    "mxnet",
-}
+_FRAMEWORKS = _TENSORFLOW | frozenset({
+    "tf-nightly", "tensorflow-estimator", "keras", "tf-keras", "torch", "torchvision",
+    "torchaudio", "horovod", "jax", "jaxlib", "mxnet",
+})  # fmt: skip
 
 _CLAIMANTS = frozenset({"sagemaker-training", "sagemaker-containers", "sagemaker-tensorflow"})
 """Distributions that bring a command ``train`` or a package ``sagemaker_tensorflow``."""
@@ -71,11 +56,6 @@ class Line:
     def place(self) -> str:
         """The file and the line for a message."""
         return f"{self.file} line {self.number}"
-
-
-def canonical(name: str) -> str:
-    """Return a distribution's name in the form in which names are compared (PEP 503)."""
-    return re.sub(r"[-_.]+", "-", name).lower()
 
 
 def read(path: str, environ: Mapping[str, str]) -> list[Line]:
@@ -157,7 +137,6 @@ class InstalledDistributions:
 
     def __init__(self, extra_folders: Iterable[str] = ()) -> None:
         self._path = [*extra_folders, *sys.path]
-        self._packaging = _packaging()
         self._cache: dict[str, Any] = {}
 
     def frameworks(self) -> dict[str, str]:
@@ -167,17 +146,15 @@ class InstalledDistributions:
         found: dict[str, str] = {}
         for each in distributions(path=self._path):
             # Half-removed folders have no name.
-            name = canonical(each.metadata["Name"] or "")
+            name = canonicalize_name(each.metadata["Name"] or "")
             if (name in _FRAMEWORKS or name.startswith("mxnet-")) and each.version:
                 found.setdefault(name, each.version)
         return found
 
     def missing(self, lines: Iterable[Line]) -> Line | None:
         """Return the first line that is not satisfied for certain, or None."""
-        if self._packaging is None:
-            return next(iter(lines), None)
-        constraints: dict[str, list[Any]] = {}
-        wanted: list[tuple[Line, Any]] = []
+        constraints: dict[str, list[Requirement]] = {}
+        wanted: list[tuple[Line, Requirement]] = []
         for line in lines:
             if _HARMLESS.match(line.text):
                 continue
@@ -185,7 +162,7 @@ class InstalledDistributions:
             if parsed is None or parsed.url or parsed.extras:
                 return line
             if line.constraint:
-                constraints.setdefault(canonical(parsed.name), []).append(parsed)
+                constraints.setdefault(canonicalize_name(parsed.name), []).append(parsed)
             else:
                 wanted.append((line, parsed))
         seen: set[str] = set()
@@ -205,7 +182,7 @@ class InstalledDistributions:
             parsed = None if line.constraint else self.parse(line)
             if parsed is None or not _applies(parsed):
                 continue
-            wanted = canonical(parsed.name)
+            wanted = canonicalize_name(parsed.name)
             name = wanted if wanted in frameworks else _same_framework(wanted, frameworks)
             if name is None:
                 continue
@@ -226,10 +203,10 @@ class InstalledDistributions:
             parsed = None if line.constraint else self.parse(line)
             if parsed is None or not _applies(parsed):
                 continue
-            name = canonical(parsed.name)
+            name = canonicalize_name(parsed.name)
             if name == OWN_NAME:
-                version = self.own().get(name)
-                harmless = version and not parsed.url
+                version = self.own().get(name, "")
+                harmless = bool(version) and not parsed.url
                 harmless = harmless and parsed.specifier.contains(version, prereleases=True)
             else:
                 harmless = name not in _CLAIMANTS or (
@@ -239,23 +216,24 @@ class InstalledDistributions:
                 found.append(line)
         return found
 
-    def parse(self, line: Line) -> Any:
-        """Return a line as a ``packaging`` requirement, or None if it is something else."""
-        if self._packaging is None:
-            return None
+    @staticmethod
+    def parse(line: Line) -> Requirement | None:
+        """Return what a line requires, or None if it is something else."""
         try:
-            return self._packaging.Requirement(_HASH.sub("", f" {line.text}").strip())
-        except ValueError:
+            return Requirement(_HASH.sub("", f" {line.text}").strip())
+        except InvalidRequirement:
             return None
 
-    def _satisfied(self, parsed: Any, constraints: dict[str, list[Any]], seen: set[str]) -> bool:
+    def _satisfied(
+        self, parsed: Requirement, constraints: dict[str, list[Requirement]], seen: set[str]
+    ) -> bool:
         """Whether a requirement and all that it needs in turn is installed, as pip asks for."""
         if not _applies(parsed):
             return True
         found = self._find(parsed.name)
         if found is None or not found.version:
             return False
-        name = canonical(parsed.name)
+        name = canonicalize_name(parsed.name)
         rules = [parsed, *(c for c in constraints.get(name, ()) if _applies(c))]
         if not all(rule.specifier.contains(found.version, prereleases=True) for rule in rules):
             return False
@@ -270,9 +248,10 @@ class InstalledDistributions:
                 inner = self.parse(Line(file="", number=0, text=text))
                 if inner is None:
                     return False
-                if _applies(inner, extra) and not self._satisfied(
-                    _unmarked(inner), constraints, seen
-                ):
+                if not _applies(inner, extra):
+                    continue
+                inner.marker = None
+                if not self._satisfied(inner, constraints, seen):
                     return False
         return True
 
@@ -280,7 +259,7 @@ class InstalledDistributions:
         """Return the distribution, or that of another build of the same framework."""
         from importlib.metadata import distributions
 
-        name = canonical(name)
+        name = canonicalize_name(name)
         if name not in self._cache:
             names = (name, *sorted(_TENSORFLOW if name in _TENSORFLOW else ()))
             hits = (found for each in names for found in distributions(name=each, path=self._path))
@@ -304,20 +283,5 @@ def _same_framework(wanted: str, frameworks: Mapping[str, str]) -> str | None:
     return next((n for n in sorted(family) if n in frameworks), None) if wanted in family else None
 
 
-def _applies(parsed: Any, extra: str = "") -> bool:
+def _applies(parsed: Requirement, extra: str = "") -> bool:
     return parsed.marker is None or bool(parsed.marker.evaluate({"extra": extra}))
-
-
-def _unmarked(parsed: Any) -> Any:
-    parsed.marker = None
-    return parsed
-
-
-def _packaging() -> Any:
-    """Return the module that reads requirements: the installed one, else pip's own copy."""
-    for name in ("packaging.requirements", "pip._vendor.packaging.requirements"):
-        try:
-            return import_module(name)
-        except ImportError:
-            continue
-    return None

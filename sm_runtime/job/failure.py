@@ -7,7 +7,7 @@ import re
 import shlex
 import signal
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 from sm_runtime.job import text as characters
 from sm_runtime.job.errors import JobError
@@ -29,6 +29,8 @@ _CAUSES = 3
 """How many of the exceptions that led to the last one are named there."""
 _CRASHES = (signal.SIGABRT, signal.SIGSEGV)
 """Signals by which a process ends that cannot clean up after an exception."""
+_JSON = {"name": "class", "status": "exit"}
+"""What fields are called in ``failure.json``, where they have another name there."""
 _BUS = re.compile(r"\bSIGBUS\b|\bBus error\b")
 
 
@@ -42,12 +44,12 @@ class Failure:
     phase: str
     """``config``, ``download``, ``code``, ``install``, ``launch``, ``train`` or ``upload``."""
     status: int
+    signal: str | None = None
     file: str | None = None
     line: int | None = None
-    signal: str | None = None
-    oom: bool = False
-    host: str | None = None
     rank: int | None = None
+    host: str | None = None
+    oom: bool = False
     last_lines: tuple[str, ...] = ()
     command: str | None = None
     """The command that failed, as a shell has it, where it is the user's."""
@@ -95,38 +97,14 @@ class Failure:
 
     def as_dict(self) -> dict[str, Json]:
         """Return what ``failure.json`` holds; ``from_dict`` is the way back."""
-        return {
-            "class": self.name,
-            "message": self.message,
-            "phase": self.phase,
-            "exit": self.status,
-            "signal": self.signal,
-            "file": self.file,
-            "line": self.line,
-            "rank": self.rank,
-            "host": self.host,
-            "oom": self.oom,
-            "last_lines": list(self.last_lines),
-            "command": self.command,
-        }
+        found = {_JSON.get(each.name, each.name): getattr(self, each.name) for each in fields(self)}
+        return {**found, "last_lines": list(self.last_lines)}
 
     @classmethod
     def from_dict(cls, found: Mapping[str, Json]) -> Failure:
         """Return the failure that another host told of."""
-        return cls(
-            name=found["class"],
-            message=found["message"],
-            phase=found["phase"],
-            status=found["exit"],
-            signal=found["signal"],
-            file=found["file"],
-            line=found["line"],
-            rank=found["rank"],
-            host=found["host"],
-            oom=found["oom"],
-            last_lines=tuple(found["last_lines"]),
-            command=found["command"],
-        )
+        values = {each.name: found[_JSON.get(each.name, each.name)] for each in fields(cls)}
+        return cls(**{**values, "last_lines": tuple(values["last_lines"])})
 
     def masked(self, mask: Callable[[str], str]) -> Failure:
         """Return the same without secrets: another host may have known others."""

@@ -7,8 +7,10 @@ A key is taken literally, as S3 does: ``%`` and ``?`` are characters like any ot
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from dataclasses import dataclass
 
+_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 S3 = "s3"
 FILE = "file"
 
@@ -73,3 +75,10 @@ def parse(uri: str) -> Location:
     if not path.startswith("/") or "\0" in path:
         raise ValueError(f"{uri!r} names no absolute path")
     return Location(kind, "", path)
+
+
+def endpoint(environ: Mapping[str, str]) -> str | None:
+    """Return the endpoint that is named; the toolkit's variable counts before those of AWS."""
+    ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
+    names = _ENDPOINTS[:1] if ignored else _ENDPOINTS
+    return next((environ[name] for name in names if environ.get(name)), None)

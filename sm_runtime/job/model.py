@@ -11,86 +11,57 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 
+class _Below:
+    """A path below the base folder of a job."""
+
+    def __init__(self, *parts: str) -> None:
+        self._parts = parts
+
+    def __get__(self, paths: Paths, _: type[Paths]) -> str:
+        return paths.under(*self._parts)
+
+
 @dataclass(frozen=True, slots=True)
 class Paths:
     """The folders and files of a job below ``base`` (``/opt/ml``, or ``$SAGEMAKER_BASE_DIR``)."""
 
     base: str = "/opt/ml"
+    code = _Below("code")
+    """The folder of the user's code."""
+    model = _Below("model")
+    """The folder that becomes ``model.tar.gz``."""
+    input = _Below("input")
+    """The folder of the configuration and of the channels."""
+    config = _Below("input", "config")
+    """The folder of the JSON files that describe the job."""
+    shell_variables = _Below("input", "sm_training.env")
+    """The ``SM_*`` variables as lines that a shell can read."""
+    data = _Below("input", "data")
+    """The folder below which each channel has its folder or FIFOs."""
+    pipe_state = _Below("pipe_state")
+    """The folder in which readers of Pipe channels count epochs."""
+    output = _Below("output")
+    """The folder of ``success``, ``failure`` and ``data``."""
+    output_data = _Below("output", "data")
+    """The folder that becomes ``output.tar.gz``."""
+    intermediate = _Below("output", "intermediate")
+    """The folder that is synced while the job runs."""
+    failure = _Below("output", "failure")
+    """The file that tells the platform why a job failed."""
+    success = _Below("output", "success")
+    """The empty file that marks a job that succeeded."""
+    checkpoints = _Below("checkpoints")
+    """The default folder of checkpoints."""
 
     def under(self, *parts: str) -> str:
         """Return the path of ``parts`` below the base folder."""
         return posixpath.join(self.base, *parts)
 
     @property
-    def code(self) -> str:
-        """The folder of the user's code."""
-        return self.under("code")
-
-    @property
-    def model(self) -> str:
-        """The folder that becomes ``model.tar.gz``."""
-        return self.under("model")
-
-    @property
-    def input(self) -> str:
-        """The folder of the configuration and of the channels."""
-        return self.under("input")
-
-    @property
-    def config(self) -> str:
-        """The folder of the JSON files that describe the job."""
-        return self.under("input", "config")
-
-    @property
     def measured(self) -> tuple[str, ...]:
         """What a job leaves of its measurements, and the report that is made of them."""
         names = ("job.json", "script.jsonl", "host.jsonl", "report.html")
         return tuple(self.under("output", "metrics", name) for name in names)
-
-    @property
-    def shell_variables(self) -> str:
-        """The ``SM_*`` variables as lines that a shell can read."""
-        return self.under("input", "sm_training.env")
-
-    @property
-    def data(self) -> str:
-        """The folder below which each channel has its folder or FIFOs."""
-        return self.under("input", "data")
-
-    @property
-    def pipe_state(self) -> str:
-        """The folder in which readers of Pipe channels count epochs."""
-        return self.under("pipe_state")
-
-    @property
-    def output(self) -> str:
-        """The folder of ``success``, ``failure`` and ``data``."""
-        return self.under("output")
-
-    @property
-    def output_data(self) -> str:
-        """The folder that becomes ``output.tar.gz``."""
-        return self.under("output", "data")
-
-    @property
-    def intermediate(self) -> str:
-        """The folder that is synced while the job runs."""
-        return self.under("output", "intermediate")
-
-    @property
-    def failure(self) -> str:
-        """The file that tells the platform why a job failed."""
-        return self.under("output", "failure")
-
-    @property
-    def success(self) -> str:
-        """The empty file that marks a job that succeeded."""
-        return self.under("output", "success")
-
-    @property
-    def checkpoints(self) -> str:
-        """The default folder of checkpoints."""
-        return self.under("checkpoints")
 
 
 Json: TypeAlias = Any
@@ -229,7 +200,7 @@ def _option(kind: str, default: Any) -> Any:
 class Options:
     """The runtime's own settings: ``SM_RUNTIME_<NAME>`` or ``sagemaker_runtime_<name>``.
 
-    The readers in ``contract/options.py`` say how each is read; docs/options.md tells users.
+    ``contract/hyperparameters.py`` says how each is read; docs/options.md tells users.
     """
 
     argument_style: frozenset[str] = _option("argument styles", frozenset())

@@ -21,54 +21,20 @@ if TYPE_CHECKING:
 
 MASK = "***"
 
-_WORDS = frozenset(
-    {
-        "password",
-        "pass",
-        "passcode",
-        "passwd",
-        "passphrase",
-        "pwd",
-        "secret",
-        "token",
-        "cred",
-        "creds",
-        "credential",
-        "credentials",
-        "apikey",
-        "accesskey",
-        "secretkey",
-        "privatekey",
-        "webhook",
-        "cookie",
-        "jwt",
-        "bearer",
-    }
-)
+_WORDS = frozenset({
+    "password", "pass", "passcode", "passwd", "passphrase", "pwd", "secret", "token", "cred",
+    "creds", "credential", "credentials", "apikey", "accesskey", "secretkey", "privatekey",
+    "webhook", "cookie", "jwt", "bearer",
+})  # fmt: skip
 _ENDINGS = (
     *("password", "passwd", "passphrase", "pwd", "secret", "apikey", "apitoken", "accesstoken"),
     *("authtoken", "sessiontoken", "refreshtoken", "securitytoken"),
 )
 """Words that were written together with others."""
-_KEY_KINDS = frozenset(
-    {
-        "api",
-        "access",
-        "secret",
-        "private",
-        "encryption",
-        "signing",
-        "auth",
-        "account",
-        "storage",
-        "ssh",
-        "license",
-        "subscription",
-        "service",
-        "shared",
-        "master",
-    }
-)
+_KEY_KINDS = frozenset({
+    "api", "access", "secret", "private", "encryption", "signing", "auth", "account", "storage",
+    "ssh", "license", "subscription", "service", "shared", "master",
+})  # fmt: skip
 _WEAK = frozenset({"key", "auth", "session", "pat", "sas"})
 """Words whose value is a secret where it looks random."""
 _KNOWN = frozenset(
@@ -79,21 +45,17 @@ _KNOWN = frozenset(
 )
 """Words beside these whose value may look random and be known to all."""
 _SIGNATURES = frozenset({"sig", "signature"})
-_OF_TEXT = frozenset(
-    {
-        *("pad", "eos", "bos", "unk", "cls", "sep", "mask", "start", "end", "stop", "special"),
-        *("image", "prompt", "placeholder", "separator", "begin", "class"),
-        *("next", "per", "max", "min", "initializer", "decoder", "forced"),
-    }
-)
+_OF_TEXT = frozenset({
+    "pad", "eos", "bos", "unk", "cls", "sep", "mask", "start", "end", "stop", "special",
+    "image", "prompt", "placeholder", "separator", "begin", "class", "next", "per", "max",
+    "min", "initializer", "decoder", "forced",
+})  # fmt: skip
 """What comes before ``token`` where that is a piece of text: ``pad_token``."""
-_ABOUT = frozenset(
-    {
-        *("type", "types", "level", "length", "count", "counts", "dim", "dropout", "limit", "ids"),
-        *("classification", "embedding", "embeddings", "budget", "merging", "pruning", "ratio"),
-        *("size", "strategy", "index", "loss", "weight", "weights", "shift", "labeling", "mixing"),
-    }
-)
+_ABOUT = frozenset({
+    "type", "types", "level", "length", "count", "counts", "dim", "dropout", "limit", "ids",
+    "classification", "embedding", "embeddings", "budget", "merging", "pruning", "ratio",
+    "size", "strategy", "index", "loss", "weight", "weights", "shift", "labeling", "mixing",
+})  # fmt: skip
 """What comes after ``token`` where that is one, too: ``token_type``."""
 _PLACES = frozenset({"file", "path", "dir", "directory", "folder", "uri", "arn", "sock"})
 _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+")

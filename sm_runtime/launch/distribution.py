@@ -284,9 +284,9 @@ def _problems_of(job: Job, kinds: set[str]) -> list[str]:
         found += _too_many(job)
         found += mpirun.problems(job, _hosts(job))
     if TEMPLATE in kinds:
-        from sm_runtime.launch import custom
+        from sm_runtime.launch import commands
 
-        found += custom.problems(options.launcher)
+        found += commands.template_problems(options.launcher)
     return found
 
 
@@ -317,10 +317,12 @@ def script_argv(
     program.
     """
     if plan.kind == TEMPLATE:
-        from sm_runtime.launch import custom
+        from sm_runtime.launch import commands
 
         port = rendezvous_port(plan, ports)
-        return custom.command(job.options.launcher, plan, entry, devices, python, port=port)
+        return commands.template_command(
+            job.options.launcher, plan, entry, devices, python, port=port
+        )
     return entry.argv
 
 
@@ -341,16 +343,16 @@ def role_variables(
     if plan.kind == PLAIN:
         return {}
     if role.task:
-        from sm_runtime.launch import tf_config
+        from sm_runtime.launch import commands
 
-        found = {tf_config.VARIABLE: tf_config.text(plan, role, ports)}
+        found = {commands.TF_CONFIG: commands.tf_config(plan, role, ports)}
         # A parameter server that sees the GPUs takes their memory.
         return found | ({"CUDA_VISIBLE_DEVICES": "-1"} if role.name == SERVER else {})
     device = interface or job.cluster.network_interface
     if plan.kind == TORCHRUN:
-        from sm_runtime.launch import torchrun
+        from sm_runtime.launch import commands
 
-        return torchrun.variables(device, job.cluster.current_instance_type, environ)
+        return commands.torchrun_variables(device, job.cluster.current_instance_type, environ)
     found = {"NCCL_SOCKET_IFNAME": device, "HOROVOD_GLOO_IFACE": device}
     return {name: value for name, value in found.items() if name not in environ}
 

@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING
 from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Job
 from sm_runtime.job.secrets import secrets_in
-from sm_runtime.launch.open_mpi import (
+from sm_runtime.launch.commands import EFA, EFA_RDMA
+from sm_runtime.launch.mca import (
     PREFIX,
     Flag,
     HostParameters,
@@ -27,7 +28,6 @@ from sm_runtime.launch.open_mpi import (
     split,
     strip_prefix,
 )
-from sm_runtime.launch.torchrun import EFA, EFA_RDMA
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator

@@ -20,7 +20,7 @@ from typing import IO, Any
 
 from sm_runtime import programs
 from sm_runtime.job.model import Job
-from sm_runtime.metrics.process import BLOCK
+from sm_runtime.metrics.scan import BLOCK
 from sm_runtime.processes.relay import Tap
 
 log = logging.getLogger(__name__)
@@ -51,7 +51,7 @@ class MetricsReader:
         self._lock = threading.Lock()
         self._changed = threading.Condition(self._lock)
         self._process = subprocess.Popen(
-            programs.start(sys.executable, "sm_runtime.metrics.process:main"),
+            programs.start(sys.executable, "sm_runtime.metrics.scan:main"),
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             cwd="/",

@@ -22,7 +22,7 @@ from typing import Any
 from sm_runtime import programs
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Paths
-from sm_runtime.metrics import record
+from sm_runtime.output import outcome
 
 log = logging.getLogger(__name__)
 
@@ -114,7 +114,7 @@ def write(paths: Paths, target: str | None = None) -> str:
 def html(paths: Paths) -> str:
     """Return the report; raises as ``write``."""
     folder = paths.under("output", "metrics")
-    job = _job(os.path.join(folder, record.NAME))
+    job = _job(os.path.join(folder, outcome.JOB_FILE))
     name = job["name"] or "A job without a name"
     parts = [
         f"<h1>{escape(str(name))} <span class='status {job['status']}'>{job['status']}</span></h1>",
@@ -166,7 +166,7 @@ def _headline(job: dict[str, Any]) -> str:
     where = f"{len(job['hosts'])} hosts" if len(job["hosts"]) > 1 else f"host {job['host']}"
     facts = [
         f"began {began}",
-        f"took {_seconds(job['seconds'])}",
+        f"took {outcome.duration(job['seconds'])}",
         where,
         f"exit status {job['exit']}",
     ]
@@ -182,12 +182,12 @@ def _phases(job: dict[str, Any]) -> list[str]:
         begin, end = phase["begin"], phase["end"]
         seconds[phase["name"]] += end - begin
         style = f"left:{100 * begin / total:.2f}%;width:{100 * (end - begin) / total:.2f}%"
-        title = escape(f"{phase['name']} {_seconds(end - begin)}")
+        title = escape(f"{phase['name']} {outcome.duration(end - begin)}")
         bar += f"<span title='{title}' style='{style};background:{colours[phase['name']]}'></span>"
     legend = ""
     for name in names:
         key = f"<i style='background:{colours[name]}'></i>"
-        legend += f"<li>{key} {escape(name)} {_seconds(seconds[name])}</li>"
+        legend += f"<li>{key} {escape(name)} {outcome.duration(seconds[name])}</li>"
     return ["<h2>Phases</h2>", f"<div class='bar'>{bar}</div><ul class='phases'>{legend}</ul>"]
 
 
@@ -398,7 +398,3 @@ def _pygal() -> Any:
     found = importlib.import_module("pygal")
     sys.meta_path[:] = [each for each in sys.meta_path if hasattr(each, "find_spec")]
     return found
-
-
-def _seconds(value: float) -> str:
-    return f"{value * 1000:.0f} ms" if value < 1 else f"{value:.1f} s"

@@ -1,8 +1,8 @@
 """Reads the FIFOs of a Pipe channel; TensorFlow is not needed here (see ``sagemaker_tensorflow``).
 
-``fifo`` knows which FIFO is next, and reads it; ``framing`` where records begin and end. These are
-put together by ``records`` for scripts (``sm_runtime.records`` does not count epochs), and by
-``stream`` for TensorFlow. Here is what can be wrong with a channel, seen from the script.
+``framing`` knows where records begin and end; ``records`` which FIFO is next, and reads it for
+scripts (``sm_runtime.records`` does not count epochs), ``stream`` for TensorFlow. Here is what can
+be wrong with a channel, seen from the script.
 """
 
 from __future__ import annotations

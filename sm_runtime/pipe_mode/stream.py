@@ -15,9 +15,8 @@ from array import array
 from queue import SimpleQueue
 
 from sm_runtime.pipe_mode import CorruptedError
-from sm_runtime.pipe_mode.fifo import Fifo, Stopped, take_epoch
 from sm_runtime.pipe_mode.framing import framing
-from sm_runtime.pipe_mode.records import Settings
+from sm_runtime.pipe_mode.records import Fifo, Settings, Stopped, take_epoch
 
 BUFFER_BYTES = 2 * 2**20
 """Grows where one record is larger."""

@@ -1,4 +1,10 @@
-"""Counts what this host gives to a job, once: CPUs, GPUs and Neuron cores."""
+"""What this host gives to a job: CPUs, GPUs and Neuron cores, and the limits of its control group.
+
+Control groups: versions 1 and 2, and both at once. A container sees its own group as the root of
+``/sys/fs/cgroup``, or at the path that ``/proc/self/cgroup`` names; on a plain host a limit may be
+that of a group above. What cannot be read sets no limit. Files: the kernel's cgroup-v1 and
+cgroup-v2 guides.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +12,12 @@ import json
 import logging
 import math
 import os
+import posixpath
 import re
 from collections.abc import Mapping
 from dataclasses import replace
 
 from sm_runtime.job.model import Hardware, Job
-from sm_runtime.processes import cgroup
 
 log = logging.getLogger(__name__)
 
@@ -40,7 +46,7 @@ def count(environ: Mapping[str, str], root: str = "/") -> Hardware:
 def cpus(root: str = "/") -> int:
     """Return the CPUs that may be used at once: a quota of one and a half makes two."""
     allowed = len(os.sched_getaffinity(0))
-    limit = cgroup.cpu_limit(root)
+    limit = cpu_limit(root)
     return allowed if limit is None else max(1, min(allowed, math.ceil(limit)))
 
 
@@ -132,3 +138,133 @@ def _list(root: str, folder: str) -> list[str]:
         return os.listdir(os.path.join(root, folder))
     except OSError:
         return []
+
+
+_UNLIMITED = 1 << 60
+"""From here on a limit of version 1 is none: the kernel writes the largest number of pages."""
+
+
+def cpu_limit(root: str = "/") -> float | None:
+    """Return how many CPUs this group may use; None without a limit."""
+    limits = []
+    for version, folder in _folders(root, "cpu"):
+        if version == 2:
+            quota, _, period = _read(folder, "cpu.max").partition(" ")
+        else:
+            quota, period = _read(folder, "cpu.cfs_quota_us"), _read(folder, "cpu.cfs_period_us")
+        allowed, length = _number(quota), _number(period)
+        if allowed and length:
+            limits.append(allowed / length)
+    return min(limits, default=None)
+
+
+def memory_limit(root: str = "/") -> int | None:
+    """Return how many bytes of memory this group may use; None without a limit."""
+    limits = []
+    for version, folder in _folders(root, "memory"):
+        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
+        limit = _number(_read(folder, name))
+        if limit and limit < _UNLIMITED:
+            limits.append(limit)
+    return min(limits, default=None)
+
+
+def memory_used(root: str = "/") -> int | None:
+    """Return how many bytes this group uses, caches that can be dropped left out; None: unknown."""
+    for version, folder in _folders(root, "memory"):
+        used = _number(_read(folder, "memory.current" if version == 2 else "memory.usage_in_bytes"))
+        if used is not None:
+            name = "inactive_file" if version == 2 else "total_inactive_file"
+            return max(0, used - (_entry(folder, "memory.stat", name) or 0))
+    return None
+
+
+def cpu_microseconds(root: str = "/") -> int | None:
+    """Return how much CPU time this group has used so far; None: unknown."""
+    for version, folder in _folders(root, "cpuacct"):
+        if version == 2:
+            used = _entry(folder, "cpu.stat", "usage_usec")
+        else:
+            nanoseconds = _number(_read(folder, "cpuacct.usage"))
+            used = None if nanoseconds is None else nanoseconds // 1000
+        if used is not None:
+            return used
+    return None
+
+
+def oom_kills(root: str = "/") -> int:
+    """Return how many processes of this group the kernel has ended for want of memory so far."""
+    for version, folder in _folders(root, "memory"):
+        name = "memory.events" if version == 2 else "memory.oom_control"
+        count = _entry(folder, name, "oom_kill")
+        if count is not None:
+            return count
+    return 0
+
+
+def shared_memory(root: str = "/") -> tuple[int | None, int | None]:
+    """Return the size of ``/dev/shm`` and how much of it is free, in bytes; None without it.
+
+    A container engine gives it 64 MiB by default. What a process maps of it and finds no room for
+    ends the process with SIGBUS.
+    """
+    try:
+        found = os.statvfs(os.path.join(root, "dev/shm"))
+    except OSError:
+        return None, None
+    return found.f_frsize * found.f_blocks, found.f_frsize * found.f_bavail
+
+
+def _folders(root: str, controller: str) -> list[tuple[int, str]]:
+    """Return the folders of the own group and of those above it, each with its version."""
+    mount = os.path.join(root, "sys/fs/cgroup")
+    found: list[tuple[int, str]] = []
+    for line in _read(os.path.join(root, "proc/self"), "cgroup").splitlines() or ["0::/"]:
+        _, _, rest = line.partition(":")
+        controllers, _, path = rest.partition(":")
+        if controllers and controller in controllers.split(","):
+            # "cpu,cpuacct" is mounted under that name, mostly with a link for each of the two.
+            bases = [os.path.join(mount, name) for name in dict.fromkeys((controllers, controller))]
+            base = next((base for base in bases if os.path.isdir(base)), None)
+            version = 1
+        elif not controllers:
+            bases = [mount, os.path.join(mount, "unified")]
+            base = next((b for b in bases if _exists(b, "cgroup.procs")), None)
+            version = 2
+        else:
+            continue
+        if base is not None:
+            found += [(version, folder) for folder in _upwards(base, path)]
+    return found
+
+
+def _upwards(base: str, path: str) -> list[str]:
+    """Return the folders from ``path`` below ``base`` up to ``base`` itself."""
+    parts = [part for part in posixpath.normpath("/" + path).split("/") if part]
+    return [os.path.join(base, *parts[:count]) for count in range(len(parts), -1, -1)]
+
+
+def _exists(folder: str, name: str) -> bool:
+    return os.path.exists(os.path.join(folder, name))
+
+
+def _read(folder: str, name: str) -> str:
+    try:
+        with open(os.path.join(folder, name), encoding="utf-8", errors="replace") as file:
+            return file.read().strip()
+    except (OSError, ValueError):
+        return ""
+
+
+def _entry(folder: str, name: str, key: str) -> int | None:
+    """Return the number that stands behind ``key`` in a file with an entry on each line."""
+    for line in _read(folder, name).splitlines():
+        found, _, value = line.partition(" ")
+        if found == key:
+            return _number(value)
+    return None
+
+
+def _number(text: str) -> int | None:
+    text = text.strip()
+    return int(text) if text.isascii() and text.isdigit() and len(text) < 30 else None

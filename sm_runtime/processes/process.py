@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 
 from sm_runtime.job.model import Ended
-from sm_runtime.processes import cgroup, tree
+from sm_runtime.processes import hardware, tree
 from sm_runtime.processes.relay import Relay
 from sm_runtime.processes.stop import SILENT, STACKS_SECONDS
 from sm_runtime.processes.workload import Ask, Drained, Event, Silent, Start, Streams, Vanished
@@ -172,14 +172,14 @@ class Process:
         """Say how the process ended, with the output that is here."""
         assert self.status is not None
         self._collect_stacks(keep_stacks)
-        shared_bytes, shared_free_bytes = cgroup.shared_memory()
+        shared_bytes, shared_free_bytes = hardware.shared_memory()
         return Ended(
             status=self._shell_status(self.status),
             signal=-self.status if self.status < 0 else None,
             stopped_by=self.stopped_by,
             killed=self._killed,
-            oom_kills=max(0, cgroup.oom_kills() - self._oom_kills),
-            memory_limit_bytes=cgroup.memory_limit(),
+            oom_kills=max(0, hardware.oom_kills() - self._oom_kills),
+            memory_limit_bytes=hardware.memory_limit(),
             shared_memory_bytes=shared_bytes,
             shared_memory_free_bytes=shared_free_bytes,
             seconds=time.monotonic() - self._started,

@@ -24,7 +24,7 @@ from typing import Protocol
 
 from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Command, Ended
-from sm_runtime.processes import cgroup, tree
+from sm_runtime.processes import hardware, tree
 from sm_runtime.processes.process import Process
 from sm_runtime.processes.relay import Relay, Repeats, Sink, Tap
 from sm_runtime.processes.stop import OFFERED, PASSED, STOPPING, StopPolicy
@@ -283,7 +283,7 @@ class Supervisor:
 
     def _start(self, start: Start) -> None:
         """Start a process; raises LaunchError when that cannot be done."""
-        oom_kills = cgroup.oom_kills()
+        oom_kills = hardware.oom_kills()
         relays = self._relays(start)
         popen = _spawn(start.command, relays, self._before_exec)
         offspring = self._offspring if start.owns_all else partial(tree.of_session, popen.pid)

@@ -120,13 +120,13 @@ def install(
     pip is not started where all is there. Raises InstallError, whose text is pip's own reason.
     """
     from sm_runtime.code.fetch import Code
-    from sm_runtime.install import install as installer
+    from sm_runtime.install import install as install_here
 
     job = _job(paths, _options(environ), program=code.program)
     exported: dict[str, str] = {}
     for folder in code.requirements:
         try:
-            done = installer.install(
+            done = install_here(
                 job,
                 Code(directory=folder, search_path=(folder,)),
                 {**environ, **exported},
@@ -166,7 +166,7 @@ def meant(name: str) -> str | None:
 
 
 def _options(environ: Mapping[str, str]) -> Options:
-    from sm_runtime.contract.options import read_options
+    from sm_runtime.contract.hyperparameters import read_options
     from sm_runtime.contract.reader import Findings
 
     findings = Findings()

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, unquote
 
 from sm_runtime.job.errors import JobError
-from sm_runtime.processes import cgroup
+from sm_runtime.processes import hardware
 from sm_runtime.serving.front import json_answer
 from sm_runtime.serving.values import Answer, Request, RequestError
 from sm_runtime.serving.workers import Pool
@@ -184,7 +184,7 @@ def _free_bytes() -> int:
     with open("/proc/meminfo", encoding="ascii") as file:
         fields = dict(line.split(":", 1) for line in file)
     free = int(fields["MemAvailable"].split()[0]) * 1024
-    limit, used = cgroup.memory_limit(), cgroup.memory_used()
+    limit, used = hardware.memory_limit(), hardware.memory_used()
     return free if limit is None or used is None else min(free, limit - used)
 
 

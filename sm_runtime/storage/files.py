@@ -17,9 +17,9 @@ from sm_runtime.storage.writing import (
     UnreadableError,
     clone,
     copy,
-    new_file,
     not_written,
     part_of,
+    replaced,
 )
 
 log = logging.getLogger(__name__)
@@ -178,19 +178,11 @@ class _Copies:
         if folder not in self._folders:
             os.makedirs(folder or ".", exist_ok=True)
             self._folders.add(folder)
-        part = part_of(path)
-        target = new_file(part, 0o777 if status.st_mode & 0o111 else 0o666)
-        try:
+        with replaced(path, 0o777 if status.st_mode & 0o111 else 0o666) as target:
             self._fill(blob, source, target, status.st_dev)
             _check_version(blob, source)
             with contextlib.suppress(OSError):  # not every network file system has it
                 os.utime(target, ns=(status.st_mtime_ns, status.st_mtime_ns))
-            os.rename(part, path)
-        except BaseException:
-            os.unlink(part)
-            raise
-        finally:
-            os.close(target)
 
     def _fill(self, blob: Blob, source: int, target: int, device: int) -> None:
         if not blob.size_bytes:
@@ -369,13 +361,9 @@ class LocalStore:
         part = path + ".part"
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _remove(part)
-        try:
-            with _new_file(part, 0o666) as file:
-                yield file
-            os.rename(part, path)
-        except BaseException:
-            _undo(part)
-            raise
+        with replaced(path, part=part) as descriptor:
+            yield _File(descriptor)
+            os.fsync(descriptor)
         _sync_folder(os.path.dirname(path))
 
     @contextlib.contextmanager
@@ -405,15 +393,11 @@ class LocalStore:
         part = part_of(path, os.uname().nodename)
         os.makedirs(os.path.dirname(path), exist_ok=True)
         _remove(part)
-        try:
-            with _new_file(part, 0o666) as file:
-                copied = copy(source, file.descriptor, size_bytes)
+        with replaced(path, part=part) as descriptor:
+            copied = copy(source, descriptor, size_bytes)
             if copied < size_bytes:
                 raise OSError(errno.EIO, f"the file shrank from {size_bytes} to {copied} bytes")
-            os.rename(part, path)
-        except BaseException:
-            _undo(part)
-            raise
+            os.fsync(descriptor)
 
     def delete(self, key: str) -> None:
         """Remove the file ``key``, and the folders that it leaves empty."""
@@ -435,12 +419,12 @@ class _File:
     """An unbuffered file: what cannot be written is known at once, not when it is closed."""
 
     def __init__(self, descriptor: int) -> None:
-        self.descriptor = descriptor
+        self._descriptor = descriptor
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         rest = memoryview(data)
         while rest:
-            rest = rest[os.write(self.descriptor, rest) :]
+            rest = rest[os.write(self._descriptor, rest) :]
 
 
 class _Folder:
@@ -452,18 +436,13 @@ class _Folder:
     def add(self, name: str, source: int, size_bytes: int, *, executable: bool) -> int:
         path = os.path.join(self._root, name)
         os.makedirs(os.path.dirname(path), exist_ok=True)
-        with _new_file(path, 0o777 if executable else 0o666) as file:
-            return copy(source, file.descriptor, size_bytes)
-
-
-@contextlib.contextmanager
-def _new_file(path: str, mode: int) -> Iterator[_File]:
-    descriptor = os.open(path, _NEW, mode)
-    try:
-        yield _File(descriptor)
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+        target = os.open(path, _NEW, 0o777 if executable else 0o666)
+        try:
+            copied = copy(source, target, size_bytes)
+            os.fsync(target)
+            return copied
+        finally:
+            os.close(target)
 
 
 def _exchange(part: str, path: str, old: str) -> None:

@@ -133,12 +133,21 @@ class Workers:
             if kind is None:
                 self._wait()
         finally:
-            with self._changed:
-                self._is_halted = self._is_closed = True
-                self._changed.notify_all()
-            until = time.monotonic() + _JOIN_SECONDS
-            for thread in self._threads:
-                thread.join(max(0.0, until - time.monotonic()))
+            self.close()
+            self.join(_JOIN_SECONDS)
+
+    def close(self) -> None:
+        """Tell what is under way to stop, and begin nothing more."""
+        with self._changed:
+            self._is_halted = self._is_closed = True
+            self._changed.notify_all()
+
+    def join(self, seconds: float) -> bool:
+        """Wait for the threads after ``close``; return whether they have ended."""
+        until = time.monotonic() + seconds
+        for thread in self._threads:
+            thread.join(max(0.0, until - time.monotonic()))
+        return not any(thread.is_alive() for thread in self._threads)
 
     def _wait(self) -> None:
         with self._changed:

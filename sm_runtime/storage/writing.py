@@ -58,6 +58,25 @@ def new_file(path: str, mode: int = 0o666) -> int:
     return os.open(path, flags, mode)
 
 
+@contextlib.contextmanager
+def replaced(path: str, mode: int = 0o666, *, part: str | None = None) -> Iterator[int]:
+    """Yield the descriptor of a file that is at ``path`` when the block ends, or not at all.
+
+    Until then its name is ``part``, else that of ``part_of``.
+    """
+    part = part or part_of(path)
+    descriptor = new_file(part, mode)
+    try:
+        yield descriptor
+        os.rename(part, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(part)
+        raise
+    finally:
+        os.close(descriptor)
+
+
 def not_written(blob: Blob, path: str, error: OSError) -> DataError:
     """Return the sentence about a file that cannot be written."""
     reason = error.strerror or str(error)

@@ -14,28 +14,14 @@ if TYPE_CHECKING:
     from sm_runtime.sync.folders import Syncs
 
 
-def wanted(job: Job) -> bool:
-    """Return whether anything of the job is synced while it runs."""
-    return bool(
-        job.checkpoints
-        or job.tensorboard
-        or job.model_dir
-        or job.reserved.get("sagemaker_s3_output")
-    )
-
-
-def check(job: Job, environ: Mapping[str, str]) -> None:
-    """Raise ConfigError if a place can be seen to be unusable; no request is sent."""
-    open_syncs(job, environ)
-
-
 def open_syncs(job: Job, environ: Mapping[str, str]) -> Syncs | None:
     """Return what syncs the job's folders; None where nothing is synced.
 
-    ``environ`` says how storage is reached, as for ``storage.open_store``; nothing is done yet.
-    Raises ConfigError where a place cannot be used.
+    ``environ`` says how storage is reached, as for ``storage.open_store``; nothing is done yet, and
+    no request sent. Raises ConfigError where a place can be seen to be unusable.
     """
-    if not wanted(job):
+    intermediate = job.reserved.get("sagemaker_s3_output")
+    if not (job.checkpoints or job.tensorboard or job.model_dir or intermediate):
         return None
     from sm_runtime.sync.folders import Syncs
 

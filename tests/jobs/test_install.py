@@ -28,7 +28,7 @@ import json, logging, os, sys
 sys.path.append(sys.argv[2])
 import subprocess
 from sm_runtime.job.errors import InstallError
-from sm_runtime.install.install import install
+from sm_runtime.install import install
 from sm_runtime.job.model import Cluster, Job, Options
 from sm_runtime.job.model import Paths
 from sm_runtime.code.fetch import fetch

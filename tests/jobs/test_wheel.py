@@ -1,17 +1,19 @@
-"""What users install: the wheel holds all of the checkout's packages, and needs nothing else."""
+"""What users install: the wheel holds all of the checkout's packages."""
 
 from __future__ import annotations
 
 import fcntl
 import os
+import shutil
 import subprocess
 import sys
 import zipfile
+from importlib.metadata import distribution
 from pathlib import Path
 
 import pytest
 
-from tests.harness import Base
+from tests.harness import REQUIRED, Base
 from tests.wheels import ROOT, built_wheel, checkout, packages
 
 IMPORT_ALL = """
@@ -70,7 +72,7 @@ def test_a_package_that_is_missing_ends_the_build(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that holds the wheel and nothing else, made once for all workers."""
+    """An environment that holds the wheel and what it requires, made once for all workers."""
     shared = tmp_path_factory.getbasetemp()
     shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
     folder, made = shared / "fresh/a venv", shared / "fresh/made"
@@ -79,6 +81,11 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not made.exists():
             subprocess.run((sys.executable, "-m", "venv", "--clear", folder), check=True)
+            [packages] = folder.glob("lib/python*/site-packages")
+            for name in REQUIRED:
+                found = distribution(name)
+                for top in {file.parts[0] for file in found.files or () if file.parts[0] != ".."}:
+                    shutil.copytree(str(found.locate_file(top)), packages / top)
             install = ("-m", "pip", "install", "--quiet", "--no-index", built_wheel())
             subprocess.run((folder / "bin/python", *install), check=True)
             made.touch()

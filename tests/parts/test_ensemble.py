@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from contextlib import ExitStack
 
-from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.agreement import ClusterConfig
 from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
 from sm_runtime.job.model import Cluster, Command

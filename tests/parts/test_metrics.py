@@ -8,7 +8,7 @@ import signal
 from pathlib import Path
 
 from sm_runtime.job.model import Cluster, Job, Metric, Paths
-from sm_runtime.metrics.host import HostSampler
+from sm_runtime.metrics import HostSampler
 from sm_runtime.metrics.reader import MetricsReader
 from tests.harness import eventually
 

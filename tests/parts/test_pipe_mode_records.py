@@ -11,9 +11,8 @@ from pathlib import Path
 import pytest
 
 from sm_runtime.pipe_mode import CorruptedError, PipeModeDatasetException
-from sm_runtime.pipe_mode.fifo import forget_epochs, take_epoch
 from sm_runtime.pipe_mode.framing import masked_crc32c
-from sm_runtime.pipe_mode.records import read_records
+from sm_runtime.pipe_mode.records import forget_epochs, read_records, take_epoch
 from sm_runtime.records import tfrecord as read_tfrecords
 from tests.harness import eventually
 from tests.pipes import RECORDIO, Pipes, numbered
@@ -129,7 +128,7 @@ def test_epochs_that_are_forgotten_begin_anew(tmp_path: Path) -> None:
     assert [take_epoch(state, "c"), take_epoch(state, "d")] == [0, 1]
 
 
-TAKE = "import sys; from sm_runtime.pipe_mode.fifo import take_epoch as t\n"
+TAKE = "import sys; from sm_runtime.pipe_mode.records import take_epoch as t\n"
 TAKE += "for _ in range(200): print(t(sys.argv[1], 'c'))"
 
 

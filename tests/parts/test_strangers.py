@@ -15,10 +15,10 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.cluster import admission
+from sm_runtime.cluster import connection
 from sm_runtime.cluster.connection import PROTOCOL
-from sm_runtime.cluster.launcher_socket import LauncherSocket
 from sm_runtime.cluster.link import Link
+from sm_runtime.cluster.ranks import LauncherSocket
 from sm_runtime.processes.workload import Disconnected, Requested
 from sm_runtime.programs.launcher_stub import SOCKET
 from tests import links
@@ -127,14 +127,14 @@ def test_clients_that_are_not_admitted_cause_few_lines(
     eventually(
         lambda: caplog.messages[-1:] == ["no more connections that are closed are logged"], ""
     )
-    assert len(caplog.messages) == admission.MAX_LINES + 1
+    assert len(caplog.messages) == connection.MAX_LINES + 1
 
 
 @pytest.mark.parametrize("secret", [SECRET, b""], ids=["secret", "none"])
 def test_a_flood_of_connections_keeps_no_host_out(secret: bytes) -> None:
     with closing(Hosts()) as made, ExitStack() as held:
         leader = made.add(links.config(ONE, PAIR, secret=secret))
-        for _ in range(2 * admission.MAX_CLIENTS):
+        for _ in range(2 * connection.MAX_CLIENTS):
             client = socket.create_connection((ONE, leader.config.port), 10, (ELSEWHERE, 0))
             held.enter_context(client)
         made.add(links.config(PAIR[1], PAIR, secret=secret))

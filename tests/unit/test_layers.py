@@ -17,9 +17,16 @@ PURE = [
     *sorted(PACKAGE.glob("launch/*.py")),
     *(
         PACKAGE / f"contract/{name}.py"
-        for name in ("channels", "cluster", "environment", "hyperparameters", "load", "options")
+        for name in (
+            "channels",
+            "cluster",
+            "environment",
+            "hyperparameters",
+            "load",
+            "reader",
+            "request",
+        )
     ),
-    *(PACKAGE / f"contract/{name}.py" for name in ("reader", "request")),
     PACKAGE / "cluster/agreement.py",
 ]
 HANDS = {"os", "subprocess", "socket", "signal", "time", "threading", "boto3"}
@@ -52,7 +59,12 @@ def imports(nodes: Nodes) -> Iterator[str]:
 def reaches_outside(nodes: Nodes) -> Iterator[str]:
     for module in imports(nodes):
         top, _, rest = module.partition(".")
-        is_ours = top == "sm_runtime" and rest.split(".")[0] not in ("job", "launch", "contract")
+        is_ours = top == "sm_runtime" and rest.split(".")[0] not in (
+            "__version__",
+            "job",
+            "launch",
+            "contract",
+        )
         if top in HANDS or is_ours or not top:  # imports are absolute
             yield module
     for node in nodes:

@@ -18,13 +18,14 @@ from urllib.parse import unquote_plus
 from sm_runtime.job import location
 from sm_runtime.job.errors import CodeError, ConfigError, DataError
 from sm_runtime.storage import Blob
-from sm_runtime.storage.s3.connection import PAGE, Bucket, Connection, missing
+from sm_runtime.storage.s3.connection import PAGE, Bucket, Connection
 from sm_runtime.storage.s3.failures import (
     DAMAGED,
     ELSEWHERE,
     EXPIRED,
     Cause,
     Refused,
+    missing,
     stop_is_an_error,
 )
 from sm_runtime.storage.s3.transfer import Body, Fetch, Source

@@ -9,16 +9,14 @@ from __future__ import annotations
 
 import logging
 import re
-import shlex
-import sys
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from importlib.util import find_spec
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from sm_runtime.job import location
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage.s3.failures import (
     CA_AS_SERVER,
@@ -26,6 +24,7 @@ from sm_runtime.storage.s3.failures import (
     EXPIRED,
     Cause,
     cause_of,
+    missing,
     refusal,
 )
 from sm_runtime.storage.threads import Calls, Stopped
@@ -42,7 +41,6 @@ _RETRY_SECONDS = 300
 _CONNECT_SECONDS = 10
 _CREDENTIAL_SECONDS = 360
 """obstore asks for new credentials 5 minutes before they end: so it does once a minute."""
-_ENDPOINTS = ("S3_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3", "AWS_ENDPOINT_URL")
 _PROBE = "sm-runtime-address"
 PAGE = "x-page"
 """Under which the answer of botocore holds the document of a listing."""
@@ -86,7 +84,7 @@ class Connection:
             raise DataError(why)
         self._environ, self._region = environ, region
         self.stall_seconds = stall_seconds
-        self._endpoint = endpoint(environ)
+        self._endpoint = location.endpoint(environ)
         self._kms_key = kms_key
         named = environ.get("AWS_MAX_ATTEMPTS", "")
         self._attempts = max(int(named), 1) if named.isdecimal() else 0
@@ -330,19 +328,6 @@ class Connection:
             return self._session_
 
 
-def missing(uri: str) -> str | None:
-    """Return what to do where a library is missing for ``uri``: a command for a shell."""
-    names = [name for name in ("boto3", "obstore") if find_spec(name) is None]
-    if not names:
-        return None
-    python = shlex.quote(sys.executable or "python3")
-    are = "which are" if len(names) > 1 else "which is"
-    return (
-        f"{uri} needs {' and '.join(names)}, {are} not installed:"
-        f" {python} -m pip install {' '.join(names)}"
-    )
-
-
 def proxies(environ: Mapping[str, str], url: str) -> dict[str, str]:
     """Return the proxy for the scheme of ``url`` as botocore takes it; none: an empty dict.
 
@@ -371,13 +356,6 @@ def _is_excepted(host: str, names: str) -> bool:
         except ValueError:
             continue
     return False
-
-
-def endpoint(environ: Mapping[str, str]) -> str | None:
-    """Return the endpoint that is named; the toolkit's variable counts before those of AWS."""
-    ignored = environ.get("AWS_IGNORE_CONFIGURED_ENDPOINT_URLS", "").lower() == "true"
-    names = _ENDPOINTS[:1] if ignored else _ENDPOINTS
-    return next((environ[name] for name in names if environ.get(name)), None)
 
 
 def _provider(credentials: Any) -> Callable[[], Any]:

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import re
+import shlex
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from html import unescape
+from importlib.util import find_spec
 
 from sm_runtime.job.errors import DataError
 from sm_runtime.storage.threads import Stopped
@@ -152,6 +155,19 @@ def refusal(uri: str, verb: str, cause: Cause, stall_seconds: float = 0) -> Refu
         text += ": ".join(part for part in (code, message) if part)
         text += f" ({cause.attempts} attempts)" if cause.attempts > 1 else ""
     return Refused(text, cause)
+
+
+def missing(uri: str) -> str | None:
+    """Return what to do where a library is missing for ``uri``: a command for a shell."""
+    names = [name for name in ("boto3", "obstore") if find_spec(name) is None]
+    if not names:
+        return None
+    python = shlex.quote(sys.executable or "python3")
+    are = "which are" if len(names) > 1 else "which is"
+    return (
+        f"{uri} needs {' and '.join(names)}, {are} not installed:"
+        f" {python} -m pip install {' '.join(names)}"
+    )
 
 
 @contextmanager

@@ -19,7 +19,7 @@ from sm_runtime.storage import Blob
 from sm_runtime.storage.s3.connection import Bucket, Connection
 from sm_runtime.storage.s3.failures import CHANGED, NO_RANGES, UNNAMED, Cause, Refused, cause_of
 from sm_runtime.storage.threads import TICK_SECONDS, Stopped, Workers
-from sm_runtime.storage.writing import new_file, not_written, part_of
+from sm_runtime.storage.writing import new_file, not_written, part_of, replaced
 
 if TYPE_CHECKING:
     from obstore import Bytes
@@ -285,16 +285,8 @@ class Fetch:
             self._workers.check()  # this thread may have been left behind
             with _errors_named(blob, path):
                 self._make_folder(path)
-                part = part_of(path)
-                descriptor = new_file(part)
-                try:
+                with replaced(path) as descriptor:
                     _write(descriptor, data, 0)
-                    os.rename(part, path)
-                except BaseException:
-                    os.unlink(part)
-                    raise
-                finally:
-                    os.close(descriptor)
             self._progress(blob.size_bytes)
 
     def _parts(self, blob: Blob, path: str) -> Iterator[Callable[[], None]]:

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sm_runtime import __version__
-from sm_runtime.cluster.config import ClusterConfig
+from sm_runtime.cluster.agreement import ClusterConfig
 from sm_runtime.cluster.connection import GREETING_BYTES
 from sm_runtime.job.model import Cluster
 

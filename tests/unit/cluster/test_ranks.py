@@ -13,7 +13,7 @@ from sm_runtime.cluster.host import HostPolicy
 from sm_runtime.cluster.mpi import OpenMpi, OpenMpiSettings
 from sm_runtime.cluster.ranks import Launcher, RankProcesses
 from sm_runtime.job.failure import Failure
-from sm_runtime.launch.open_mpi import HostParameters
+from sm_runtime.launch.mca import HostParameters
 from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.workload import (
     Answer,

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 
 from sm_runtime.contract import environment as environ
 from sm_runtime.contract import load
+from sm_runtime.contract.hyperparameters import OPTIONS
 from sm_runtime.contract.load import Parsed
-from sm_runtime.contract.options import OPTIONS
 from sm_runtime.contract.reader import Document
 from sm_runtime.job.model import Hardware, Job, Options, Paths
 

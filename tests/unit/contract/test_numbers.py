@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from sm_runtime.cluster.config import PORTS
+from sm_runtime.cluster.agreement import PORTS
 from sm_runtime.contract import load
+from sm_runtime.contract.hyperparameters import OPTIONS
 from sm_runtime.contract.load import Parsed
-from sm_runtime.contract.options import OPTIONS
 from sm_runtime.contract.reader import Document, Field
 from sm_runtime.job.model import Paths
 from sm_runtime.launch import distribution

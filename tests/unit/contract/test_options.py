@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.contract import options
+from sm_runtime.contract import hyperparameters
 from sm_runtime.job.model import Options
 
 PAGE = (Path(__file__).parents[3] / "docs/options.md").read_text(encoding="utf-8")
-NAMES = {options.VARIABLE_PREFIX + name.upper() for name in options.OPTIONS}
-OTHERS = {options.VARIABLE_PREFIX + name for name in options._OTHERS}
+NAMES = {hyperparameters.VARIABLE_PREFIX + name.upper() for name in hyperparameters.OPTIONS}
+OTHERS = {hyperparameters.VARIABLE_PREFIX + name for name in hyperparameters._OTHERS}
 ROWS = [line for line in PAGE.splitlines() if line.startswith("| `SM_RUNTIME_")]
 DOCUMENTED = [name for row in ROWS for name in re.findall("SM_RUNTIME_[A-Z_]+", row.split("|")[1])]
 NUMBERS = ("cluster_port", "peer_wait_seconds", "peer_silence_seconds", "stall_seconds")
@@ -23,7 +23,7 @@ def test_each_setting_has_one_row_and_each_row_is_a_setting() -> None:
 
 
 def test_each_setting_is_a_field_of_the_options() -> None:
-    assert set(Options.__annotations__) == set(options.OPTIONS)
+    assert set(Options.__annotations__) == set(hyperparameters.OPTIONS)
 
 
 @pytest.mark.parametrize("name", NUMBERS)

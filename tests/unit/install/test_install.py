@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from sm_runtime.code.fetch import Code
-from sm_runtime.install.install import needs_channels
+from sm_runtime.install import needs_channels
 from sm_runtime.job.model import Channel, Cluster, Job, Options, Paths, Source
 
 DATA = "/opt/ml/input/data"

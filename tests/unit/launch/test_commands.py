@@ -9,7 +9,7 @@ import pytest
 from sm_runtime import check
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Cluster, Entry, Hardware, Job, Options, Paths
-from sm_runtime.launch import distribution, torchrun
+from sm_runtime.launch import commands, distribution
 from sm_runtime.launch.distribution import Plan, Role
 
 PYTHON = "/usr/bin/python3"
@@ -56,7 +56,7 @@ def command(
 
 def launcher(given: Job, program: tuple[str, ...] = SCRIPT, **more: Any) -> str:
     plan = distribution.plan(given, Hardware(cpus=8, gpus=4))
-    return " ".join(torchrun.command(plan, program, PYTHON, **more))
+    return " ".join(commands.torchrun_command(plan, program, PYTHON, **more))
 
 
 @pytest.mark.parametrize("program", [SCRIPT, MODULE, FUNCTION, SHELL, BINARY])
@@ -84,8 +84,8 @@ def test_the_hosts_meet_at_the_port_that_the_leader_has_free() -> None:
 
 @pytest.mark.parametrize("value, words", [("1", "neuron_parallel_compile "), ("0", ""), ("", "")])
 def test_neurons_compiler_stands_before_it_where_that_is_asked_for(value: str, words: str) -> None:
-    prefix = torchrun.prefix({"RUN_NEURON_PARALLEL_COMPILE": value})
-    found = launcher(job(("a",), "a", **{TORCH: True}), prefix=prefix)
+    environ = {"RUN_NEURON_PARALLEL_COMPILE": value}
+    found = launcher(job(("a",), "a", **{TORCH: True}), environ=environ)
     assert found.startswith(f"{words}torchrun --nnodes")
 
 

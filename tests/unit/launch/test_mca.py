@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 
 from sm_runtime.job.model import Cluster, Hardware, Job, Paths
-from sm_runtime.launch import distribution, mpirun, open_mpi
-from sm_runtime.launch.open_mpi import HostParameters, file_variables
+from sm_runtime.launch import distribution, mca, mpirun
+from sm_runtime.launch.mca import HostParameters, file_variables
 
 LINES = [
     ("btl = self,tcp", {"btl": "self,tcp"}),
@@ -114,22 +114,22 @@ REFUSED = ["my_trainer_1", "", "a:1", "a b", "é1", "a[1]", "+n0", "x" * 50, "x"
 
 @pytest.mark.parametrize("name", ACCEPTED)
 def test_names_that_open_mpi_accepts_stay(name: str) -> None:
-    assert open_mpi.is_accepted_name(name)
-    assert open_mpi.host_names([name, "b"], {}) == {name: name, "b": "b"}
+    assert mca.is_accepted_name(name)
+    assert mca.host_names([name, "b"], {}) == {name: name, "b": "b"}
 
 
 @pytest.mark.parametrize("name", REFUSED)
 def test_of_a_name_that_open_mpi_refuses_all_hosts_get_addresses(name: str) -> None:
     addresses = {name: "10.0.0.1", "b": "10.0.0.2"}
-    assert not open_mpi.is_accepted_name(name)
-    assert open_mpi.host_names([name, "b"], addresses) == addresses
-    assert open_mpi.host_names([name], {}) == {name: "localhost"}
+    assert not mca.is_accepted_name(name)
+    assert mca.host_names([name, "b"], addresses) == addresses
+    assert mca.host_names([name], {}) == {name: "localhost"}
 
 
 @pytest.mark.parametrize("second", ["10.0.0.1", "fd00::2", "", "10.0.0.256", "10.0.0"])
 def test_names_stay_where_there_are_no_addresses_for_each(second: str) -> None:
     same = {"a_1": "a_1", "a_2": "a_2"}
-    assert open_mpi.host_names(same, {"a_1": "10.0.0.1", "a_2": second}) == same
+    assert mca.host_names(same, {"a_1": "10.0.0.1", "a_2": second}) == same
 
 
 STRIPPED = [
@@ -150,10 +150,10 @@ STRIPPED = [
 def test_a_machines_name_is_shortened_to_what_open_mpi_accepts(
     hostname: str, whole: bool, prefix: str | None, left: str
 ) -> None:
-    assert open_mpi.strip_prefix(hostname, whole=whole) == prefix
+    assert mca.strip_prefix(hostname, whole=whole) == prefix
     if prefix:
         name = hostname if whole else hostname.partition(".")[0]
-        assert open_mpi.stripped_name(name, prefix) == left
+        assert mca.stripped_name(name, prefix) == left
 
 
 WHOLE = [
@@ -192,5 +192,5 @@ RESTORED = [
 @pytest.mark.parametrize(("text", "expected"), RESTORED)
 def test_messages_of_open_mpi_name_hosts_as_the_user_does(text: str, expected: str) -> None:
     names = {"my_1": "10.0.0.1", "my_11": "10.0.0.11", "b": "b"}
-    assert open_mpi.restored_names(text, names) == expected
-    assert open_mpi.restored_names(text, {"b": "b"}) == text
+    assert mca.restored_names(text, names) == expected
+    assert mca.restored_names(text, {"b": "b"}) == text

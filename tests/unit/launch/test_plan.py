@@ -12,7 +12,7 @@ from sm_runtime.contract import load
 from sm_runtime.contract.reader import Document
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Hardware, Job, Paths
-from sm_runtime.launch import distribution, tf_config
+from sm_runtime.launch import commands, distribution
 from sm_runtime.launch.distribution import Plan, Role
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "tf_config.json"
@@ -97,7 +97,7 @@ def test_the_text_is_the_toolkits_to_the_byte() -> None:
     ],
 )
 def test_the_ports_are_those_that_the_hosts_agreed_on(ports: Any, addresses: list[str]) -> None:
-    found = tf_config.cluster(distribution.plan(job(["a", "b"], "a", {PS: True}), CPU), ports)
+    found = commands.tf_cluster(distribution.plan(job(["a", "b"], "a", {PS: True}), CPU), ports)
     assert [address for part in found.values() for address in part] == addresses
 
 

@@ -11,8 +11,9 @@ import pytest
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Channel, Cluster, Job, Paths, Source
-from sm_runtime.metrics import record, report
-from sm_runtime.timeline import Timeline
+from sm_runtime.metrics import report
+from sm_runtime.output import outcome
+from sm_runtime.output.outcome import Timeline
 
 FAILURE = Failure(
     name="KeyError", message="a <b>", phase="train", status=1, host="algo-2", rank=3,
@@ -32,7 +33,7 @@ def recorded(folder: Path, failure: Failure | None = None, **fields: Any) -> Pat
     for name in ("config", "train", "train"):
         with timeline.phase(name):
             pass
-    record.write(
+    outcome.describe(
         job, kind="mpi", hosts=hosts, processes_per_host=2, timeline=timeline, failure=failure,
         saved=["model: 1 file"], mask=hide,
     )  # fmt: skip

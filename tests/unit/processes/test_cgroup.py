@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from sm_runtime.processes import cgroup
+from sm_runtime.processes import hardware
 
 V2 = {"proc/self/cgroup": "0::/\n", "sys/fs/cgroup/cgroup.procs": "1\n"}
 V1_LINES = "4:memory:/docker/abc\n2:cpu,cpuacct:/docker/abc\n1:name=systemd:/x\n0::/\n"
@@ -92,7 +92,7 @@ def tree(root: Path, files: dict[str, str]) -> str:
 def test_the_cpu_limit_is_the_smallest_on_the_way_up(
     tmp_path: Path, files: dict[str, str], cpus: float | None
 ) -> None:
-    assert cgroup.cpu_limit(tree(tmp_path, files)) == cpus
+    assert hardware.cpu_limit(tree(tmp_path, files)) == cpus
 
 
 @pytest.mark.parametrize(
@@ -132,7 +132,7 @@ def test_the_cpu_limit_is_the_smallest_on_the_way_up(
 def test_the_memory_limit_is_in_bytes(
     tmp_path: Path, files: dict[str, str], size: int | None
 ) -> None:
-    assert cgroup.memory_limit(tree(tmp_path, files)) == size
+    assert hardware.memory_limit(tree(tmp_path, files)) == size
 
 
 @pytest.mark.parametrize(
@@ -164,7 +164,7 @@ def test_the_memory_limit_is_in_bytes(
 def test_the_processes_that_the_kernel_ended_are_counted(
     tmp_path: Path, files: dict[str, str], kills: int
 ) -> None:
-    assert cgroup.oom_kills(tree(tmp_path, files)) == kills
+    assert hardware.oom_kills(tree(tmp_path, files)) == kills
 
 
 def test_what_cannot_be_read_sets_no_limit(tmp_path: Path) -> None:
@@ -172,21 +172,21 @@ def test_what_cannot_be_read_sets_no_limit(tmp_path: Path) -> None:
     os.unlink(f"{root}/sys/fs/cgroup/cpu.max")
     os.mkdir(f"{root}/sys/fs/cgroup/cpu.max")
     Path(f"{root}/sys/fs/cgroup/memory.max").write_bytes(b"\xff\xfe")
-    assert cgroup.cpu_limit(root) is None
-    assert cgroup.memory_limit(root) is None
+    assert hardware.cpu_limit(root) is None
+    assert hardware.memory_limit(root) is None
 
 
 def test_this_machine_has_groups_that_can_be_read() -> None:
-    cpus, size = cgroup.cpu_limit(), cgroup.memory_limit()
+    cpus, size = hardware.cpu_limit(), hardware.memory_limit()
     assert cpus is None or cpus > 0
     assert size is None or size > 2**20
-    assert cgroup.oom_kills() >= 0
+    assert hardware.oom_kills() >= 0
 
 
 def test_shared_memory_has_a_size_where_there_is_any(tmp_path: Path) -> None:
-    assert cgroup.shared_memory(str(tmp_path)) == (None, None)
+    assert hardware.shared_memory(str(tmp_path)) == (None, None)
     (tmp_path / "dev/shm").mkdir(parents=True)
-    size, free = cgroup.shared_memory(str(tmp_path))
+    size, free = hardware.shared_memory(str(tmp_path))
     found = os.statvfs(tmp_path)
     assert size == found.f_frsize * found.f_blocks
     assert free is not None and 0 <= free <= size

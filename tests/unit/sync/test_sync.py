@@ -221,7 +221,6 @@ def test_what_was_mapped_is_sent_once_more_at_the_end(tmp_path: Path) -> None:
 
 def test_a_job_that_wants_nothing_synced_has_no_syncs() -> None:
     assert sync.open_syncs(job(), {}) is None
-    sync.check(job(), {})
 
 
 def test_each_folder_has_its_place_and_its_rules() -> None:
@@ -296,7 +295,7 @@ def test_intermediate_output_at_a_file_uri_is_only_a_folder(tmp_path: Path) -> N
 )
 def test_a_place_that_cannot_be_used_is_refused_early(fields: Any, why: str) -> None:
     with pytest.raises(ConfigError) as caught:
-        sync.check(job(**fields), {})
+        sync.open_syncs(job(**fields), {})
     assert str(caught.value).startswith(why)
 
 
