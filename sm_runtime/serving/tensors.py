@@ -75,10 +75,13 @@ def _flattened(
     while True:
         shape.append(len(level) // (rows or 1))
         rows = len(level)
-        kinds = set(map(type, level))
-        if kinds != {list}:
-            break
-        level = _joined(signature, spec, level)
+        inner = _unpacked(level) if spec.dtype != STRING else None
+        if inner is None:
+            kinds = set(map(type, level))
+            if kinds != {list}:
+                break
+            inner = _joined(signature, spec, level)
+        level = inner
         if len(shape) == _RANK:
             raise refused(signature, spec, f"lists more than {_RANK} deep were given")
     if list in kinds:
@@ -86,12 +89,21 @@ def _flattened(
     return tuple(shape), level, kinds
 
 
+def _unpacked(level: list[Any]) -> list[Any] | None:
+    """Return the items of lists of one item each, None where that is not all there is.
+
+    An image's channel: this is three times as fast as checks and a chain. Text or an object, which
+    can be unpacked, too, leaves a string among the values, which is no number.
+    """
+    if not level or type(level[0]) is not list or len(level[0]) != 1:
+        return None
+    try:
+        return [item for (item,) in level]
+    except (TypeError, ValueError):
+        return None
+
+
 def _joined(signature: Signature, spec: TensorSpec, level: list[list[Any]]) -> list[Any]:
-    if len(level[0]) == 1:
-        try:  # An image's channel: this is three times as fast as a chain.
-            return [item for (item,) in level]
-        except ValueError:
-            pass
     sizes = set(map(len, level))
     if len(sizes) > 1:
         some = " and ".join(map(str, sorted(sizes)[:2]))

@@ -148,6 +148,8 @@ def test_a_value_of_another_type_is_refused_by_name(dtype: str, value: Any, text
     [
         ({"instances": [[1, 2], [3]]}, "lists of 1 and 2 values side by side"),
         ({"instances": [[1], [3, 4]]}, "lists of 1 and 2 values side by side"),
+        ({"instances": [[1], "2"]}, "takes float32 [None, 2], but "),
+        ({"instances": [[[1], "2"], [[1], {"2": 3}]]}, "takes float32 [None, 2], but "),
         ({"instances": [[1, 2], 3]}, "lists and single values side by side"),
         ({"instances": [1, 2]}, "takes float32 [None, 2], but shape [2] was given"),
         ({"instances": [[1, 2, 3]]}, "takes float32 [None, 2], but shape [1, 3] was given"),
@@ -177,6 +179,13 @@ def test_a_value_of_another_type_is_refused_by_name(dtype: str, value: Any, text
 )
 def test_a_malformed_body_is_refused_with_the_reason(body: Any, text: str) -> None:
     assert text in error(post(echo("float32", (None, 2)), body))
+
+
+@pytest.mark.parametrize("row", ['"2"', '{"2": 3}', "true", "[true]", "3", "[]", "null", '["2"]'])
+def test_what_stands_between_lists_of_one_number_is_refused(row: str) -> None:
+    for served in (echo("float32", (None, 1)), echo("int32"), echo("bool", (None, 1))):
+        for body in (f"[[1], {row}]", f"[[0], {row}, [1]]"):
+            error(post(served, f'{{"instances": {body}}}'))
 
 
 # The mistakes of srv#435 #719 #1442 #1532 and tfs#73: another name of the input, no names where
