@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.benchmarks import load
-from tests.benchmarks.load import Load
+from tests.benchmarks.load import Body, Load
 from tests.benchmarks.report import (
     Bar,
     Failed,

@@ -1,4 +1,4 @@
-"""What the benchmark of ``serve`` compares: a server of ours, a Flask application, a bare process."""
+"""What the benchmark of ``serve`` compares: our server, a Flask application, a bare process."""
 
 from __future__ import annotations
 
