@@ -120,10 +120,16 @@ pip_install() {
     into=$1 step=$2 text=$3
     shift 3
     done_already "$into/stamps" "$step" "$text" "$@" && return
-    say "installing $*"
-    "$into/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@" </dev/null >&2 ||
-        return 1
+    pip_run "$into" "$@" || return 1
     mark
+}
+
+# pip_run VENV REQUIREMENT...: installs.
+pip_run() {
+    into=$1
+    shift
+    say "installing $*"
+    "$into/bin/python" -m pip install --quiet --disable-pip-version-check --no-input "$@" </dev/null >&2
 }
 
 # tensorflow VENV: prints the requirement of a TensorFlow that fits the environment's Python.
@@ -168,7 +174,11 @@ install_runtime() {
     extra=$1
     shift
     # The last word is the package: with --editable before it, or pip would put a copy in its place.
-    [ -z "$extra" ] || pip_install "$venv" "$extra" "$(cat "$root/setup.py")" "$@[$extra]"
+    # An extra names the same packages in both forms: it is not installed anew when they take turns.
+    [ -z "$extra" ] || done_already "$venv/stamps" "$extra" "$(cat "$root/setup.py")" || {
+        pip_run "$venv" "$@[$extra]"
+        mark
+    }
 }
 
 # install_examples: what preparing the examples' data needs, held to the NumPy that TensorFlow can use.

@@ -68,7 +68,8 @@ Prints the environment variables and the arguments that the job would give to it
 nothing. A shell can read the default output: the arguments become $1, $2, ...
 """
 CHECK = """\
-Validates the configuration, the code and the channels, and prints every problem, a line each.
+Validates the configuration, the code and the channels, and prints every problem, a line each; or,
+with --model, lists the models, versions and signatures of a folder, and what is wrong with it.
 Runs and changes nothing. Exit status: 0 no problem, 1 some.
 """
 SERVE = """\
@@ -133,7 +134,14 @@ def main() -> int:
         help="print instead what each host would start, with the origin of each option",
     )
     env.add_argument("--show-secrets", action="store_true", help="print secrets instead of ***")
-    _parser(add, "check", CHECK, help="list every problem of the job; run nothing")
+    look = _parser(add, "check", CHECK, help="list every problem of the job; run nothing")
+    look.add_argument(
+        "--model",
+        nargs="?",
+        const="",
+        metavar="FOLDER",
+        help="list instead what `serve` would serve of a model folder (/opt/ml/model)",
+    )
     report = _parser(add, "report", REPORT, help="write a job that has ended as one HTML file")
     report.add_argument("base", nargs="?", metavar="BASE", help="the job's folder (/opt/ml)")
     report.add_argument("-o", "--output", metavar="FILE", help="where to write it")
@@ -155,6 +163,8 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see isolation.enter
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
     log_to(Sink(2), mask)
+    if parsed.command == "check" and parsed.model is not None:
+        return check.model(os.environ, parsed.model)
     if parsed.command == "check":
         return check.check(os.environ, mask)
     if parsed.command == "report":

@@ -90,6 +90,27 @@ def report(variables: Mapping[str, str], base: str | None, output: str | None) -
     return 1
 
 
+def model(variables: Mapping[str, str], folder: str) -> int:
+    """Print what ``serve`` would serve of a folder, and its problems; return 1 if it has any."""
+    from sm_runtime.serving import layout, summary
+
+    try:
+        found = layout.find(
+            folder or paths_of(variables).model, variables.get(layout.DEFAULT_VARIABLE, "")
+        )
+    except JobError as error:
+        print(error)
+        return 1
+    try:
+        lines, problems = summary.lines(found), summary.problems(found)
+        for line in [*lines, *problems, *([] if problems else ["no problem found"])]:
+            print(line.encode("utf-8", "backslashreplace").decode())
+        return 1 if problems else 0
+    finally:
+        if found.unpacked:
+            shutil.rmtree(found.unpacked, ignore_errors=True)
+
+
 def check(variables: Mapping[str, str], mask: Mask) -> int:
     """Print every problem of the job; return 1 if there is any.
 

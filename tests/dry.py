@@ -99,11 +99,13 @@ def train(base: Base, script: Script = lambda _: None, **environ: str) -> Dry:
 
 
 def look(base: Base, *words: str, **environ: str) -> Dry:
-    """Run ``sm-runtime check``, or ``env`` with its options."""
+    """Run ``sm-runtime check``, with ``--model`` or not, or ``env`` with its options."""
     variables = {**base.environ, **environ}
     secrets = "--show-secrets" in words
     with _logged() as (mask, log), redirect_stdout(io.StringIO()) as out:
-        if words[0] == "check":
+        if words[:2] == ("check", "--model"):
+            status = check.model(variables, "".join(words[2:]))
+        elif words[0] == "check":
             status = check.check(variables, mask)
         elif "--launch" in words:
             status = check.launch(variables, mask, secrets=secrets)

@@ -133,8 +133,9 @@ def serving(base: Base, *, ready: bool = True, **environ: str) -> Iterator[Servi
 class Clients:
     """Threads that ask again and again, and note what comes back."""
 
-    def __init__(self, server: Serving, count: int, body: str) -> None:
+    def __init__(self, server: Serving, count: int, body: str, **options: str) -> None:
         self._stop = threading.Event()
+        self._options: Any = options
         self.statuses: list[int] = []
         self.refused: list[OSError] = []
         self.broken: list[Exception] = []
@@ -148,7 +149,7 @@ class Clients:
     def _ask(self, server: Serving, body: str) -> None:
         while not self._stop.is_set():
             try:
-                self.statuses.append(server.ask(body=body).status)
+                self.statuses.append(server.ask(body=body, **self._options).status)
             except ConnectionRefusedError as error:  # it listens no longer
                 self.refused.append(error)
                 return

@@ -45,8 +45,8 @@ _CAUSE = re.compile(r"The conflict is caused by:\n((?:[ \t]+\S.*\n?)+)")
 _BROKEN = re.compile(r"after connection broken by '.*(\[Errno -?\d+\] [^'\")\]]+|timed out)")
 _INDEXES = re.compile(r"Looking in indexes: (\S+?),?(?:\s|$)")
 _CREDENTIALS = re.compile(r"(?<=://)[^/\s@]+@")
-_NO_HELP = ("ResolutionImpossible", "No matching distribution found")
-"""What follows a line that says more."""
+_NO_HELP = ("ResolutionImpossible", "No matching distribution found", "Ignored the following ")
+"""What comes beside a line that says more."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

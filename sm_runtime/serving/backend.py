@@ -37,6 +37,7 @@ class Served:
         """Make everything ready; raises JobError with the cause where that cannot be."""
         self._environ.setdefault("SM_MODEL_DIR", self._settings.paths.model)
         self._environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "1")
+        self._environ.setdefault("TF_FORCE_GPU_ALLOW_GROWTH", "true")
         if self._settings.multi_model:
 
             def make(name: str, folder: str) -> Pool:

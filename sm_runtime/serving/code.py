@@ -75,8 +75,9 @@ def find(
         job = _job(paths, options, submit_directory=submit_directory)
         folders.insert(0, _submitted(job, environ, stopped))
     folders = list(dict.fromkeys(os.path.abspath(folder) for folder in folders))
-    # What training has left in the other code folder is not a model's, unless it has the program.
-    for folder in dict.fromkeys((*folders, paths.code)):
+    # Several models may share code; and what training has left is a model's if it is its program.
+    shared = (os.path.join(paths.model, "code"), paths.code)
+    for folder in dict.fromkeys((*folders, *shared)):
         if file := _program(folder, program or PROGRAM):
             found = _requirements(folder, options)
             return OwnCode(directory=folder, program=file, requirements=found)

@@ -10,7 +10,7 @@ import json
 from typing import Any
 
 from sm_runtime.serving.context import CSV, JSON, NPY
-from sm_runtime.serving.values import RequestError
+from sm_runtime.serving.values import Answer, RequestError
 
 
 def decode(body: bytes | memoryview, content_type: str) -> Any:
@@ -34,7 +34,9 @@ def decode(body: bytes | memoryview, content_type: str) -> Any:
             return np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2, comments=None)
         if kind == NPY:
             return _npy(body)
-    except (ValueError, OverflowError, MemoryError, RecursionError, SyntaxError) as error:
+    except RequestError:
+        raise
+    except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
         why = " ".join(str(error).split())
         raise RequestError(f"the body cannot be read as {kind}: {why}") from error
     raise RequestError(
@@ -138,3 +140,47 @@ def numpy() -> Any:
 def base_type(content_type: str) -> str:
     """Return a media type without its parameters, in lower case."""
     return content_type.partition(";")[0].strip().lower()
+
+
+def response(answer: Answer, uri: str) -> Any:
+    """Return the model's answer as a response of requests, or what looks like one."""
+    try:
+        import requests
+    except ImportError:
+        return _Response(answer, uri)
+    response = requests.Response()
+    response.status_code = answer.status
+    response.headers.update(answer.headers)
+    response.encoding = "utf-8"
+    response.url = uri
+    response.reason = _reason(answer.status)
+    response._content = answer.body
+    return response
+
+
+def _reason(status: int) -> str:
+    from http.client import responses
+
+    return responses.get(status, "")
+
+
+class _Response:
+    """What handlers use of a response, where requests is not installed."""
+
+    def __init__(self, answer: Answer, uri: str) -> None:
+        self.status_code, self.content, self.url = answer.status, answer.body, uri
+        self.headers = {name.title(): value for name, value in answer.headers.items()}
+        self.reason = _reason(answer.status)
+        self.encoding = "utf-8"
+        self.ok = answer.status < 400
+
+    @property
+    def text(self) -> str:
+        return self.content.decode("utf-8", "replace")
+
+    def json(self) -> Any:
+        return json.loads(self.content)
+
+    def raise_for_status(self) -> None:
+        if not self.ok:
+            raise OSError(f"{self.status_code} {self.reason} for url: {self.url}")

@@ -150,9 +150,12 @@ def _quality(media: MediaType) -> float:
         return 1.0
 
 
-def given_types(signature: Signature) -> tuple[str, ...]:
-    """Return the media types in which a signature's answer can be written."""
-    if signature.method != "predict":
+def given_types(signature: Signature, *, results: bool = False) -> tuple[str, ...]:
+    """Return the media types in which a signature's answer can be written.
+
+    ``results``: it is classify's or regress'.
+    """
+    if results:
         return (JSON, JSON_LINES, JSONS)
     specs = list(signature.outputs.values())
     as_npy = len(specs) == 1 and specs[0].dtype != STRING
@@ -467,11 +470,11 @@ def _converted(signature: Signature, spec: TensorSpec, given: Tensor) -> Tensor:
             given = np.char.encode(given, "utf-8")
         return given.astype(object)
     if kinds[0] in "iuf" and (kinds[1] == "f" or "float" in spec.dtype):
-        return narrowed(signature, spec, given, _nowhere)
+        return np.asarray(narrowed(signature, spec, given, _nowhere), order="C")
     if kinds[0] in "iu" and kinds[1] in "iu":
         bounds = np.iinfo(wanted)
         if not given.size or (given.min() >= bounds.min and given.max() <= bounds.max):
-            return given.astype(wanted)
+            return given.astype(wanted, order="C")
     spec_given = TensorSpec(name="", dtype=given.dtype.name, shape=given.shape)
     raise refused(signature, spec, f"{describe(spec_given)} was given", fix=False)
 

@@ -23,7 +23,15 @@ from typing import Any, ClassVar, TypeAlias
 from sm_runtime.job.errors import CodeError, JobError
 from sm_runtime.serving import code as own_code
 from sm_runtime.serving.code import OF_TENSORFLOW, OwnCode
-from sm_runtime.serving.coding import arrays, base_type, check_accept, decode, encode, numpy
+from sm_runtime.serving.coding import (
+    arrays,
+    base_type,
+    check_accept,
+    decode,
+    encode,
+    numpy,
+    response,
+)
 from sm_runtime.serving.context import CSV, JSON, NPY, Context, Surroundings
 from sm_runtime.serving.values import Answer, Request, RequestError
 
@@ -32,6 +40,8 @@ log = logging.getLogger(__name__)
 Predict: TypeAlias = Callable[[Request], Answer]
 """Answers a request with the TensorFlow model, as if there were no own code."""
 Handler: TypeAlias = Callable[..., Any]
+_NUMBERS = "biufc"
+"""The kinds of numpy's dtypes that npy carries as the model takes them."""
 _TEXT = (JSON, CSV)
 """What the toolkit hands to handlers as ``str``."""
 _STANDIN = os.path.join(os.path.dirname(os.path.dirname(__file__)), "inject", "standin")
@@ -131,10 +141,10 @@ class _TensorFlowStyle:
         if self._output is None:
             return answer
         try:
-            return _run(self._output, _response(answer, context.rest_uri), context)
-        except Exception:
+            return _run(self._output, response(answer, context.rest_uri), context)
+        except Exception as error:
             # Handlers raise ValueError for whatever is not 200: a client's fault stays one.
-            if answer.status < 400:
+            if answer.status < 400 or _status(error) != 500:
                 raise
             log.info("output_handler failed on the model's answer %s", answer.status)
             return answer
@@ -269,7 +279,7 @@ class TensorFlowModel:
 
         An array where the model has one output, else arrays by name.
         """
-        if isinstance(data, numpy().ndarray) and data.dtype != object:
+        if isinstance(data, numpy().ndarray) and data.dtype.kind in _NUMBERS:
             body, kind = encode(data, NPY), NPY
         else:
             if not isinstance(data, Mapping):
@@ -358,7 +368,10 @@ def _error(status: int, text: str) -> Answer:
 def _status(error: BaseException) -> int:
     status = getattr(error, "status_code", None)
     is_status = isinstance(status, int) and not isinstance(status, bool) and 400 <= status < 600
-    return int(status) if is_status and status is not None else 500
+    if is_status and status is not None:
+        return int(status)
+    # sagemaker-inference's own has no status.
+    return 415 if type(error).__name__ == "UnsupportedFormatError" else 500
 
 
 def _message(error: BaseException) -> str:
@@ -378,50 +391,6 @@ def _described(error: BaseException, code: OwnCode) -> str:
         where = f" ({name}:{frame.lineno})"
     message = " ".join(_message(error).split())
     return type(error).__name__ + (f": {message}" if message else "") + where
-
-
-def _response(answer: Answer, uri: str) -> Any:
-    """Return the model's answer as a response of requests, or what looks like one."""
-    try:
-        import requests
-    except ImportError:
-        return _Response(answer, uri)
-    response = requests.Response()
-    response.status_code = answer.status
-    response.headers.update(answer.headers)
-    response.encoding = "utf-8"
-    response.url = uri
-    response.reason = _reason(answer.status)
-    response._content = answer.body
-    return response
-
-
-def _reason(status: int) -> str:
-    from http.client import responses
-
-    return responses.get(status, "")
-
-
-class _Response:
-    """What handlers use of a response, where requests is not installed."""
-
-    def __init__(self, answer: Answer, uri: str) -> None:
-        self.status_code, self.content, self.url = answer.status, answer.body, uri
-        self.headers = {name.title(): value for name, value in answer.headers.items()}
-        self.reason = _reason(answer.status)
-        self.encoding = "utf-8"
-        self.ok = answer.status < 400
-
-    @property
-    def text(self) -> str:
-        return self.content.decode("utf-8", "replace")
-
-    def json(self) -> Any:
-        return json.loads(self.content)
-
-    def raise_for_status(self) -> None:
-        if not self.ok:
-            raise OSError(f"{self.status_code} {self.reason} for url: {self.url}")
 
 
 def _import(code: OwnCode) -> ModuleType:

@@ -304,7 +304,7 @@ def _feature(name: str, value: Any, where: str) -> list[Any]:
             return [as_bytes(one) for one in values]
         if kinds <= {int, bool} and all(-(2**63) <= one < 2**63 for one in values):
             return [int(one) for one in values]
-        if kinds <= {int, float} and all(map(_fits, values)):
+        if float in kinds and kinds <= {int, float} and all(map(_fits, values)):
             return [float(one) for one in values]
     except ValueError as error:
         raise RequestError(f"feature {name[:60]!r} of {where}: {error}") from None

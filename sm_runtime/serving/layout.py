@@ -25,6 +25,7 @@ from sm_runtime.serving.model_files import (
 ARCHIVE = "model.tar.gz"
 DEFAULT_NAME = "model"
 """The name of a model whose folder has none of its own."""
+_TEXT = "saved_model.pbtxt"
 DEFAULT_VARIABLE = "SAGEMAKER_TFS_DEFAULT_MODEL_NAME"
 _SKIPPED = re.compile(r"\..*|code|assets.*|variables|__pycache__|__MACOSX|lost\+found")
 """Folders that are not searched: they hold no models, and may hold much else."""
@@ -75,7 +76,7 @@ class Layout:
     notes: tuple[str, ...] = ()
     """What is not served, and why, a sentence each; the rest can be."""
     unpacked: str = ""
-    """A temporary folder that was made for an archive's content; the caller removes it."""
+    """``folder``, where it is a temporary one with an archive's content: the caller removes it."""
 
     def check(self) -> None:
         """Raise ModelError if there is nothing to serve, or something that cannot be."""
@@ -108,8 +109,7 @@ def find(folder: str, default_name: str = "") -> Layout:
     """
     folder = os.path.abspath(folder)
     unpacked = _unpack(folder)
-    searched = os.path.join(unpacked, "model") if unpacked else folder
-    search = _Search(searched)
+    search = _Search(unpacked or folder)
     found, problems, notes = search.models(), search.problems, search.notes
     names = list(found)
     if default_name and names and default_name not in found:
@@ -122,7 +122,7 @@ def find(folder: str, default_name: str = "") -> Layout:
             if version.problem:
                 (problems if version is model.highest else notes).append(version.problem)
     return Layout(
-        folder=searched,
+        folder=unpacked or folder,
         models=found,
         default_name=default_name if default_name in found else names[0] if names else "",
         problems=tuple(problems),
@@ -145,8 +145,9 @@ def _unpack(folder: str) -> str:
     # Not beside it: the model's folder may be read-only, and is not ours.
     made = tempfile.mkdtemp(prefix="sm-runtime-model-")
     try:
+        os.rmdir(made)  # it is made anew, and nothing is unpacked if somebody else was quicker
         # What there is room for is checked: models have no other limit.
-        archive.extract(os.path.join(folder, ARCHIVE), os.path.join(made, "model"), 1 << 60)
+        archive.extract(os.path.join(folder, ARCHIVE), made, 1 << 60)
     except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, CodeError):
@@ -199,10 +200,15 @@ class _Search:
                 f" {os.geteuid()}"
             )
             return
-        if any(entry.name == SAVED_MODEL for entry in found):
+        names = {entry.name for entry in found}
+        if SAVED_MODEL in names:
             self._saved_model(folder, depth)
             if depth:
                 return
+        elif _TEXT in names:
+            self.notes.append(
+                f"{os.path.join(folder, _TEXT)} is text; save the model again as {SAVED_MODEL}"
+            )
         for entry in found:
             if os.path.isdir(entry.path):
                 if not _SKIPPED.fullmatch(entry.name):

@@ -275,6 +275,14 @@ def _shape(message: memoryview) -> tuple[int | None, ...] | None:
     return tuple(None if size < 0 else size for size in sizes)
 
 
+def default_signature(signatures: Mapping[str, Signature]) -> str:
+    """Return the signature that answers where a request names none."""
+    if DEFAULT_SIGNATURE in signatures:
+        return DEFAULT_SIGNATURE
+    predicting = [each.name for each in signatures.values() if each.method == "predict"]
+    return (predicting or [*signatures])[0]
+
+
 def _check_variables(folder: str) -> None:
     """Raise ModelError where files of a checkpoint are missing, empty or no checkpoint's."""
     index = os.path.join(folder, "variables.index")
@@ -289,7 +297,8 @@ def _check_variables(folder: str) -> None:
         raise ModelError(f"{index} is missing; {_AGAIN} with all its files")
     _check_head(index)
     with open(index, "rb") as file:
-        if not file.read().endswith(_TABLE_MAGIC):
+        file.seek(max(0, os.path.getsize(index) - len(_TABLE_MAGIC)))
+        if file.read() != _TABLE_MAGIC:
             raise ModelError(f"{index} is truncated or no index of a checkpoint; {_AGAIN}")
     missing = _missing_shards(names)
     if missing:

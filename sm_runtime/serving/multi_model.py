@@ -143,6 +143,8 @@ class Models:
             path = os.path.realpath(inner)
         if not os.path.isdir(path):
             raise RequestError(f"url: there is no folder {url!r}", 404)
+        if link := _leads_out(path, root):
+            raise RequestError(f"url: {link} is a link to a place that is not below {self._folder}")
         return path
 
     async def _make_room(self, path: str) -> None:
@@ -184,6 +186,16 @@ def _free_bytes() -> int:
     free = int(fields["MemAvailable"].split()[0]) * 1024
     limit, used = cgroup.memory_limit(), cgroup.memory_used()
     return free if limit is None or used is None else min(free, limit - used)
+
+
+def _leads_out(folder: str, root: str) -> str:
+    """Return a link below ``folder`` whose target is not below ``root``, or nothing."""
+    for place, folders, files in os.walk(folder):
+        for name in (*folders, *files):
+            path = os.path.join(place, name)
+            if os.path.islink(path) and not os.path.realpath(path).startswith(root + os.sep):
+                return path
+    return ""
 
 
 def _size(folder: str) -> int:

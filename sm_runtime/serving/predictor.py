@@ -148,8 +148,11 @@ class Predictor:
         lines = media != formats.JSON
         ask = json_body.asked(request.body, lines=lines, strict=target.rest)
         signature = _signature(target, ask.signature_name, examples=ask.form == "examples")
-        accept = self._accept(request, target, signature)
-        if (target.method or "predict") != "predict" or ask.form == "examples":
+        by_examples = signature.method != "predict" and (
+            target.method == signature.method or ask.form == "examples"
+        )
+        accept = self._accept(request, target, signature, results=by_examples)
+        if by_examples:
             tensors = json_body.examples(signature, ask, self._make_example)
             return Prepared(target.model, signature.name, tensors, _results(signature, accept))
         tensors, form = json_body.inputs(signature, ask)
@@ -164,10 +167,12 @@ class Predictor:
             lambda: formats.takes_bytes(_signature(target, None, examples=False)),
         ).name
 
-    def _accept(self, request: Request, target: _Target, signature: Signature) -> str:
+    def _accept(
+        self, request: Request, target: _Target, signature: Signature, *, results: bool = False
+    ) -> str:
         if target.rest:
             return formats.JSON
-        possible = formats.given_types(signature)
+        possible = formats.given_types(signature, results=results)
         return formats.accepted(request.headers.get("accept"), self._default_accept, possible)
 
 
@@ -177,7 +182,7 @@ def _one_type(header: str) -> str:
 
 
 def _not_allowed(request: Request, allowed: str) -> Answer:
-    text = f"{request.method} is not allowed for {request.path}: send {allowed}"
+    text = f"{request.method} is not allowed for {request.path[:200]}: send {allowed}"
     answer = json_answer({"error": text}, 405)
     return Answer(status=405, headers={**answer.headers, "allow": allowed}, body=answer.body)
 

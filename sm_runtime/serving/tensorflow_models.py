@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import logging
-import os
+import re
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,20 +23,18 @@ from sm_runtime.serving.model_files import (
     DEFAULT_SIGNATURE,
     KerasFile,
     SavedModel,
-    mapping,
-    submessage,
-    submessages,
-    text,
+    default_signature,
 )
+from sm_runtime.serving.summary import axes, shown
 from sm_runtime.serving.values import STRING, RequestError, Signature, TensorSpec
+from sm_runtime.serving.warm_up import warm_up
 
 log = logging.getLogger(__name__)
 
-WARM_UP_FILE = "assets.extra/tf_serving_warmup_requests"
-_MAX_WARM_UP = 1000
-"""As TensorFlow Serving: more requests than these say nothing more."""
 _PREAMBLE = ("Graph execution error", "Detected at node", "<stack traces", "Exception encountered")
 _TOOL_SECONDS = 10
+_CUT = re.compile(r"Read (less|fewer) bytes|checksum|corrupt|truncated", re.IGNORECASE)
+"""What TensorFlow and HDF5 say of files that are damaged, under various classes of errors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,17 +69,8 @@ class _Input:
         dtype = STRING if value.dtype.kind in "OSU" else str(value.dtype)
         return RequestError(
             f"signature {signature!r}: input {self.spec.name!r} must be {shown(self.spec)},"
-            f" not {dtype} {_axes(value.shape)}"
+            f" not {dtype} {axes(value.shape)}"
         )
-
-
-def shown(spec: TensorSpec) -> str:
-    """Return dtype and shape for people: ``float32 [?, 28, 28, 1]``."""
-    return f"{spec.dtype} {'of any shape' if spec.shape is None else _axes(spec.shape)}"
-
-
-def _axes(shape: Sequence[int | None]) -> str:
-    return f"[{', '.join('?' if size is None else str(size) for size in shape)}]"
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,14 +159,6 @@ def _input(tf: Any, spec: TensorSpec) -> _Input:
     return _Input(spec, dtype, numpy.dtype(dtype.as_numpy_dtype))
 
 
-def default_signature(signatures: Mapping[str, Signature]) -> str:
-    """Return the signature that answers where a request names none."""
-    if DEFAULT_SIGNATURE in signatures:
-        return DEFAULT_SIGNATURE
-    predicting = [each.name for each in signatures.values() if each.method == "predict"]
-    return (predicting or [*signatures])[0]
-
-
 def first_line(error: BaseException) -> str:
     """Return the line of an error of TensorFlow's that says what is wrong."""
     message = str(getattr(error, "message", None) or error)
@@ -188,7 +169,7 @@ def first_line(error: BaseException) -> str:
     return message.strip().partition("\n")[0] or type(error).__name__
 
 
-class TensorFlowModels:
+class Models:
     """The models of a folder: a ``Registry``; versions but the highest are loaded on first use."""
 
     def __init__(self, layout: Layout) -> None:
@@ -198,7 +179,7 @@ class TensorFlowModels:
             for name, files in layout.models.items()
         }
 
-    def load(self) -> None:
+    def warm_up(self) -> None:
         """Load the highest version of each model, and warm it up; raise ModelError if one fails."""
         for slots in self._slots.values():
             slots[max(slots)].load()
@@ -297,8 +278,8 @@ def _load_saved_model(path: str, content: SavedModel) -> _Loaded:
 
     with _loading(path, content.tensorflow_version):
         loaded = tf.saved_model.load(path, tags=list(content.tags))
-    if content.signatures:
         functions = {name: loaded.signatures[name] for name in content.signatures}
+    if functions:
         return _Loaded(content.signatures, functions, loaded)
     function = next(name for name in content.functions if callable(getattr(loaded, name)))
     specs, call = _only_concrete(path, function, getattr(loaded, function))
@@ -318,7 +299,7 @@ def _loading(path: str, saved_by: str) -> Iterator[None]:
         reason = first_line(error)
         if "Op type not registered" in reason or "Unknown layer" in str(error):
             remedy = "import the package that has it in code/inference.py"
-        elif isinstance(error, tf.errors.DataLossError | tf.errors.OutOfRangeError):
+        elif isinstance(error, tf.errors.DataLossError) or _CUT.search(reason):
             remedy = "copy or save the model again"
         elif saved_by and saved_by.split(".")[:2] != tf.__version__.split(".")[:2]:
             remedy = f"save it with TensorFlow {tf.__version__}, or serve it with {saved_by}"
@@ -367,7 +348,8 @@ def _load_keras(path: str, content: KerasFile) -> _Loaded:
             f"{path} is a model without declared inputs; save it as a SavedModel with"
             " model.export(folder)"
         )
-    structure = model.input
+    # Keras 3 has no `input` of a sequential model that was loaded.
+    structure = getattr(model, "input", model.inputs[0])
     specs = [
         tf.TensorSpec(each.shape, each.dtype, name=name)
         for each, name in zip(tf.nest.flatten(structure), _input_names(model), strict=True)
@@ -377,7 +359,7 @@ def _load_keras(path: str, content: KerasFile) -> _Loaded:
         return model(tf.nest.pack_sequence_as(structure, tensors), training=False)
 
     with _loading(path, ""):
-        return _traced(path, specs, call, list(model.output_names), model)
+        return _traced(path, specs, call, getattr(model, "output_names", None), model)
 
 
 def _keras(path: str, content: KerasFile) -> Any:
@@ -453,86 +435,6 @@ def _spec(name: str, spec: Any) -> TensorSpec:
     return TensorSpec(name=name, dtype=spec.dtype.name, shape=shape)
 
 
-def warm_up(model: TensorFlowModel, path: str) -> None:
-    """Call each signature once, and with what ``assets.extra`` of the model has.
-
-    A model may refuse what is made up here: failures are told at the level of debugging.
-    """
-    for signature in model.signatures.values():
-        if all(spec.shape is not None for spec in signature.inputs.values()):
-            inputs = {name: _zeros(spec) for name, spec in signature.inputs.items()}
-            _try(model, signature.name, inputs)
-    file = os.path.join(path, WARM_UP_FILE)
-    if os.path.isfile(file):
-        try:
-            for signature_name, inputs in recorded(file, model):
-                _try(model, signature_name, inputs)
-        except Exception as error:  # a format of others: whatever is wrong with it
-            log.warning("%s is not replayed: %s", file, first_line(error))
-
-
-def _try(model: TensorFlowModel, signature: str, inputs: Mapping[str, Any]) -> None:
-    try:
-        model.run(signature, inputs)
-    except RequestError as error:
-        log.debug("warm-up: %s", error)
-
-
-def _zeros(spec: TensorSpec) -> Any:
-    import numpy
-    import tensorflow as tf
-
-    shape = [1 if size is None else size for size in spec.shape or ()]
-    if spec.dtype == STRING:
-        return numpy.full(shape, b"", object)
-    return numpy.zeros(shape, tf.as_dtype(spec.dtype).as_numpy_dtype)
-
-
-def recorded(path: str, model: TensorFlowModel) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield signature and inputs of each request that a TFRecord file of PredictionLogs holds.
-
-    See prediction_log.proto of TensorFlow Serving. Raises ValueError or an error of
-    ``sm_runtime.records`` where the file is damaged.
-    """
-    from sm_runtime.records import tfrecord
-
-    with open(path, "rb", buffering=0) as file:
-        for count, record in enumerate(tfrecord(file)):
-            if count == _MAX_WARM_UP:
-                return
-            entry = memoryview(record)
-            for kind, read in ((6, _predict_inputs), (2, _example_inputs), (3, _example_inputs)):
-                for logged in submessages(entry, kind):
-                    request = submessage(logged, 1)
-                    name = text(submessage(request, 1), 3) or model.default_signature
-                    if name in model.signatures:
-                        yield name, read(request, model.signatures[name])
-
-
-def _predict_inputs(request: memoryview, signature: Signature) -> dict[str, Any]:
-    """Read the tensors of a PredictRequest."""
-    import tensorflow as tf
-    from tensorflow.core.framework.tensor_pb2 import TensorProto
-
-    tensors = {name: TensorProto.FromString(bytes(t)) for name, t in mapping(request, 2).items()}
-    return {name: tf.make_ndarray(tensor) for name, tensor in tensors.items()}
-
-
-def _example_inputs(request: memoryview, signature: Signature) -> dict[str, Any]:
-    """Read the examples of a ClassificationRequest or RegressionRequest, with their context."""
-    import numpy
-
-    given = submessage(request, 2)
-    plain, with_context = submessage(given, 1), submessage(given, 2)
-    context = bytes(submessage(with_context, 2))
-    # Messages that follow one another are merged: features of the context are each example's, too.
-    examples = [bytes(each) for each in submessages(plain, 1)]
-    examples += [context + bytes(each) for each in submessages(with_context, 1)]
-    values = numpy.empty(len(examples), object)
-    values[:] = examples
-    return dict.fromkeys(signature.inputs, values)
-
-
 def configure(
     *, workers: int = 1, intra_op: int = 0, inter_op: int = 0, gpu_fraction: float = 0.0
 ) -> None:
@@ -555,7 +457,11 @@ def configure(
                 tf.config.set_logical_device_configuration(gpu, [limit])
             else:
                 tf.config.experimental.set_memory_growth(gpu, True)
-    except RuntimeError as error:  # code of the user's ran something while it was imported
+    except (
+        RuntimeError,
+        ValueError,
+    ) as error:
+        # Code of the user's ran something while it was imported.
         log.warning("TensorFlow's threads and memory stay as they are: %s", first_line(error))
 
 

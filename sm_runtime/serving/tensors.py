@@ -152,14 +152,15 @@ def narrowed(
     signature: Signature, spec: TensorSpec, wide: Tensor, place: Callable[[int], str]
 ) -> Tensor:
     """Return floats as the input's float type; raises RequestError (400) for one out of range."""
-    with np.errstate(over="ignore"):
+    with np.errstate(over="ignore", invalid="ignore"):  # A signalling NaN is NaN, too.
         narrow = wide.astype(numpy_type(spec.dtype), copy=False)
-    if narrow is not wide and np.isinf(narrow).any():
+        if narrow is wide or not np.isinf(narrow).any():
+            return narrow
         lost = np.flatnonzero(np.isinf(narrow) & np.isfinite(wide))
-        if lost.size:
-            at = int(lost[0])
-            given = f"{wide.reshape(-1)[at]}{place(at)} is out of its range"
-            raise refused(signature, spec, given, fix=False)
+    if lost.size:
+        at = int(lost[0])
+        given = f"{wide.reshape(-1)[at]}{place(at)} is out of its range"
+        raise refused(signature, spec, given, fix=False)
     return narrow
 
 
@@ -248,7 +249,8 @@ def plain(name: str, value: Any) -> Any:
         # Unlike ascontiguousarray, this leaves an array without axes as it is.
         return np.asarray(found, native, order="C")
     if "float" in found.dtype.name:
-        return np.asarray(found, np.float32, order="C")
+        with np.errstate(invalid="ignore"):  # A signalling NaN is NaN, too.
+            return np.asarray(found, np.float32, order="C")
     if "int" in found.dtype.name:
         return np.asarray(found, np.int8, order="C")
     spec = TensorSpec(name=name, dtype=found.dtype.name, shape=found.shape)

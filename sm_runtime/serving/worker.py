@@ -107,8 +107,8 @@ def _registry(layout: Any, settings: Settings, start: Mapping[str, Any]) -> Any:
         inter_op=settings.inter_op,
         gpu_fraction=(1 - settings.gpu_margin) / workers if workers > 1 else 0.0,
     )
-    registry = tensorflow_models.TensorFlowModels(layout)
-    registry.load()
+    registry = tensorflow_models.Models(layout)
+    registry.warm_up()
     return registry
 
 

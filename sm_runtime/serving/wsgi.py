@@ -12,11 +12,13 @@ import logging
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 
@@ -28,9 +30,18 @@ from sm_runtime.job.text import Tail, lines
 log = logging.getLogger(__name__)
 
 _TAIL_BYTES = 1 << 16
-_BACKLOG = "2048"
+_BACKLOG = 2048
 _KILL_SECONDS = 2.0
 """From the end of the grace that gunicorn itself knows to SIGKILL."""
+_LOOK_SECONDS = 0.1
+_LINGER_SECONDS = 0.2
+"""How long, after gunicorn's end, those are answered who were connecting."""
+_REFUSAL_SECONDS = 1.0
+_REFUSAL = (
+    b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: application/json\r\n"
+    b"Content-Length: 35\r\nConnection: close\r\n\r\n"
+    b'{"error": "the server is stopping"}'
+)
 _LOGGED = re.compile(r"^\[[^]]*\] \[\d+\] \[(?:(?:ERROR|CRITICAL)\] (.*)|\w+\])")
 """A line of gunicorn's log, and what it says if it is an error."""
 _TOO_GENERAL = ("Worker (pid", "Exception in worker process", "Reason: ", "Shutting down: ")
@@ -65,22 +76,36 @@ def serve_module(module: Module, environ: Mapping[str, str]) -> int:
             f"SAGEMAKER_SERVING_MODULE: {module.target!r} must be module:application, such as"
             " serve:app"
         )
+    attribute = attribute or "application"  # as gunicorn has it
     folders = [folder for folder in module.folders if os.path.isdir(folder)]
     path = [*folders, *filter(None, environ.get("PYTHONPATH", "").split(os.pathsep))]
     env = {**environ, "PYTHONPATH": os.pathsep.join(dict.fromkeys(path)), "PYTHONUNBUFFERED": "1"}
-    if _is_program(name, attribute or "application", path):
+    listener = None
+    if _is_program(name, attribute, path):
         log.info("%s takes no arguments: it is called as a program", module.target)
         call = f"import sys; from {name} import {attribute} as _f; sys.exit(_f())"
         argv: tuple[str, ...] = (sys.executable, "-c", call)
     else:
-        argv = _gunicorn(module)
-    status, tail = _Child(argv, env, folders[0] if folders else "/", module.drain_seconds).run()
+        listener = _listener(module.port)
+        argv = _gunicorn(module, listener.fileno())
+    cwd = folders[0] if folders else "/"
+    status, tail = _Child(argv, env, cwd, module.drain_seconds, listener).run()
     if status:
         log.error("%s", _reason(module.target, status, tail))
     return status
 
 
-def _gunicorn(module: Module) -> tuple[str, ...]:
+def _listener(port: int) -> socket.socket:
+    """Return the socket for clients: it is ours, so that a stop can leave none of them alone."""
+    try:
+        return socket.create_server(("", port), backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(
+            f"port {port} (SAGEMAKER_BIND_TO_PORT) cannot be listened on: {error.strerror}"
+        ) from error
+
+
+def _gunicorn(module: Module, descriptor: int) -> tuple[str, ...]:
     if find_spec("gunicorn") is None:
         raise ConfigError(
             "SAGEMAKER_SERVING_MODULE is set, and gunicorn, which serves it, is not installed: add"
@@ -89,13 +114,13 @@ def _gunicorn(module: Module) -> tuple[str, ...]:
     # With threads, a worker lives on while a request takes long, and answers what it has taken
     # before it ends; the application is imported by each worker, after the fork.
     options = {
-        "--bind": f"0.0.0.0:{module.port}",
+        "--bind": f"fd://{descriptor}",
         "--workers": str(module.workers),
         "--worker-class": "gthread",
         "--threads": str(module.threads),
         "--timeout": str(max(1, round(module.timeout))),
         "--graceful-timeout": str(max(1, round(module.drain_seconds))),
-        "--backlog": _BACKLOG,
+        "--backlog": str(_BACKLOG),
         "--worker-tmp-dir": "/dev/shm" if os.access("/dev/shm", os.W_OK) else "",
     }
     words = [word for pair in options.items() if pair[1] for word in pair]
@@ -106,12 +131,21 @@ class _Child:
     """The server's process: its output goes on to ours, a request to stop is passed on to it."""
 
     def __init__(
-        self, argv: Sequence[str], env: Mapping[str, str], cwd: str, drain_seconds: float
+        self,
+        argv: Sequence[str],
+        env: Mapping[str, str],
+        cwd: str,
+        drain_seconds: float,
+        listener: socket.socket | None = None,
     ) -> None:
         self._argv, self._env, self._cwd = argv, env, cwd
+        self._listener = listener
+        self._ended = threading.Event()
+        self._refusing = threading.Thread(target=self._refuse, name="refuse", daemon=True)
         self._patience = drain_seconds + _KILL_SECONDS
         self._process: subprocess.Popen[bytes] | None = None
         self._stopping = False
+        self._killer: threading.Timer | None = None
         self._tail = Tail(_TAIL_BYTES)
 
     def run(self) -> tuple[int, bytes]:
@@ -125,6 +159,7 @@ class _Child:
                     stdin=subprocess.DEVNULL,
                     stdout=subprocess.PIPE,
                     stderr=subprocess.STDOUT,
+                    pass_fds=(self._listener.fileno(),) if self._listener else (),
                 )
             except OSError as error:
                 raise CodeError(f"{self._argv[0]} cannot be started: {error}") from error
@@ -134,6 +169,11 @@ class _Child:
             relay.start()
             status = process.wait()
             relay.join(1)  # a process that it left behind may hold the pipe
+            self._ended.set()
+            if self._refusing.is_alive():
+                self._refusing.join()
+            if self._listener is not None:
+                self._listener.close()
         if self._stopping and status in (-signal.SIGTERM, -signal.SIGINT):
             status = 0
         return (status if status >= 0 else 128 - status), self._tail.read()
@@ -152,15 +192,33 @@ class _Child:
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
-        is_first = not self._stopping
         self._stopping = True
         if self._process is None:
             return
         self._process.send_signal(signal.SIGTERM)
-        if is_first or not hasattr(self, "_killer"):
+        if self._killer is None:
             self._killer = threading.Timer(self._patience, self._process.kill)
             self._killer.daemon = True
             self._killer.start()
+            self._refusing.start()
+
+    def _refuse(self) -> None:
+        """Answer those who connect after a stop: gunicorn leaves them waiting, then resets them."""
+        if self._listener is None:
+            return
+        answers: list[threading.Thread] = []
+        last = 0.0
+        with self._listener as listener:
+            listener.settimeout(_LOOK_SECONDS)
+            while not last or time.monotonic() < last:
+                if self._ended.is_set() and not last:
+                    last = time.monotonic() + _LINGER_SECONDS
+                with suppress(TimeoutError):
+                    client, _ = listener.accept()
+                    answers.append(threading.Thread(target=_refuse, args=(client,), daemon=True))
+                    answers[-1].start()
+        for thread in answers:
+            thread.join(_REFUSAL_SECONDS)
 
     def _relay(self) -> None:
         assert self._process is not None and self._process.stdout is not None
@@ -169,6 +227,18 @@ class _Child:
                 self._tail.add(data)
                 sys.stderr.buffer.write(data)
                 sys.stderr.buffer.flush()
+
+
+def _refuse(client: socket.socket) -> None:
+    with client, suppress(OSError):
+        client.settimeout(_REFUSAL_SECONDS)
+        client.recv(1 << 16)
+        client.sendall(_REFUSAL)
+        client.shutdown(socket.SHUT_WR)
+        # With bytes unread, the client would get a reset in place of the answer.
+        deadline = time.monotonic() + _REFUSAL_SECONDS
+        while client.recv(1 << 16) and time.monotonic() < deadline:
+            pass
 
 
 def _reason(target: str, status: int, tail: bytes) -> str:

@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import signal
+from pathlib import Path
 from typing import Any
-
-import pytest
 
 from tests.harness import Base
 from tests.hosts import Cluster
@@ -103,17 +102,19 @@ LONG = "import time; b = bytearray(100 << 20); time.sleep(6.5)"
 LEVELS = {"memory_bytes", "memory_limit_bytes", "disk_used_bytes", "disk_free_bytes", "cpus"}
 
 
-@pytest.mark.parametrize("on", ["1", "0"])
-def test_the_host_is_sampled_and_the_log_has_means_and_peaks(base: Base, on: str) -> None:
-    result = base.script(LONG).run(SM_RUNTIME_HOST_METRICS=on)
-    assert result.status == 0, result.log
-    path = base.path("output/metrics/host.jsonl")
-    assert path.exists() == (" host: " in result.log.replace("INFO   ", "")) == (on == "1")
-    if on == "1":
-        [sample] = map(json.loads, path.read_text().splitlines())
-        assert set(sample) >= LEVELS
-        assert sample["memory_bytes"] > 100 << 20
-        assert "(peak" in result.log
+def test_the_host_is_sampled_and_the_log_has_means_and_peaks(tmp_path: Path) -> None:
+    bases = {on: Base(tmp_path / on) for on in ("1", "0")}
+    jobs = {on: base.script(LONG).start(SM_RUNTIME_HOST_METRICS=on) for on, base in bases.items()}
+    for on, base in bases.items():
+        result = jobs[on].wait()
+        assert result.status == 0, result.log
+        path = base.path("output/metrics/host.jsonl")
+        assert path.exists() == (" host: " in result.log.replace("INFO   ", "")) == (on == "1")
+        if on == "1":
+            [sample] = map(json.loads, path.read_text().splitlines())
+            assert set(sample) >= LEVELS
+            assert sample["memory_bytes"] > 100 << 20
+            assert "(peak" in result.log
 
 
 def test_a_short_job_has_no_samples_and_loads_nothing_for_them(base: Base) -> None:

@@ -265,6 +265,11 @@ class TestManyModels:
         reply = self.load(server, base, "x", url.format(base.root))
         assert (reply.status, "is not below" in reply.error) == (400, True)
 
+    def test_a_model_with_a_link_to_outside_is_refused(self, base, server):
+        base.path("models/one/model/assets").symlink_to("/etc")
+        reply = self.load(server, base, "one")
+        assert (reply.status, "assets is a link to a place" in reply.error) == (400, True)
+
     def test_a_model_that_cannot_be_loaded_says_why(self, base, server):
         base.write("models/bad/model/code/inference.py", ECHO + "raise RuntimeError('no luck')")
         reply = self.load(server, base, "bad")

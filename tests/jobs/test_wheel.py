@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
 import subprocess
 import sys
 import zipfile
@@ -68,11 +70,18 @@ def test_a_package_that_is_missing_ends_the_build(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def fresh(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """An environment that holds the wheel and nothing else."""
-    folder = tmp_path_factory.mktemp("fresh") / "a venv"
-    subprocess.run((sys.executable, "-m", "venv", folder), check=True)
-    install = ("-m", "pip", "install", "--quiet", "--no-index", built_wheel())
-    subprocess.run((folder / "bin/python", *install), check=True)
+    """An environment that holds the wheel and nothing else, made once for all workers."""
+    shared = tmp_path_factory.getbasetemp()
+    shared = shared.parent if "PYTEST_XDIST_WORKER" in os.environ else shared
+    folder, made = shared / "fresh/a venv", shared / "fresh/made"
+    folder.parent.mkdir(exist_ok=True)
+    with open(shared / "fresh/lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not made.exists():
+            subprocess.run((sys.executable, "-m", "venv", "--clear", folder), check=True)
+            install = ("-m", "pip", "install", "--quiet", "--no-index", built_wheel())
+            subprocess.run((folder / "bin/python", *install), check=True)
+            made.touch()
     return folder / "bin"
 
 

@@ -12,12 +12,16 @@ import pytest
 
 from sm_runtime.job.errors import CodeError, InstallError
 from sm_runtime.job.model import Paths
-from sm_runtime.serving import code
+from sm_runtime.serving import code, handlers
 from sm_runtime.serving.code import OwnCode
+from sm_runtime.serving.context import Surroundings
+from sm_runtime.serving.values import Request
 from tests.jobs.test_install import wheel
 from tests.jobs.test_s3_code import tar_gz
 from tests.s3 import CREDENTIALS, Server, serving
 
+# Where another test of this process has imported TensorFlow, and with it distutils.
+pytestmark = pytest.mark.filterwarnings("ignore:Setuptools is replacing distutils")
 URI = "s3://a-bucket/a-model/sourcedir.tar.gz"
 SOURCE = tar_gz(
     {"inference.py": "def handler(data, context): ...\n", "lib/requirements.txt": "--no-index\n"}
@@ -142,3 +146,16 @@ def test_a_stop_ends_pip(ml: Path, environ: dict[str, str]) -> None:
 def test_installation_can_be_turned_off(ml: Path, environ: dict[str, str]) -> None:
     own = own_code(ml, code="no-such-package")
     assert code.install(own, {**environ, "SM_RUNTIME_INSTALL": "0"}, Paths(str(ml))) == {}
+
+
+def test_an_asynchronous_handler_is_waited_for(ml: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = ml / "model" / "code"
+    folder.mkdir()
+    text = "import asyncio\nasync def handler(data, context):\n    await asyncio.sleep(0)\n"
+    (folder / "inference.py").write_text(text + "    return data.read()\n")
+    monkeypatch.setattr(sys, "path", list(sys.path))
+    monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
+    found = code.find(str(folder.parent), {}, Paths(str(ml)))
+    assert found is not None
+    handle = handlers.load(found, Surroundings(model_dir=str(folder.parent)))
+    assert handle(Request(body=b"x")).body == b"x"

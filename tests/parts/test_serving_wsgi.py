@@ -55,12 +55,19 @@ class Server:
     port: int
 
     def ask(self, path: str, body: bytes | None = None) -> str:
+        status, text = self._asked(path, body)
+        assert status == 200
+        return text
+
+    def status(self, path: str, body: bytes) -> int:
+        return self._asked(path, body)[0]
+
+    def _asked(self, path: str, body: bytes | None) -> tuple[int, str]:
         line = http.client.HTTPConnection("127.0.0.1", self.port, timeout=60)
         with contextlib.closing(line):
             line.request("GET" if body is None else "POST", path, body)
             answer = line.getresponse()
-            assert answer.status == 200
-            return answer.read().decode()
+            return answer.status, answer.read().decode()
 
     def wait(self) -> None:
         """Until it answers."""
@@ -78,9 +85,11 @@ class Server:
 
 
 @contextlib.contextmanager
-def started(folder: Path, target: str, text: str, workers: int = 1) -> Iterator[Server]:
+def started(
+    folder: Path, target: str, text: str, workers: int = 1, port: int = 0
+) -> Iterator[Server]:
     (folder / "serve.py").write_text(text)
-    port = free_port()
+    port = port or free_port()
     process = subprocess.Popen(
         (sys.executable, "-c", SERVE, target, folder, str(port), str(workers)),
         stdout=subprocess.PIPE,
@@ -115,9 +124,21 @@ def test_a_stop_lets_requests_be_answered_and_exits_with_0(tmp_path: Path) -> No
         while not (tmp_path / "started").exists():
             time.sleep(0.01)
         server.process.terminate()
+        with contextlib.suppress(ConnectionRefusedError):  # once all is over
+            while (status := server.status("/invocations", bytes(1_000_000))) == 200:
+                pass
+            assert status == 503
         asking.join()
         assert found[0].startswith("GET /slow")
         assert server.end()[0] == 0
+
+
+def test_a_port_that_is_taken_is_said_before_gunicorn_starts(tmp_path: Path) -> None:
+    with started(tmp_path, "serve:app", APPLICATION) as first:
+        first.wait()
+        with started(tmp_path, "serve:app", APPLICATION, port=first.port) as second:
+            status, last = second.end()
+    assert status == 1 and last.startswith(f"port {second.port} (SAGEMAKER_BIND_TO_PORT)")
 
 
 @pytest.mark.parametrize(

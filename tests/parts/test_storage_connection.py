@@ -135,7 +135,10 @@ def test_the_address_and_the_identity_are_those_of_boto3(
 ) -> None:
     (home / ".aws/config").write_text(CONFIG)
     (home / ".aws/credentials").write_text(SECRETS)
-    ours = [bucket(monkeypatch, name, region, **TABLE[case]) for name in NAMES]
+    for variable, value in TABLE[case].items():
+        monkeypatch.setenv(variable, value)
+    made = Connection(f"s3://{NAMES[0]}/x", dict(os.environ), region)
+    ours = [made.bucket(name) for name in NAMES]
     theirs = asked_by_boto3(NAMES, region)
     for found, (url, signed, key) in zip(ours, theirs, strict=True):
         assert found.keys is not None

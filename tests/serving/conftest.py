@@ -186,6 +186,19 @@ def keras_file(name: str) -> Callable[[Any, Path], None]:
     return save
 
 
+def sequential(tf: Any, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    layers = [tf.keras.layers.Input((2,), name="pair"), tf.keras.layers.Dense(3, name="dense")]
+    tf.keras.Sequential(layers).save(str(folder / "model.keras"))
+
+
+def dictionaries(tf: Any, folder: Path) -> None:
+    folder.mkdir(parents=True)
+    a, b = tf.keras.Input((2,), name="a"), tf.keras.Input((2,), name="b")
+    model = tf.keras.Model({"a": a, "b": b}, {"sum": a + b, "difference": a - b})
+    model.save(str(folder / "model.keras"))
+
+
 KINDS: dict[str, Callable[[Any, Path], None]] = {
     "several": several,
     "keras_saved_model": keras_saved_model,
@@ -197,6 +210,8 @@ KINDS: dict[str, Callable[[Any, Path], None]] = {
     "module_without_variables": module_without_variables,
     "keras": keras_file("model.keras"),
     "h5": keras_file("model.h5"),
+    "sequential": sequential,
+    "dictionaries": dictionaries,
 }
 SAVED = (
     "several", "keras_saved_model", "convolution", "version_1", "version_1_without_variables",

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import logging
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 from typing import Any
@@ -14,8 +17,10 @@ import pytest
 from sm_runtime.job.errors import ModelError
 from sm_runtime.serving.layout import find
 from sm_runtime.serving.model_files import read_saved_model
-from sm_runtime.serving.tensorflow_models import TensorFlowModel, TensorFlowModels, recorded
+from sm_runtime.serving.tensorflow_models import Models, TensorFlowModel
 from sm_runtime.serving.values import RequestError
+from sm_runtime.serving.warm_up import recorded
+from tests.model_files import keras_zip, message
 from tests.serving.conftest import SAVED, Make
 
 pytestmark = [
@@ -28,8 +33,8 @@ pytestmark = [
 def load(folder: Path) -> TensorFlowModel:
     layout = find(str(folder))
     layout.check()
-    models = TensorFlowModels(layout)
-    models.load()
+    models = Models(layout)
+    models.warm_up()
     return models.get()
 
 
@@ -66,7 +71,7 @@ def described(tf: Any, info: Any) -> tuple[str, tuple[int | None, ...] | None]:
     return tf.as_dtype(info.dtype).name, None if shape.rank is None else tuple(shape.as_list())
 
 
-def test_every_dtype_goes_in_and_out(made: Make) -> None:
+def test_every_dtype_goes_in_and_out(tf: Any, made: Make) -> None:
     model = load(made("several"))
     assert (model.name, model.version, model.default_signature) == ("several", 1, "halves")
     large = 2**53 + 1
@@ -87,8 +92,9 @@ def test_every_dtype_goes_in_and_out(made: Make) -> None:
     assert model.run("strings", {"text": np.array([b"x"])})["upper"].tolist() == [b"X"]
     for value in (np.array(1.5), np.ones((1, 2, 3))):
         assert model.run("ranks", {"any": value})["rank"] == value.ndim
-    half = model.signatures["halves"].inputs["h"]
-    assert half.dtype == "bfloat16"
+    out = model.run("halves", {"h": np.array([1, 3], tf.bfloat16.as_numpy_dtype)})
+    assert out["half"].astype(float).tolist() == [0.5, 1.5]
+    assert out["float16"].dtype == np.float16
 
 
 def test_the_example_of_training_gives_what_keras_gives(tf: Any, made: Make) -> None:
@@ -115,6 +121,16 @@ def test_a_keras_file_has_a_signature_of_its_inputs(made: Make) -> None:
         "extra": ("float32", (None, 2)),
     }
     assert signature.outputs["classes"].shape == (None, 3)
+
+
+def test_keras_files_keep_the_names_of_their_inputs_and_outputs(made: Make) -> None:
+    pair = np.ones((1, 2), np.float32)
+    assert load(made("sequential")).run("serving_default", {"pair": pair})["dense"].shape == (1, 3)
+    out = load(made("dictionaries")).run("serving_default", {"b": pair, "a": 3 * pair})
+    assert {name: array.tolist() for name, array in out.items()} == {
+        "sum": [[4.0, 4.0]],
+        "difference": [[2.0, 2.0]],
+    }
 
 
 def test_signatures_of_version_1_answer(tf: Any, made: Make) -> None:
@@ -203,8 +219,8 @@ def versions(made: Make, tmp_path: Path) -> Path:
 
 
 def test_lower_versions_are_loaded_on_first_use(versions: Path) -> None:
-    models = TensorFlowModels(find(str(versions)))
-    models.load()
+    models = Models(find(str(versions)))
+    models.warm_up()
     assert models.default_name == "a" and models.get().version == 123
     assert models.versions() == {2: "END", 10: "END", 123: "AVAILABLE"}
     assert models.versions("b") == {1: "AVAILABLE"}
@@ -229,7 +245,7 @@ def test_lower_versions_are_loaded_on_first_use(versions: Path) -> None:
 def test_versions_that_there_are_not_are_named(
     versions: Path, name: str | None, version: int | None, status: int, sentence: str
 ) -> None:
-    models = TensorFlowModels(find(str(versions)))
+    models = Models(find(str(versions)))
     for _ in range(2):
         with pytest.raises(RequestError) as caught:
             models.get(name, version)
@@ -242,26 +258,24 @@ def test_the_highest_version_must_load(versions: Path) -> None:
     layout = find(str(versions))
     layout.check()
     with pytest.raises(ModelError) as caught:
-        TensorFlowModels(layout).load()
+        Models(layout).warm_up()
     assert f"{versions}/a/10 cannot be loaded by TensorFlow" in str(caught.value)
     assert "copy or save the model again" in str(caught.value)
 
 
 def test_a_file_of_keras_3_needs_keras_3(tf: Any, tmp_path: Path) -> None:
-    from tests.model_files import keras_zip
-
-    if tf.keras.__version__.startswith("3"):
-        return
     keras_zip(tmp_path / "model.keras", "3.4.1")
-    with pytest.raises(ModelError, match=r"saved by Keras 3\.4\.1, and here is Keras 2\.\d+"):
+    if importlib.metadata.version("keras").startswith("3"):
+        sentence = r"model\.keras cannot be loaded by TensorFlow"
+    else:
+        sentence = r"saved by Keras 3\.4\.1, and here is Keras 2\.\d+\.\d+ with TensorFlow 2\.\d+"
+    with pytest.raises(ModelError, match=sentence):
         load(tmp_path)
 
 
 def test_recorded_requests_warm_up(
     tf: Any, made: Make, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    from tests.model_files import message
-
     shutil.copytree(made("version_1"), tmp_path / "m")
     folder = tmp_path / "m/version_1/1"
     tensor = tf.make_tensor_proto([[1.0, 2.0]]).SerializeToString()
@@ -285,3 +299,29 @@ def test_recorded_requests_warm_up(
     with caplog.at_level(logging.WARNING, "sm_runtime"):
         load(tmp_path)
     assert f"{file} is not replayed" in caplog.text
+
+
+CONFIGURED = """
+import sys
+from sm_runtime.processes import hardware
+from sm_runtime.serving import tensorflow_models
+assert "tensorflow" not in sys.modules
+tensorflow_models.configure(**eval(sys.argv[1]))
+import tensorflow as tf
+threads = tf.config.threading
+print(threads.get_intra_op_parallelism_threads(), threads.get_inter_op_parallelism_threads())
+print(hardware.cpus())
+tf.constant(1)
+tensorflow_models.configure(intra_op=7)
+"""
+
+
+@pytest.mark.parametrize(
+    ("arguments", "share"), [({}, 1), ({"workers": 2}, 2), ({"workers": 1000}, 1000)], ids=str
+)
+def test_workers_share_the_cpus(arguments: dict[str, int], share: int) -> None:
+    command = (sys.executable, "-c", CONFIGURED, repr(arguments))
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    *threads, cpus = map(int, done.stdout.split())
+    assert threads == [max(1, cpus // share)] * 2
+    assert "TensorFlow's threads and memory stay as they are" in done.stderr

@@ -130,6 +130,17 @@ def test_a_program_in_the_images_code_folder_is_found(ml: Path) -> None:
     assert found is not None and found.program == program
 
 
+def test_a_model_of_several_has_its_own_code_or_that_of_all(ml: Path) -> None:
+    shared = put(ml / "model" / "code" / "inference.py")
+    model = ml / "models" / "x" / "model"
+    model.mkdir(parents=True)
+    found = code.find(str(model), {}, Paths(str(ml)))
+    assert found is not None and found.program == shared
+    own = put(model / "code" / "inference.py")
+    found = code.find(str(model), {}, Paths(str(ml)))
+    assert found is not None and found.program == own
+
+
 @pytest.mark.parametrize("form", ["{}/nothing", "file://{}/nothing", "http://host/x", "file://h/x"])
 def test_a_submitted_place_that_cannot_be_read_is_an_error(ml: Path, form: str) -> None:
     with pytest.raises(CodeError, match=r"^SAGEMAKER_SUBMIT_DIRECTORY: "):

@@ -257,11 +257,6 @@ def test_what_is_returned_becomes_a_body(
     assert (answer.status, answer.body, answer.headers["content-type"]) == (200, body, kind)
 
 
-def test_an_asynchronous_handler_is_waited_for(tmp_path: Path) -> None:
-    text = "async def handler(data, context): return data.read()"
-    assert loaded(tmp_path, text)(asked("x")).body == b"x"
-
-
 @pytest.mark.parametrize(
     ("raised", "status", "said"),
     [

@@ -168,6 +168,13 @@ def test_a_saved_model_deep_in_a_folder_without_a_version_is_pointed_out(root: P
     )
 
 
+def test_a_saved_model_as_text_is_pointed_out(root: Path) -> None:
+    (root / "1").mkdir(parents=True)
+    (root / "1/saved_model.pbtxt").touch()
+    with pytest.raises(ModelError, match=r"1/saved_model\.pbtxt is text; save the model again as"):
+        find(str(root)).check()
+
+
 def packed(root: Path, *names: str) -> None:
     with tarfile.open(root / "model.tar.gz", "w:gz") as archive:
         for name in names:
@@ -181,7 +188,7 @@ def test_an_archive_alone_is_unpacked(root: Path) -> None:
     layout = find(str(root))
     layout.check()
     assert places(layout) == {"Servo": {7: "export/Servo/7"}}
-    assert layout.folder == layout.unpacked + "/model"
+    assert layout.folder == layout.unpacked
     assert os.listdir(root) == ["model.tar.gz"]
     assert find(layout.folder) == Layout(
         folder=layout.folder, models=layout.models, default_name="Servo"
