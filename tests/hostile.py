@@ -57,21 +57,25 @@ TEXTS = (
     b'{"instances": [NaN, -Infinity, 1e999]}', b"\xff\xfe[\x00]\x00", b"\x00" * 1000,
     b'{"instances": ' + b"9" * 100_000 + b"}", b'{"instances": 1, "inputs": 1, "examples": 1}',
     b'{"signature_name": {}, "inputs": 1}', b"1e" + b"9" * 5000, b"[1,]", b"{'instances': 1}",
-    b'{"instances": [{"b64": "' + b"A" * 99_999 + b'"}]}', b'{"inputs": {"' + b"k" * 99_999 + b'": 1}}',
+    b'{"instances": [{"b64": "' + b"A" * 99_999 + b'"}]}',
+    b'{"inputs": {"' + b"k" * 99_999 + b'": 1}}',
 )  # fmt: skip
 CSV = (
     b'"', b'"a', b'a"b"c,"', b"1,2\n3\n", b"\xff\xfe1\x00,\x00", b"1" * 100_000, b"," * 100_000,
-    b"\n" * 100_000, b"nan,inf,-inf,1e999\n", b'"1\n2",3\r\n', b"1_0,0x1,\xd9\xa1\n", b"\x00,\x00\n",
+    b"\n" * 100_000, b"nan,inf,-inf,1e999\n", b'"1\n2",3\r\n', b"1_0,0x1,\xd9\xa1\n",
+    b"\x00,\x00\n",
 )  # fmt: skip
+_POST = b"POST /invocations HTTP/1.1\r\nhost: x\r\n"
 BROKEN = (
-    b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: -1\r\n\r\n",
-    b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 99999999999999999999\r\n\r\n",
-    b"POST /invocations HTTP/1.1\r\nhost: x\r\ncontent-length: 1\r\ncontent-length: 2\r\n\r\nab",
-    b"POST /invocations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nZZ\r\nabc\r\n0\r\n\r\n",
-    b"POST /invocations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nffffffffffffffff\r\na",
-    b"POST /invocations HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
+    _POST + b"content-length: -1\r\n\r\n",
+    _POST + b"content-length: 99999999999999999999\r\n\r\n",
+    _POST + b"content-length: 1\r\ncontent-length: 2\r\n\r\nab",
+    _POST + b"transfer-encoding: chunked\r\n\r\nZZ\r\nabc\r\n0\r\n\r\n",
+    _POST + b"transfer-encoding: chunked\r\n\r\nffffffffffffffff\r\na",
+    _POST + b"transfer-encoding: chunked\r\ncontent-length: 3\r\n\r\n0\r\n\r\n",
     b"GET /ping HTTP/9.9\r\n\r\n", b"GET\r\n\r\n", b"\r\n\r\n\r\n", b"\x16\x03\x01\x02\x00\x01\x00",
-    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n", b"GET /ping HTTP/1.1\r\n: x\r\n\r\n",
+    b"GET /" + b"a" * 100_000 + b" HTTP/1.1\r\nhost: x\r\n\r\n",
+    b"GET /ping HTTP/1.1\r\n: x\r\n\r\n",
     b"GET /ping HTTP/1.1\r\nhost: x\r\n" + b"a: b\r\n" * 20_000 + b"\r\n",
     b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", b"TRACE /ping HTTP/1.1\r\nhost: x\r\nexpect: 7\r\n\r\n",
 )  # fmt: skip

@@ -12,7 +12,11 @@ from tests.hostile import Valid, images, run
 from tests.serve import Serving, serving
 from tests.serving.conftest import Make
 
-pytestmark = [pytest.mark.tensorflow, pytest.mark.timeout(600)]
+pytestmark = [
+    pytest.mark.tensorflow,
+    pytest.mark.timeout(600),
+    pytest.mark.filterwarnings("default"),
+]
 
 REQUESTS = 1600
 OWN_CODE = """
