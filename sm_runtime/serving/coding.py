@@ -33,7 +33,9 @@ def decode(body: bytes | memoryview, content_type: str) -> Any:
                 raise ValueError("it is empty")
             return np.loadtxt(io.StringIO(text), delimiter=",", ndmin=2, comments=None)
         if kind == NPY:
-            return _npy(body)
+            from sm_runtime.serving.formats import read_npy
+
+            return read_npy(body).copy()
     except RequestError:
         raise
     except Exception as error:  # numpy's reader of headers raises whatever Python's parser does
@@ -70,29 +72,6 @@ def check_accept(accept: str) -> None:
             f"the answer cannot be {accept} without an output_fn: accept {JSON}, {CSV} or {NPY}",
             406,
         )
-
-
-def _npy(body: bytes | memoryview) -> Any:
-    """Return the array of a npy file: its header is checked against its length, no pickle read."""
-    np = numpy()
-    stream = io.BytesIO(body)
-    version = np.lib.format.read_magic(stream)
-    read = {
-        (1, 0): np.lib.format.read_array_header_1_0,
-        (2, 0): np.lib.format.read_array_header_2_0,
-    }.get(version)
-    if read is None:
-        raise ValueError(f"its version {version} is not supported")
-    shape, order, dtype = read(stream)
-    if dtype.hasobject:
-        raise ValueError("it holds Python objects (a pickle)")
-    count = 1
-    for length in shape:
-        count *= length
-    if min(shape, default=0) < 0 or count * dtype.itemsize != len(body) - stream.tell():
-        raise ValueError(f"its header says {shape} of {dtype}, its length does not")
-    array = np.frombuffer(body, dtype, count, stream.tell()) if count else np.empty(0, dtype)
-    return array.reshape(shape, order="F" if order else "C").copy()
 
 
 def _regular(array: Any) -> Any:

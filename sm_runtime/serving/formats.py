@@ -411,7 +411,7 @@ def read_npy(body: bytes | memoryview) -> Tensor:
         raise RequestError("the body is an npz archive, which is not taken: send one npy", 415)
     dtype, shape, fortran, start = _npy_header(body)
     if dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None:
-        raise RequestError("the npy holds objects or records, which are not taken")
+        raise RequestError("the npy holds objects (a pickle) or records, which are not taken")
     count = 1
     for axis in shape:
         count *= axis

@@ -12,7 +12,18 @@ from xml.sax.saxutils import escape
 
 from tests.benchmarks.report import HEADER, Bar, Row, line, number
 
-NAMES = ("startup", "relay", "pack", "objects", "pipe", "dataset", "upload", "mpi")
+NAMES = (
+    "startup",
+    "relay",
+    "pack",
+    "objects",
+    "pipe",
+    "dataset",
+    "upload",
+    "mpi",
+    "serve",
+    "hostile",
+)
 BEGIN, END = (
     "<!-- written by scripts/bench docs -->",
     "<!-- end of what scripts/bench docs wrote -->",
@@ -26,6 +37,8 @@ TITLES = {
     "dataset": "PipeModeDataset",
     "upload": "The model to S3",
     "mpi": "MPI",
+    "serve": "Serving",
+    "hostile": "Hostile requests",
 }
 UNPLOTTED = ("sagemaker-training", "boto3 `get_object`, 10 threads", "a generator")
 UNPLOTTED_WORK = ("blocks", "after a", "isal", "NONE", "64 x", "moto", "keys listed")

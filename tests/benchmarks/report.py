@@ -81,6 +81,10 @@ def number(value: float, unit: str) -> str:
     """Return a value with its unit, in as many digits as mean something."""
     if unit == "s":
         return f"{value:.3f} s" if value < 1 else f"{value:.2f} s"
+    if unit == "requests":
+        return f"{value:,.0f}"
+    if unit == "ms" and value < 10:
+        return f"{value:.2f} ms"
     return f"{value:.1f} {unit}" if value < 100 else f"{value:,.0f} {unit}"
 
 

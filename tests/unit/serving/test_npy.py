@@ -94,7 +94,7 @@ SHAPE = b"'fortran_order': False, 'shape': "
 @pytest.mark.parametrize(
     ("body", "text"),
     [
-        (npy(np.array([{}, 1], object), pickle=True), "objects or records"),
+        (npy(np.array([{}, 1], object), pickle=True), "a pickle"),
         (npy(np.zeros(2, [("a", "f4"), ("b", "i8")])), "records"),
         (header(b"{'descr': '<f4', " + SHAPE + b"(1000000000000,), }"), "0 bytes of data, where"),
         (header(b"{'descr': '<f4', " + SHAPE + b"(" + b"9" * 19 + b",), }"), "impossible shape"),
