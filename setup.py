@@ -63,6 +63,7 @@ setup(
             "moto[server]>=5.1",
             "mpi4py>=4.1",
             "mypy~=2.4",
+            "numpy>=1.23",
             "obstore>=0.11",
             "orjson>=3.9",
             "packaging>=24",

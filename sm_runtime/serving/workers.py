@@ -253,15 +253,18 @@ class Pool:
             worker.kill()
 
     async def _spawn(self) -> _Worker:
-        ours, theirs = socket.socketpair()
-        with theirs:
-            process = await asyncio.create_subprocess_exec(
-                *(sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(theirs.fileno())),
-                env=dict(self.plan.environ),
-                pass_fds=(theirs.fileno(),),
-                stdin=asyncio.subprocess.DEVNULL,
-                start_new_session=True,
-            )
+        try:
+            ours, theirs = socket.socketpair()
+            with theirs:
+                process = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(theirs.fileno())),
+                    env=dict(self.plan.environ),
+                    pass_fds=(theirs.fileno(),),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    start_new_session=True,
+                )
+        except OSError as error:
+            raise ModelError(f"a worker process cannot be started: {error}") from error
         worker = _Worker(self, process)
         ours.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)
@@ -287,7 +290,8 @@ class Pool:
             if not job.done.done():
                 job.done.set_exception(RequestError(f"{reason} while it held the request", 502))
         if not worker.started.done():
-            worker.started.set_exception(ModelError(worker.reason or f"{self.plan.name}: {reason}"))
+            lost = f"{self.plan.name}: {reason} before it was ready; its last lines are above"
+            worker.started.set_exception(ModelError(worker.reason or lost))
             worker.started.exception()  # it may be that nobody waits for it
         if self._stopping or worker.retiring:
             return
@@ -299,8 +303,8 @@ class Pool:
         delay = 0.1
         while not self._stopping:
             self.restarts += 1
-            worker = await self._spawn()
             try:
+                worker = await self._spawn()
                 await worker.started
                 return
             except ModelError as error:
