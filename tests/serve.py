@@ -35,34 +35,18 @@ class Reply:
         return message
 
 
-class Serving:
-    """A server that a test has started."""
+class Client:
+    """Asks a server."""
 
-    def __init__(self, base: Base, **environ: str) -> None:
-        self.port = _free_ports(3)
-        ports = {
-            "SAGEMAKER_BIND_TO_PORT": str(self.port),
-            "SAGEMAKER_SAFE_PORT_RANGE": f"{self.port + 1}-{self.port + 2}",
-        }
-        self.rest_port = self.port + 2
-        command = (*RUNTIME, "serve")
-        self.running: Running = base.start(command=command, **{**ports, **environ})
-
-    @property
-    def log(self) -> str:
-        return self.running.err.decode("utf-8", "replace")
+    host = "127.0.0.1"
+    port: int
+    rest_port: int
 
     def ping(self) -> int:
         try:
             return self.get("/ping").status
         except OSError:
             return 0
-
-    def wait_until_ready(self, seconds: float = 60.0) -> Serving:
-        done = self.running.process.poll
-        eventually(lambda: self.ping() == 200 or done() is not None, "ready", seconds)
-        assert self.ping() == 200, self.log
-        return self
 
     def get(self, path: str, port: int = 0) -> Reply:
         return self.ask(path, method="GET", port=port)
@@ -83,7 +67,7 @@ class Serving:
         if content_type:
             named["content-type"] = content_type
         data = body.encode() if isinstance(body, str) else body
-        connection = http.client.HTTPConnection("127.0.0.1", port or self.port, timeout=seconds)
+        connection = http.client.HTTPConnection(self.host, port or self.port, timeout=seconds)
         try:
             connection.request(method, path, data if method != "GET" else None, named)
             response = connection.getresponse()
@@ -100,13 +84,37 @@ class Serving:
 
     def send(self, data: bytes) -> bytes:
         """Send bytes as they are, and return all that comes back."""
-        with socket.create_connection(("127.0.0.1", self.port), 30) as connection:
+        with socket.create_connection((self.host, self.port), 30) as connection:
             connection.sendall(data)
             connection.shutdown(socket.SHUT_WR)
             parts = []
             while part := connection.recv(65536):
                 parts.append(part)
             return b"".join(parts)
+
+
+class Serving(Client):
+    """A server that a test has started."""
+
+    def __init__(self, base: Base, **environ: str) -> None:
+        self.port = _free_ports(3)
+        ports = {
+            "SAGEMAKER_BIND_TO_PORT": str(self.port),
+            "SAGEMAKER_SAFE_PORT_RANGE": f"{self.port + 1}-{self.port + 2}",
+        }
+        self.rest_port = self.port + 2
+        command = (*RUNTIME, "serve")
+        self.running: Running = base.start(command=command, **{**ports, **environ})
+
+    @property
+    def log(self) -> str:
+        return self.running.err.decode("utf-8", "replace")
+
+    def wait_until_ready(self, seconds: float = 60.0) -> Serving:
+        done = self.running.process.poll
+        eventually(lambda: self.ping() == 200 or done() is not None, "ready", seconds)
+        assert self.ping() == 200, self.log
+        return self
 
     def workers(self) -> list[int]:
         """The processes that hold the model."""
@@ -133,7 +141,7 @@ def serving(base: Base, *, ready: bool = True, **environ: str) -> Iterator[Servi
 class Clients:
     """Threads that ask again and again, and note what comes back."""
 
-    def __init__(self, server: Serving, count: int, body: str, **options: str) -> None:
+    def __init__(self, server: Client, count: int, body: str, **options: str) -> None:
         self._stop = threading.Event()
         self._options: Any = options
         self.statuses: list[int] = []
@@ -146,7 +154,7 @@ class Clients:
         for thread in self._threads:
             thread.start()
 
-    def _ask(self, server: Serving, body: str) -> None:
+    def _ask(self, server: Client, body: str) -> None:
         while not self._stop.is_set():
             try:
                 self.statuses.append(server.ask(body=body, **self._options).status)

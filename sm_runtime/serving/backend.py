@@ -28,7 +28,6 @@ class Served:
     def __init__(self, settings: Settings, environ: Mapping[str, str], cpus: int) -> None:
         self._settings, self._cpus = settings, cpus
         self._environ = dict(environ)
-        self._temporary: list[str] = []
         self._stopped = False
         self._pool: Pool | None = None
         self._models: Models | None = None
@@ -46,7 +45,10 @@ class Served:
             base = self._settings.paths.under("models")
             folder = base if os.path.isdir(base) else MODELS
             self._models = Models(
-                folder, make, self._settings.timeout, evict=self._settings.evict_models
+                (folder, self._settings.paths.model),
+                make,
+                self._settings.timeout,
+                evict=self._settings.evict_models,
             )
             return
         model_dir = self._settings.paths.model
@@ -56,13 +58,11 @@ class Served:
         await self._pool.start()
 
     async def stop(self) -> None:
-        """End all workers, and remove what was unpacked."""
+        """End all workers; what was unpacked for them is removed."""
         self._stopped = True
         for part in (self._pool, self._models):
             if part is not None:
                 await part.stop()
-        for folder in self._temporary:
-            shutil.rmtree(folder, ignore_errors=True)
 
     @property
     def is_ready(self) -> bool:
@@ -88,10 +88,14 @@ class Served:
     def _workers(self, name: str, folder: str, rest_port: int, count: int) -> Pool:
         """Check what is to be served, install what its code asks for; start nothing."""
         layout = layout_of.find(folder, self._settings.default_model or "")
-        if layout.unpacked:
-            self._temporary.append(layout.unpacked)
-            folder = layout.unpacked
-        code = self._own_code(folder)
+        try:
+            return Pool(self._plan(name, layout, rest_port, count))
+        except BaseException:
+            shutil.rmtree(layout.unpacked, ignore_errors=True)
+            raise
+
+    def _plan(self, name: str, layout: Layout, rest_port: int, count: int) -> Plan:
+        code = self._own_code(layout.folder)
         check(layout, code)
         _tell(layout)
         environ = dict(self._environ)
@@ -102,21 +106,20 @@ class Served:
         batching = self._settings.batching
         held = self._settings.threads if code and code.program else min(4, max(2, self._cpus))
         window = 2 * batching.max_rows * (batching.threads + 1) if batching else held + 2
-        return Pool(
-            Plan(
-                name=name,
-                count=count,
-                window=max(window, held),
-                start={
-                    "folder": folder,
-                    "code": asdict(code) if code else None,
-                    "rest_port": rest_port,
-                    "workers": count,
-                    "cpus": self._cpus,
-                },
-                environ=environ,
-                startup_timeout=self._settings.startup_timeout,
-            )
+        return Plan(
+            name=name,
+            count=count,
+            window=max(window, held),
+            start={
+                "folder": layout.folder,
+                "code": asdict(code) if code else None,
+                "rest_port": rest_port,
+                "workers": count,
+                "cpus": self._cpus,
+            },
+            environ=environ,
+            unpacked=layout.unpacked,
+            startup_timeout=self._settings.startup_timeout,
         )
 
     def _own_code(self, folder: str) -> OwnCode | None:

@@ -103,9 +103,10 @@ class Layout:
 def find(folder: str, default_name: str = "") -> Layout:
     """Return what can be served of a folder.
 
-    A folder that holds a ``model.tar.gz`` alone is that archive's content, unpacked into a
-    temporary folder. ``default_name`` is what ``SAGEMAKER_TFS_DEFAULT_MODEL_NAME`` says. Raises
-    ModelError where the archive cannot be unpacked.
+    A folder that holds a ``model.tar.gz`` alone, or an archive in its place, is that archive's
+    content, unpacked into a temporary folder. ``default_name`` is what
+    ``SAGEMAKER_TFS_DEFAULT_MODEL_NAME`` says. Raises ModelError where the archive cannot be
+    unpacked.
     """
     folder = os.path.abspath(folder)
     unpacked = _unpack(folder)
@@ -132,13 +133,16 @@ def find(folder: str, default_name: str = "") -> Layout:
 
 
 def _unpack(folder: str) -> str:
-    """Unpack the archive that a folder holds and nothing else; return where, or nothing."""
-    try:
-        names = [name for name in os.listdir(folder) if not name.startswith(".")]
-    except OSError:
-        return ""
-    if names != [ARCHIVE]:
-        return ""
+    """Unpack an archive, or that which a folder holds alone; return where, or nothing."""
+    path = folder
+    if not os.path.isfile(folder):
+        try:
+            names = [name for name in os.listdir(folder) if not name.startswith(".")]
+        except OSError:
+            return ""
+        if names != [ARCHIVE]:
+            return ""
+        path = os.path.join(folder, ARCHIVE)
     import shutil
     import tempfile
 
@@ -147,7 +151,7 @@ def _unpack(folder: str) -> str:
     try:
         os.rmdir(made)  # it is made anew, and nothing is unpacked if somebody else was quicker
         # What there is room for is checked: models have no other limit.
-        archive.extract(os.path.join(folder, ARCHIVE), made, 1 << 60)
+        archive.extract(path, made, 1 << 60)
     except BaseException as error:
         shutil.rmtree(made, ignore_errors=True)
         if isinstance(error, CodeError):

@@ -9,7 +9,7 @@ import asyncio
 import json
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import parse_qs, unquote
 
@@ -20,6 +20,7 @@ from sm_runtime.serving.values import Answer, Request, RequestError
 from sm_runtime.serving.workers import Pool
 
 MODELS = "/opt/ml/models"
+_ARCHIVES = (".tar.gz", ".tgz")
 _PAGE = 100
 _RESERVE_BYTES = 2**27
 """Memory that has to be free, besides the model's files, before one more model is loaded."""
@@ -36,10 +37,19 @@ class Models:
     """The models that are loaded, by name."""
 
     def __init__(
-        self, folder: str, make: Callable[[str, str], Pool], timeout: float, *, evict: bool
+        self,
+        folders: Sequence[str],
+        make: Callable[[str, str], Pool],
+        timeout: float,
+        *,
+        evict: bool,
     ) -> None:
-        """``make`` returns the workers, not started, for a name and a folder."""
-        self._folder = folder
+        """``make`` returns the workers, not started, for a name and a folder.
+
+        ``folders``: where models may be; the second is where SageMaker's SDK mounts all of them, as
+        archives, in its local mode, which loads none.
+        """
+        self._folders = folders
         self._make, self._timeout, self._evict = make, timeout, evict
         self._loaded: dict[str, _Loaded] = {}
         self._loading: dict[str, asyncio.Lock] = {}
@@ -70,7 +80,7 @@ class Models:
                     "there are several models here: X-Amzn-SageMaker-Target-Model names one"
                 )
             if name not in self._loaded:
-                await self._load(name, os.path.join(self._folder, name))
+                await self._load(name, self._place(name))
             return await self._invoke(name, request)
         if path.startswith("/v1/models/"):
             name = path.removeprefix("/v1/models/").partition("/")[0].partition(":")[0]
@@ -134,17 +144,26 @@ class Models:
                 raise RequestError(str(error), 507 if lacks_memory else 500) from error
             self._loaded[name] = _Loaded(url, pool, time.monotonic())
 
+    def _place(self, name: str) -> str:
+        """Return where a model is that a client names, and nobody has loaded."""
+        places = [os.path.join(folder, name) for folder in self._folders]
+        return next(filter(os.path.exists, places), places[0])
+
     def _resolved(self, url: str) -> str:
-        root, path = os.path.realpath(self._folder), os.path.realpath(url)
-        if not path.startswith(root + os.sep):
-            raise RequestError(f"url: {url!r} is not below {self._folder}")
+        path = os.path.realpath(url)
+        roots = [os.path.realpath(folder) for folder in self._folders]
+        root = next((root for root in roots if path.startswith(root + os.sep)), "")
+        if not root:
+            raise RequestError(f"url: {url!r} is not below {self._folders[0]}")
         inner = os.path.join(path, "model")
         if os.path.isdir(inner) and os.path.realpath(inner).startswith(root + os.sep):
             path = os.path.realpath(inner)
+        if os.path.isfile(path) and path.endswith(_ARCHIVES):
+            return path
         if not os.path.isdir(path):
             raise RequestError(f"url: there is no folder {url!r}", 404)
         if link := _leads_out(path, root):
-            raise RequestError(f"url: {link} is a link to a place that is not below {self._folder}")
+            raise RequestError(f"url: {link} is a link to a place that is not below {root}")
         return path
 
     async def _make_room(self, path: str) -> None:
@@ -199,7 +218,7 @@ def _leads_out(folder: str, root: str) -> str:
 
 
 def _size(folder: str) -> int:
-    total = 0
+    total = os.path.getsize(folder) if os.path.isfile(folder) else 0
     for place, _, files in os.walk(folder):
         for name in files:
             with_path = os.path.join(place, name)

@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import logging
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -48,6 +49,8 @@ class Plan:
     """What a worker is told first: see worker.py."""
     environ: Mapping[str, str]
     startup_timeout: float
+    unpacked: str = ""
+    """A folder that is removed with the workers."""
 
 
 @dataclass(slots=True, eq=False)
@@ -235,6 +238,8 @@ class Pool:
                 worker.kill()
             if late:
                 await asyncio.wait(late)
+        if self.plan.unpacked:
+            shutil.rmtree(self.plan.unpacked, ignore_errors=True)
 
     def _give_up(self, job: _Job) -> None:
         """Replace the worker that has not answered in time, once it holds nothing else."""

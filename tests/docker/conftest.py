@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.docker.container import Ml, scripts_docker
+from tests.docker.served import train_fashion_mnist
 
 HERE = Path(__file__).parent
 
@@ -37,6 +38,14 @@ def base() -> str:
     """The name of the image that the CPU image is built upon."""
     text = scripts_docker("base")
     return text.splitlines()[-1]
+
+
+@pytest.fixture(scope="session")
+def fashion_mnist_model(cpu_image: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Ml]:
+    """The folders of the example's job: ``model/1`` below them, and its archive."""
+    trained = train_fashion_mnist(cpu_image, tmp_path_factory.mktemp("fashion_mnist") / "ml")
+    yield trained
+    shutil.rmtree(trained.root)
 
 
 @pytest.fixture

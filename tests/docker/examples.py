@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
-from tests.docker.container import ROOT, run
+from tests.docker.container import ROOT, Ml, run
 
 EXAMPLES = ROOT / "examples"
 DATA = "usr/share/datasets/fashion-mnist"
@@ -42,3 +44,12 @@ def prepare(image: str, example: str, folder: Path) -> None:
     words = ("python", "/example/prepare_data.py", *source, "/data")
     prepared = run(image, *words, options=(*mounts, "-v", f"{folder}:/data"))
     assert prepared.status == 0, prepared.err
+
+
+def place(example: str, ml: Ml) -> dict[str, str]:
+    """Put an example's code and configuration in place; return its hyperparameters."""
+    shutil.copytree(EXAMPLES / example / "source", ml.root / "code")
+    for path in (EXAMPLES / example).glob("*.json"):
+        ml.write(f"input/config/{path.name}", path.read_text(encoding="utf-8"))
+    found: dict[str, str] = json.loads(ml.read("input/config/hyperparameters.json"))
+    return found

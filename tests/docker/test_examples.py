@@ -16,7 +16,7 @@ import pytest
 
 from tests.docker import test_cluster_tensorflow  # noqa: F401  # runs some of the examples
 from tests.docker.container import Container, Ml, derived, docker, host_address, run
-from tests.docker.examples import EXAMPLES, RUN, fashion_mnist, prepare, runs
+from tests.docker.examples import EXAMPLES, RUN, fashion_mnist, place, prepare, runs
 from tests.examples.example import metric
 from tests.jobs.test_install import wheel
 from tests.wheels import built_wheel
@@ -107,15 +107,6 @@ def test_a_package_of_the_same_name_on_an_index_is_not_taken_for_the_runtime(
             built.append(tag)
     version = built_wheel().name.split("-")[1]
     assert run(tag, "sm-runtime", "--version").out == f"sm-runtime {version}\n"
-
-
-def place(example: str, ml: Ml) -> dict[str, str]:
-    """Put an example's code and configuration in place; return its hyperparameters."""
-    shutil.copytree(EXAMPLES / example / "source", ml.root / "code")
-    for path in (EXAMPLES / example).glob("*.json"):
-        ml.write(f"input/config/{path.name}", path.read_text(encoding="utf-8"))
-    found: dict[str, str] = json.loads(ml.read("input/config/hyperparameters.json"))
-    return found
 
 
 @runs("regression")

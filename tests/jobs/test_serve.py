@@ -5,6 +5,7 @@ import http.client
 import json
 import os
 import signal
+import tarfile
 import threading
 
 import pytest
@@ -257,6 +258,30 @@ class TestManyModels:
         reply = server.ask(body='{"a": 1}', x_amzn_sagemaker_target_model="two")
         assert (reply.status, reply.json()["a"]) == (200, 1)
         assert "Target-Model" in server.ask(body="{}").error
+
+    def test_a_header_may_name_an_archive_of_those_that_a_local_endpoint_mounts(self, base):
+        base.path("model").mkdir(parents=True)
+        for name in ("one", "two"):
+            code = base.write(f"made/{name}/inference.py", ECHO + f"\n# {name}\n")
+            with tarfile.open(base.path(f"model/{name}.tar.gz"), "w:gz") as archive:
+                archive.add(code, "code/inference.py")
+        unpacked = base.path("unpacked")
+        unpacked.mkdir()
+        with serving(base, SAGEMAKER_MULTI_MODEL="true", TMPDIR=str(unpacked)) as server:
+            pids = set()
+            for name in ("one", "two", "one"):
+                reply = server.ask(body="{}", x_amzn_sagemaker_target_model=f"{name}.tar.gz")
+                assert reply.status == 200, reply
+                pids.add(reply.json()["pid"])
+            assert len(pids) == 2
+            named = {"x_amzn_sagemaker_target_model": "three.tar.gz"}
+            assert server.ask(body="{}", **named).status == 404
+            assert len(list(unpacked.iterdir())) == 2
+            assert server.ask("/models/one.tar.gz", method="DELETE").status == 200
+            assert len(list(unpacked.iterdir())) == 1
+            server.running.send(signal.SIGTERM)
+            server.running.wait(10)
+        assert list(unpacked.iterdir()) == []
 
     @pytest.mark.parametrize("url", ["/etc", "{}/models/../model", "{}/models/link", "{}/models"])
     def test_a_place_outside_is_refused(self, base, server, url):
