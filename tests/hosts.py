@@ -11,6 +11,11 @@ from typing import Any
 from tests import netns
 from tests.harness import Base, Result, Running, eventually
 
+GROUP_HOSTS = ("algo-1", "algo-2", "algo-3")
+GROUPS = [
+    {"InstanceGroupName": "readers", "InstanceType": "ml.c5.large", "InstanceCount": 2},
+    {"InstanceGroupName": "trainers", "InstanceType": "ml.g5.large", "InstanceCount": 1},
+]
 SECRET = "a secret of this test's cluster"
 HELLO = """
 import os
@@ -118,3 +123,24 @@ def statuses(results: Sequence[Result]) -> list[int]:
 
 def logs(results: Sequence[Result]) -> str:
     return "\n".join(result.log for result in results)
+
+
+def bases_of_groups(tmp_path: Path, script: str = "", **more: Any) -> list[Base]:
+    """Return a base folder for each host of a job with instance groups."""
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data/x").write_text("1")
+    source = {"S3Uri": (tmp_path / "data").as_uri(), "InstanceGroupNames": ["readers"]}
+    job = {
+        "TrainingJobName": "j",
+        "InputDataConfig": [{"ChannelName": "raw", "DataSource": {"S3DataSource": source}}],
+        "OutputDataConfig": {"S3OutputPath": (tmp_path / "out").as_uri()},
+        "ResourceConfig": {"InstanceGroups": GROUPS},
+        **more,
+    }
+    made = []
+    for host in GROUP_HOSTS:
+        base = Base(tmp_path / host)
+        base.script(script).write("input/config/job.json", job)
+        base.environ["SM_RUNTIME_CURRENT_HOST"] = host
+        made.append(base)
+    return made

@@ -8,7 +8,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -16,6 +15,7 @@ import pytest
 from tests.buckets import channel, files, request
 from tests.faults import Request, proxying
 from tests.harness import Base
+from tests.httpd import Answers, answering
 from tests.jobs.test_install import wheel
 from tests.s3 import Server, serving
 
@@ -120,30 +120,17 @@ def test_damaged_connections_cost_less_than_a_fifth_more_bytes(base: Base, serve
 def index(folder: Path, asked: threading.Event, go: threading.Event) -> Iterator[str]:
     """Serve the wheels of a folder as an index does, the first answer when ``go`` is set."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Handler(Answers):
         def do_GET(self) -> None:
             asked.set()
             go.wait(WAIT)
             name = self.path.rpartition("/")[2]
             links = "".join(f'<a href="/{p.name}">{p.name}</a>' for p in folder.iterdir())
             body = (folder / name).read_bytes() if name else links.encode()
-            self.send_response(200)
-            self.send_header("Content-Type", "application/zip" if name else "text/html")
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            self.say(body, "application/zip" if name else "text/html")
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/simple/"
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Handler) as url:
+        yield f"{url}/simple/"
 
 
 def test_channels_come_while_code_is_fetched_and_requirements_are_installed(

@@ -9,11 +9,11 @@ import json
 import os
 import socket
 import subprocess
-import threading
 import venv
 import zipfile
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import distribution
 from pathlib import Path
 from typing import Any
@@ -21,6 +21,7 @@ from typing import Any
 import pytest
 
 from tests.harness import package_alone
+from tests.httpd import answering
 
 # Runs ``install`` in the interpreter at hand, and says what pip was started with.
 DRIVER = """
@@ -217,15 +218,8 @@ class Index:
 def index(tmp_path: Path) -> Iterator[Index]:
     folder = tmp_path / "index"
     (folder / "simple").mkdir(parents=True)
-    server = http.server.ThreadingHTTPServer(
-        ("127.0.0.1", 0), lambda *args: Handler(*args, directory=str(folder))
-    )
-    thread = threading.Thread(target=server.serve_forever, args=(0.01,))
-    thread.start()
-    yield Index(folder, f"http://127.0.0.1:{server.server_port}/simple/")
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with answering(partial(Handler, directory=str(folder))) as url:
+        yield Index(folder, f"{url}/simple/")
 
 
 @pytest.fixture

@@ -7,9 +7,7 @@ import json
 import signal
 import subprocess
 import tarfile
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
@@ -17,6 +15,7 @@ import pytest
 from tests.buckets import files, objects, request
 from tests.faults import Request, proxying
 from tests.harness import RUNTIME, Base
+from tests.httpd import Answers, answering
 from tests.s3 import CREDENTIALS, Server, serving
 
 MODEL = (
@@ -322,18 +321,15 @@ def test_a_profile_says_who_and_where(base: Base, server: Server, tmp_path: Path
     assert members(objects(server)[f"{AT}/model.tar.gz"]) == WHOLE
 
 
-class Instance(BaseHTTPRequestHandler):
+class Instance(Answers):
     """The metadata service of an instance that has a role."""
 
-    def log_message(self, *_: object) -> None:
-        pass
-
     def do_PUT(self) -> None:
-        self._say("a-token")
+        self.say("a-token")
 
     def do_GET(self) -> None:
         if self.path.rpartition("/")[2] != "a-role":
-            self._say("a-role")
+            self.say("a-role")
             return
         document = {
             "Code": "Success",
@@ -342,28 +338,15 @@ class Instance(BaseHTTPRequestHandler):
             "Token": "a-session",
             "Expiration": "2099-01-01T00:00:00Z",
         }
-        self._say(json.dumps(document))
-
-    def _say(self, text: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
+        self.say(json.dumps(document))
 
 
 def test_the_role_of_an_instance_lets_in(base: Base, server: Server) -> None:
     request(base, server.url, OutputDataConfig=output())
     keys_of(base)
-    with ThreadingHTTPServer(("127.0.0.1", 0), Instance) as instance:
-        thread = threading.Thread(target=instance.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            result = base.script(MODEL).run(
-                AWS_EC2_METADATA_DISABLED="false",
-                AWS_EC2_METADATA_SERVICE_ENDPOINT=f"http://127.0.0.1:{instance.server_port}/",
-            )
-        finally:
-            instance.shutdown()
-            thread.join()
+    with answering(Instance) as url:
+        result = base.script(MODEL).run(
+            AWS_EC2_METADATA_DISABLED="false", AWS_EC2_METADATA_SERVICE_ENDPOINT=f"{url}/"
+        )
     assert result.status == 0, result.log
     assert members(objects(server)[f"{AT}/model.tar.gz"]) == WHOLE

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 
 import pytest
@@ -11,43 +10,17 @@ from tests.harness import Base, eventually
 from tests.secrets_table import (
     HOWS,
     RAISES,
+    SCRIPT,
+    SECRETS,
     SHAPES_IN_PARTS,
+    assert_clean,
     assert_hidden,
     key_lines,
     own,
     pem,
+    plant,
     plant_everywhere,
 )
-
-SECRETS = {
-    "hyperparameter": "hunter2-is-long",
-    "token": "tok-0123456789abcdef",
-    "environment": "env-secret-value-77",
-    "aws": "AKIAIOSFODNN7EXAMPLE",
-    "hf": "hf_abcdefghijklmnopqrstuvwxyz",
-    "url": "urlpassw0rd",
-}
-SCRIPT = """
-import os, sys
-values = sys.argv + list(os.environ.values())
-open("seen", "w").write(" ".join(values))
-raise ValueError("cannot connect with " + " ".join(values))
-"""
-
-
-def plant(base: Base) -> None:
-    base.hyperparameters(
-        db_password=SECRETS["hyperparameter"],
-        nested=json.dumps({"api_token": SECRETS["token"]}),
-        key_id=SECRETS["aws"],
-        hub=SECRETS["hf"],
-        index=f"https://user:{SECRETS['url']}@host/simple",
-    )
-    base.environ["MY_SECRET"] = SECRETS["environment"]
-
-
-def assert_clean(text: str) -> None:
-    assert not [name for name, value in SECRETS.items() if value in text], text
 
 
 def test_a_failing_job_shows_no_secret(base: Base) -> None:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import pytest
+
+from tests.httpd import Answers, answering
 
 KEYS = 1_000_000
 # As S3 writes it; the key's middle and the tag's start are put in for each page.
@@ -26,34 +26,22 @@ HEAD = (
 )
 
 
-class Million(BaseHTTPRequestHandler):
+class Million(Answers):
     """Lists a million keys, a thousand at a time."""
 
     protocol_version = "HTTP/1.1"
-
-    def log_message(self, *_: object) -> None:
-        pass
 
     def do_GET(self) -> None:
         page = int(self.path.partition("continuation-token=")[2].partition("&")[0] or 0)
         more = str(page < KEYS // 1000 - 1).lower()
         entries = ENTRIES.replace(b"PAGE", b"%05d" % page).replace(b"TAGS", b"%08x" % page)
-        body = HEAD.format(more, page + 1).encode() + entries + b"</ListBucketResult>"
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
+        self.say(HEAD.format(more, page + 1).encode() + entries + b"</ListBucketResult>")
 
 
 @pytest.fixture(scope="module")
 def url() -> Iterator[str]:
-    with ThreadingHTTPServer(("127.0.0.1", 0), Million) as server:
-        server.daemon_threads = True
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        yield f"http://127.0.0.1:{server.server_port}"
-        server.shutdown()
-        thread.join()
+    with answering(Million) as url:
+        yield url
 
 
 PRELUDE = """

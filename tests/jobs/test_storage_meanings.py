@@ -8,10 +8,8 @@ import json
 import os
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +21,7 @@ from sm_runtime.storage import Blob, Origin, open_origin, open_store
 from sm_runtime.storage.s3 import connection
 from tests.faults import Proxy, always, proxying
 from tests.harness import eventually
+from tests.httpd import Answers, answering
 from tests.s3 import CREDENTIALS, Server, free_port, serving, serving_by_rclone
 
 PLAIN = [
@@ -189,20 +188,17 @@ def test_a_key_of_kms_may_be_used_by_the_bucket(server: Server, tmp_path: Path) 
 # --- who asks
 
 
-class Instance(BaseHTTPRequestHandler):
+class Instance(Answers):
     """What hands a container the credentials of its role, which are good for seconds."""
 
     handed_out: list[str]
     lives_seconds: float
 
-    def log_message(self, *_: object) -> None:
-        pass
-
     def do_GET(self) -> None:
         ends = time.time() + self.lives_seconds
         self.handed_out.append(str(ends))
         stamp = datetime.datetime.fromtimestamp(ends, datetime.timezone.utc)
-        self._say(
+        self.say(
             json.dumps({
                 "AccessKeyId": CREDENTIALS["AWS_ACCESS_KEY_ID"],
                 "SecretAccessKey": CREDENTIALS["AWS_SECRET_ACCESS_KEY"],
@@ -211,28 +207,15 @@ class Instance(BaseHTTPRequestHandler):
             })
         )  # fmt: skip
 
-    def _say(self, text: str) -> None:
-        self.send_response(200)
-        self.send_header("Content-Length", str(len(text)))
-        self.end_headers()
-        self.wfile.write(text.encode())
-
 
 @contextlib.contextmanager
 def a_role(monkeypatch: pytest.MonkeyPatch, lives_seconds: float) -> Iterator[list[str]]:
     handed_out: list[str] = []
     kind = type("Role", (Instance,), {"handed_out": handed_out, "lives_seconds": lives_seconds})
-    with ThreadingHTTPServer(("127.0.0.1", 0), kind) as instance:
-        thread = threading.Thread(target=instance.serve_forever, args=(0.05,))
-        thread.start()
-        url = f"http://127.0.0.1:{instance.server_port}/credentials"
-        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", url)
+    with answering(kind) as url:
+        monkeypatch.setenv("AWS_CONTAINER_CREDENTIALS_FULL_URI", f"{url}/credentials")
         monkeypatch.setenv("AWS_SHARED_CREDENTIALS_FILE", "/nonexistent")
-        try:
-            yield handed_out
-        finally:
-            instance.shutdown()
-            thread.join()
+        yield handed_out
 
 
 @pytest.mark.parametrize("way", ["read", "write"])
@@ -279,27 +262,21 @@ def test_web_identity_is_boto3s(server: Server, monkeypatch: pytest.MonkeyPatch)
     class Sts(Instance):
         def do_POST(self) -> None:
             self.rfile.read(int(self.headers["content-length"]))
-            self._say(answer)
+            self.say(answer)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Sts) as sts:
-        thread = threading.Thread(target=sts.serve_forever, args=(0.05,))
-        thread.start()
+    with answering(Sts) as url:
         token = server.folder.parent / "token"
         token.write_text("a-token")
         monkeypatch.setenv("AWS_WEB_IDENTITY_TOKEN_FILE", str(token))
         monkeypatch.setenv("AWS_ROLE_ARN", "arn:aws:iam::123456789012:role/job")
-        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", f"http://127.0.0.1:{sts.server_port}")
-        try:
-            with (
-                proxying(server.url, lambda _: None) as proxy,
-                contextlib.closing(
-                    open_origin("s3://b", {"S3_ENDPOINT_URL": proxy.url}, "us-east-1")
-                ) as origin,
-            ):
-                assert content(origin, origin.stat("s3://b/in/small")) == b"small"
-        finally:
-            sts.shutdown()
-            thread.join()
+        monkeypatch.setenv("AWS_ENDPOINT_URL_STS", url)
+        with (
+            proxying(server.url, lambda _: None) as proxy,
+            contextlib.closing(
+                open_origin("s3://b", {"S3_ENDPOINT_URL": proxy.url}, "us-east-1")
+            ) as origin,
+        ):
+            assert content(origin, origin.stat("s3://b/in/small")) == b"small"
     assert all(r.headers["x-amz-security-token"] == "of-sts" for r in proxy.requests)
 
 

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 import signal
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ import pytest
 from tests.buckets import files, objects, reach, request
 from tests.faults import Plan, Request, always, proxying
 from tests.harness import Base, eventually
+from tests.httpd import Answers, answering
 from tests.s3 import CREDENTIALS, Server, serving
 
 PATIENT = 60.0
@@ -243,10 +242,7 @@ def test_a_model_is_sent_while_the_last_checkpoints_cannot_be(base: Base, server
 def role(now: Callable[[], str]) -> Iterator[str]:
     """Serve the credentials of a container's role, with the session token of the moment."""
 
-    class Handler(BaseHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            pass
-
+    class Handler(Answers):
         def do_GET(self) -> None:
             body = json.dumps(
                 {
@@ -255,20 +251,11 @@ def role(now: Callable[[], str]) -> Iterator[str]:
                     "Token": now(),
                     "Expiration": "2099-01-01T00:00:00Z",
                 }
-            ).encode()
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            self.wfile.write(body)
+            )
+            self.say(body)
 
-    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
-        thread = threading.Thread(target=server.serve_forever, args=(0.05,))
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.server_port}/role"
-        finally:
-            server.shutdown()
-            thread.join()
+    with answering(Handler) as url:
+        yield f"{url}/role"
 
 
 def test_a_job_outlives_the_credentials_of_its_role(

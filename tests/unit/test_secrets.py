@@ -14,43 +14,17 @@ from tests.secrets_table import (
     HOWS,
     NAMED,
     RAISES,
+    SCRIPT,
+    SECRETS,
     SHAPES_IN_PARTS,
+    assert_clean,
     assert_hidden,
     key_lines,
     own,
     pem,
+    plant,
     plant_everywhere,
 )
-
-SECRETS = {
-    "hyperparameter": "hunter2-is-long",
-    "token": "tok-0123456789abcdef",
-    "environment": "env-secret-value-77",
-    "aws": "AKIAIOSFODNN7EXAMPLE",
-    "hf": "hf_abcdefghijklmnopqrstuvwxyz",
-    "url": "urlpassw0rd",
-}
-SCRIPT = """
-import os, sys
-values = sys.argv + list(os.environ.values())
-open("seen", "w").write(" ".join(values))
-raise ValueError("cannot connect with " + " ".join(values))
-"""
-
-
-def plant(base: Base) -> None:
-    base.hyperparameters(
-        db_password=SECRETS["hyperparameter"],
-        nested=json.dumps({"api_token": SECRETS["token"]}),
-        key_id=SECRETS["aws"],
-        hub=SECRETS["hf"],
-        index=f"https://user:{SECRETS['url']}@host/simple",
-    )
-    base.environ["MY_SECRET"] = SECRETS["environment"]
-
-
-def assert_clean(text: str) -> None:
-    assert not [name for name, value in SECRETS.items() if value in text], text
 
 
 @pytest.mark.parametrize("arguments", [("env",), ("env", "--json"), ("check",)])
