@@ -46,7 +46,7 @@ _NPY_MAGIC = b"\x93NUMPY"
 _NPY_HEADER = 10_000
 """numpy's own limit of a header's length, in bytes."""
 _NPY_PAIR = (
-    rb"""["'](?P<key>descr|fortran_order|shape)["']:(?:["'](?P<descr>[<>|=]?[?a-zA-Z]\d{0,9})["']"""
+    rb"""["'](?P<key>descr|fortran_order|shape)["']:(?:["'](?P<descr>[<>|=]?[?a-zA-Z]\d{0,9}(?:\[\w+\])?)["']"""
     rb"""|(?P<fortran>True|False)|\((?P<shape>[\d,]*)\)),?"""
 )
 _NPY_ITEM = re.compile(_NPY_PAIR)
