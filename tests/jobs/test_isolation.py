@@ -314,7 +314,7 @@ def test_the_platforms_argument_may_follow_any_entry_point(base: Base, command: 
 
 
 @pytest.mark.parametrize(
-    "words", [("train", "train", "train"), ("train", "serve"), ("serve",), ("train", "--bogus")]
+    "words", [("train", "train", "train"), ("train", "serve"), ("serve", "1"), ("train", "--bogus")]
 )
 def test_other_arguments_are_errors_of_usage(base: Base, words: tuple[str, ...]) -> None:
     result = base.script("print('ran')").run(command=(str(SCRIPTS / "sm-runtime"), *words))

@@ -115,8 +115,10 @@ def test_every_module_that_needs_no_extra_can_be_imported(
     modules = sorted(
         name.removesuffix(".py").removesuffix("/__init__").replace("/", ".")
         for name in content
-        if name.startswith("sm_runtime/") and name.endswith(".py") and "/inject/" not in name
+        if name.startswith("sm_runtime/") and name.endswith(".py")
+        if "/inject/" not in name and "/serving/" not in name
     )
+    modules.append("sm_runtime.serving.serve")
     assert {"sm_runtime.framework", "sm_runtime.records", "sm_runtime.pipe_mode"} <= set(modules)
     done = subprocess.run(
         (fresh / "python", "-c", IMPORT_ALL, *modules), capture_output=True, text=True, check=False
@@ -130,3 +132,12 @@ def test_the_dataset_needs_tensorflow_and_says_so(fresh: Path) -> None:
         (fresh / "python", "-c", program), capture_output=True, text=True, check=False
     )
     assert done.stderr.splitlines()[-1] == "ModuleNotFoundError: No module named 'tensorflow'"
+
+
+def test_serve_without_its_extra_names_it(fresh: Path, base: Base) -> None:
+    base.path("model").mkdir(parents=True)
+    result = base.run(command=(str(fresh / "serve"),))
+    assert result.status == 1
+    assert result.log.splitlines()[-1].endswith(
+        "serve needs uvicorn, httptools, orjson, prometheus_client: pip install 'sm-runtime[serve]'"
+    )

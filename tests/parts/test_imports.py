@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 PACKAGE = ROOT / "sm_runtime"
 MODULES = [path for path in sorted(PACKAGE.rglob("*.py")) if "tensorflow" not in path.parts]
@@ -40,12 +42,13 @@ print(json.dumps([state() == before, sorted({name.split(".")[0] for name in sys.
 """
 
 
-def test_importing_does_nothing(tmp_path: Path) -> None:
+@pytest.mark.parametrize("serving", [False, True], ids=["training", "serving"])
+def test_importing_does_nothing(tmp_path: Path, serving: bool) -> None:
     modules = [
         ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
         for path in MODULES
         # The hook for Python children is a sitecustomize: to act on import is what it is for.
-        if "inject" not in path.parts
+        if "inject" not in path.parts and ("serving" in path.parts) == serving
     ]
     done = subprocess.run(
         (sys.executable, "-B", "-X", "utf8", "-c", IMPORT_ALL, *modules),
@@ -59,4 +62,14 @@ def test_importing_does_nothing(tmp_path: Path) -> None:
     assert unchanged
     assert done.stderr == ""
     assert list(tmp_path.iterdir()) == []
-    assert {"boto3", "botocore", "numpy", "tensorflow"}.isdisjoint(loaded)
+    heavy = {"boto3", "botocore", "tensorflow", *(() if serving else ("numpy", "uvicorn"))}
+    assert heavy.isdisjoint(loaded)
+
+
+def test_what_listens_for_requests_has_no_numpy() -> None:
+    code = (
+        "import sys; from sm_runtime.serving import backend, front, serve;"
+        "print({'numpy', 'tensorflow', 'sm_runtime.serving.worker'} & set(sys.modules))"
+    )
+    done = subprocess.run((sys.executable, "-c", code), check=True, capture_output=True, text=True)
+    assert done.stdout == "set()\n"
