@@ -12,6 +12,7 @@ from sm_runtime.job.model import Channel, Cluster, Hardware, Job, Options, Paths
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "variables.md").read_text(encoding="utf-8")
 OPTIONS_PAGE = (ROOT / "docs" / "options.md").read_text(encoding="utf-8")
+SERVING_PAGE = (ROOT / "docs" / "serving.md").read_text(encoding="utf-8")
 ROW = re.compile(r"^\| `([^`]+)` \|([^|]*)\|[^|]*\|[^|]*\| (\d+\.\d+) \|$", re.MULTILINE)
 ROWS = ROW.findall(PAGE)
 
@@ -37,6 +38,6 @@ def test_every_variable_of_the_runtime_is_documented() -> None:
     sources = [path.read_text() for path in (ROOT / "sm_runtime").rglob("*.py")]
     used = set(re.findall(r"\bSM_RUNTIME_[A-Z_]*[A-Z]", "\n".join(sources)))
     options = {f"SM_RUNTIME_{field.name.upper()}" for field in dataclasses.fields(Options)}
-    documented = set(re.findall(r"\bSM_RUNTIME_[A-Z_]*[A-Z]", PAGE + OPTIONS_PAGE))
+    documented = set(re.findall(r"\bSM_RUNTIME_[A-Z_]*[A-Z]", PAGE + OPTIONS_PAGE + SERVING_PAGE))
     assert (used | options) - documented == set()
     assert documented - used - options == set()
