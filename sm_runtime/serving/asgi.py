@@ -49,6 +49,8 @@ class Protocol(HttpToolsProtocol):
         """Wait no longer."""
         self._heard()
         super().connection_lost(error)
+        # uvicorn 0.54 leaves it running after a reset, and with it all of the connection in memory.
+        self._unset_keepalive_if_required()
 
     def data_received(self, data: bytes) -> None:
         """Take what came; what is not yet a whole header is counted."""
