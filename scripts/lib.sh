@@ -168,7 +168,8 @@ install_runtime() {
     extra=$1
     shift
     # The last word is the package: with --editable before it, or pip would put a copy in its place.
-    [ -z "$extra" ] || pip_install "$venv" "$extra" "$(cat "$root/setup.py")" "$@[$extra]"
+    # Without an extra it is what the package requires that is added.
+    pip_install "$venv" "${extra:-required}" "$(cat "$root/setup.py")" "$@${extra:+[$extra]}"
 }
 
 # install_examples: what preparing the examples' data needs, held to the NumPy that TensorFlow can use.
