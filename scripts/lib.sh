@@ -174,9 +174,10 @@ install_runtime() {
     extra=$1
     shift
     # The last word is the package: with --editable before it, or pip would put a copy in its place.
-    # An extra names the same packages in both forms: it is not installed anew when they take turns.
-    [ -z "$extra" ] || done_already "$venv/stamps" "$extra" "$(cat "$root/setup.py")" || {
-        pip_run "$venv" "$@[$extra]"
+    # Without an extra it is what the package requires that is added. Both forms require the same: it is not
+    # installed anew when they take turns.
+    done_already "$venv/stamps" "${extra:-required}" "$(cat "$root/setup.py")" || {
+        pip_run "$venv" "$@${extra:+[$extra]}"
         mark
     }
 }

@@ -18,6 +18,7 @@ from tests.docker import test_cluster_tensorflow  # noqa: F401  # runs some of t
 from tests.docker.container import Container, Ml, derived, docker, host_address, run
 from tests.docker.examples import EXAMPLES, RUN, fashion_mnist, place, prepare, runs
 from tests.examples.example import metric
+from tests.harness import REQUIRED
 from tests.jobs.test_install import wheel
 from tests.wheels import built_wheel
 
@@ -94,6 +95,8 @@ def test_a_package_of_the_same_name_on_an_index_is_not_taken_for_the_runtime(
     base: str, tmp_path: Path, built: list[str]
 ) -> None:
     wheel(tmp_path / "index/sm-runtime", "sm-runtime", "99.0")
+    for name in REQUIRED:
+        wheel(tmp_path / "index" / name, name, "99.0")
     (tmp_path / "context").mkdir()
     with index(tmp_path / "index") as url:
         settings = f"ENV PIP_INDEX_URL={url} PIP_TRUSTED_HOST={host_address()}\n"
