@@ -260,7 +260,8 @@ class Bench:
                 failed.append(found.failed)
                 back.append(found.gap[1] - began)
                 start.append(server.ready_seconds)
-                self._explain("SIGKILL", found)
+                if failed[-1] > held[-1]:
+                    self._explain("SIGKILL", found)
         work = f"kill -9 of the worker under load, {name}"
         limit = Bar(
             text="≤ those it held",
