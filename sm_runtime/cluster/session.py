@@ -92,7 +92,7 @@ class Session:
         config = ClusterConfig(
             cluster=job.cluster,
             hosts=plan.hosts,
-            job_name=job.name or "",
+            job_name=job.name or job.cluster.engine_job,
             kind=plan.kind,
             versions=versions,
             secret=secret(variables),
