@@ -36,8 +36,8 @@ class Engine:
     """An engine that starts the runtime once on each host of a job."""
 
     name: str
-    mark: str
-    """The variable by whose presence it is known."""
+    marks: tuple[str, ...]
+    """The variables any of which tells that it runs the job."""
     read: Callable[[Variables], Placement | None]
     """Returns the placement; None where something is wrong, which is noted then."""
     stop_seconds: float | None = None
@@ -64,6 +64,10 @@ class Variables:
             return None
         return int(text)
 
+    def note(self, text: str) -> None:
+        """Note what is worth a line in the log."""
+        self._findings.notes.append(text)
+
     def wrong(self, name: str, what: str) -> None:
         """Note what is wrong with a variable, and how to do without."""
         at = Field("environment", name, self.get(name), self._findings)
@@ -78,7 +82,71 @@ class Variables:
         return len(self._findings.problems)
 
 
-ENGINES: tuple[Engine, ...] = ()
+def _slurm(at: Variables) -> Placement | None:
+    """Return the nodes of a step of ``srun``, or the one node of a job that is none."""
+    from sm_runtime.contract.slurm import nodes
+
+    faults = at.faults
+    name = "SLURM_STEP_NODELIST" if at.get("SLURM_STEP_NODELIST") else "SLURM_JOB_NODELIST"
+    try:
+        hosts = nodes(at.get(name))
+    except ValueError as error:
+        at.wrong(name, f"must be a list of nodes like n[1-3,7],m02: {error}")
+        return None
+    if len(set(hosts)) != len(hosts) or not hosts:
+        at.wrong(name, "names a node more than once" if hosts else "names no node")
+        return None
+    if name == "SLURM_STEP_NODELIST":
+        _check_step(at, name, hosts)
+    elif len(hosts) > 1:
+        at.wrong(
+            "SLURM_STEP_NODELIST",
+            f"is missing, but the job has {len(hosts)} nodes: `srun --ntasks-per-node=1` starts"
+            " the runtime on each of them",
+        )
+    current = _slurm_node(at, name, hosts)
+    if count := at.number("SLURM_RESTART_COUNT"):
+        at.note(f"Slurm: job {at.get('SLURM_JOB_ID')} was requeued, this is restart {count}")
+    if at.faults > faults or current is None:
+        return None
+    job = f"slurm {at.get('SLURM_JOB_ID')}.{at.get('SLURM_STEP_ID')}"
+    return Placement(hosts=hosts, current=current, said=f"{name}={at.get(name)}", job=job)
+
+
+def _check_step(at: Variables, name: str, hosts: tuple[str, ...]) -> None:
+    """Note that a step has other nodes or more tasks than it has names."""
+    count, tasks = at.number("SLURM_STEP_NUM_NODES"), at.number("SLURM_STEP_NUM_TASKS")
+    if count not in (None, len(hosts)):
+        at.wrong("SLURM_STEP_NUM_NODES", f"is {count}, but {name} names {len(hosts)}")
+    if tasks not in (None, len(hosts)):
+        at.wrong(
+            "SLURM_STEP_NUM_TASKS",
+            f"is {tasks} for {len(hosts)} node{'s' * (len(hosts) > 1)}: the runtime is one task on"
+            " each and starts what else runs there: `srun --ntasks-per-node=1`",
+        )
+
+
+def _slurm_node(at: Variables, name: str, hosts: tuple[str, ...]) -> str | None:
+    """Return this node's name, or None, which is noted."""
+    if node := at.get("SLURMD_NODENAME"):
+        if node not in hosts:
+            at.wrong("SLURMD_NODENAME", f"{node!r} is not one of {name}={at.get(name)}")
+        return node
+    number = at.number("SLURM_NODEID")
+    if number is None or number >= len(hosts):
+        what = "is missing" if number is None else f"is {number}"
+        at.wrong("SLURM_NODEID", f"{what}, and {name} names {len(hosts)}")
+        return None
+    return hosts[number]
+
+
+SLURM = Engine(
+    name="Slurm",
+    marks=("SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"),
+    read=_slurm,
+    stop_seconds=30.0,  # KillWait, as it is where slurm.conf does not say
+)
+ENGINES = (SLURM,)
 """The engines that are looked for, the first that is found counts."""
 
 
@@ -90,7 +158,7 @@ def engine_of(environ: Mapping[str, str], findings: Findings) -> Engine | None:
         Field("environment", VARIABLE, named, findings).must(one_of((NONE, *known)))
     if named:
         return known.get(named)
-    return next((engine for engine in ENGINES if environ.get(engine.mark)), None)
+    return next((engine for engine in ENGINES if any(map(environ.get, engine.marks))), None)
 
 
 def placement(
