@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -54,6 +55,20 @@ class Job:
         """Return the words that start the runtime once on each node."""
         each = ("--ntasks-per-node=1", *options)
         return ["srun", *each, "sh", "-c", ON_NODE, str(self.root), *RUNTIME, "train"]
+
+    def batch(self, words: list[str], *options: str) -> list[str]:
+        """Return the words that submit a batch script which runs ``words``."""
+        script = self.root / "batch.sh"
+        script.write_text(f"#!/bin/sh\n{shlex.join(words)}\n")
+        log = f"--output={self.root}/log"
+        name = f"--job-name={self.root.name}"
+        return ["sbatch", "-N2", log, name, "--open-mode=append", *options, str(script)]
+
+    def text(self, running: Running) -> str:
+        """Return what a job has written, wherever that is."""
+        log = self.root / "log"
+        more = log.read_text() if log.exists() else ""
+        return bytes(running.out + running.err).decode() + more
 
     def start(self, *options: str, **environ: str) -> Running:
         return self.popen(self.step("-N2", "--job-name", self.root.name, *options), **environ)

@@ -96,7 +96,7 @@ def saved(job: Job, archive: str) -> dict[str, str]:
 def test_tensorflows_ways_of_training_have_the_nodes_of_the_step(
     job: Job, kind: dict[str, str], cluster: Any
 ) -> None:
-    result = job.script(SHOWS, **kind).run()
+    result = job.script(SHOWS, **kind).run("--mpi=pmix")
     assert result.status == 0, result.log
     found = shown(result)
     assert [said["SM_CURRENT_HOST"] for said in found] == [*NODES]
@@ -104,6 +104,7 @@ def test_tensorflows_ways_of_training_have_the_nodes_of_the_step(
         assert json.loads(said["SM_HOSTS"]) == [*NODES]
         assert json.loads(said["TF_CONFIG"])["cluster"] == cluster
         assert said["SLURM_JOB_NUM_NODES"] == "2"
+        assert said["PMIX_NAMESPACE"].startswith("slurm.pmix."), "srun's own means to meet"
     assert "Slurm: 2 hosts, n2 is this one (SLURM_STEP_NODELIST=n[1-2])" in result.log
 
 
@@ -117,28 +118,47 @@ def test_ranks_meet_over_all_nodes_whatever_srun_is_to_tell_them(job: Job, manag
     ]
 
 
-@pytest.mark.parametrize(
-    ("kind", "files"),
-    [
-        ({}, (("requests",), ("requests",))),
-        (PARAMETER_SERVER, (("requests",), ("requests",))),
-        (MPI, (("requests0", "requests1"), ("requests2", "requests3"))),
-    ],
-    ids=["plain", "parameter servers", "MPI"],
-)
-def test_scancel_is_a_stop_of_which_each_script_hears_once(
-    job: Job, kind: dict[str, str], files: tuple[tuple[str, ...], ...]
-) -> None:
-    running = job.saves().script(SAVES, **kind).start()
+BOTH = (("requests",), ("requests",))
+STOPS = {
+    "scancel": ({}, BOTH),
+    "scancel, batch": ({}, BOTH),
+    "scancel, parameter servers": (PARAMETER_SERVER, BOTH),
+    "scancel, MPI": (MPI, (("requests0", "requests1"), ("requests2", "requests3"))),
+    "time limit": ({}, BOTH),
+}
+
+
+@pytest.mark.parametrize("how", STOPS)
+def test_a_stop_is_heard_once_by_each_script_and_its_model_is_saved(job: Job, how: str) -> None:
+    kind, files = STOPS[how]
+    job.saves().script(SAVES, **kind)
+    if "batch" in how:
+        words = job.batch(job.step(), "--wait")
+    else:
+        limit = ("--time=1", "--signal=TERM@55") if how == "time limit" else ()
+        words = job.step("-N2", "--job-name", job.root.name, *limit)
+    running = job.popen(words)
     count = sum(map(len, files))
-    eventually(lambda: running.out.count(b"ready") == count, "all are ready", 60)
+    eventually(lambda: job.text(running).count("ready") == count, "all are ready", 60)
+    if "scancel" in how:
+        job.call("scancel", "--name", job.root.name)
+    running.wait(90)
+    eventually(job.is_over, "all nodes are done", 60)
+    log = job.text(running)
+    assert "asked" in log and "22.5 s left" in log
+    assert "FAILURE" not in log
+    for archive, names in zip(("model.tar.gz", "model-n2.tar.gz"), files, strict=True):
+        assert saved(job, archive) == dict.fromkeys(names, "1"), log
+
+
+def test_a_job_is_not_hurt_by_a_signal_that_asks_for_stacks(job: Job) -> None:
+    running = job.saves().script(SAVES, **MPI).start()
+    eventually(lambda: running.out.count(b"ready") == 4, "all are ready", 60)
+    job.call("scancel", "--signal=USR1", "--name", job.root.name)
+    eventually(lambda: running.err.count(b"in _run_script") >= 4, "the stacks of all ranks", 60)
     job.call("scancel", "--name", job.root.name)
-    result = running.wait(60)
-    assert "asked" in result.log and "22.5 s left" in result.log
-    assert "FAILURE" not in result.log
-    archives = ("model.tar.gz", "model-n2.tar.gz")
-    for archive, names in zip(archives, files, strict=True):
-        assert saved(job, archive) == dict.fromkeys(names, "1"), result.log
+    running.wait(60)
+    assert {*saved(job, "model.tar.gz")} == {"requests0", "requests1"}, bytes(running.err)
 
 
 def test_a_job_that_is_requeued_resumes_from_its_checkpoints(job: Job) -> None:
@@ -152,21 +172,14 @@ def test_a_job_that_is_requeued_resumes_from_its_checkpoints(job: Job) -> None:
             {"TrainingJobName": "job", "OutputDataConfig": output, "CheckpointConfig": place},
         )
     # A node may be another one the next time: nothing but the checkpoints' place is left of it.
-    clears = f"rm -rf {job.root}/$SLURMD_NODENAME/checkpoints; {{}}"
-    step = [word if word[:6] != "export" else clears.format(word) for word in job.step()]
-    batch, log = job.root / "batch.sh", job.root / "log"
-    words = " ".join("'" + word.replace("'", "'\\''") + "'" for word in step)
-    batch.write_text(f"#!/bin/sh\nexec {words}\n")
-    log.write_text("")
-    number = job.call(
-        "sbatch", "--parsable", "--requeue", "-N2", f"--output={log}", "--open-mode=append",
-        str(batch),
-    )  # fmt: skip
-    eventually(lambda: log.read_text().count("ready\n") == 2, "both are ready", 60)
+    clears = f"rm -rf {job.root}/$SLURMD_NODENAME/checkpoints; "
+    step = [clears + word if word.startswith("export") else word for word in job.step()]
+    running = job.popen(job.batch(step, "--requeue"))
+    number = running.wait().out.split()[-1].decode()
+    eventually(lambda: job.text(running).count("ready\n") == 2, "both are ready", 60)
     job.call("scontrol", "requeue", number)
     eventually(job.is_over, "the second run is over", 100)
-    text = log.read_text()
-    assert f"Slurm: job {number} was requeued, this is restart 1" in text
+    assert f"Slurm: job {number} was requeued, this is restart 1" in job.text(running)
     assert saved(job, "model.tar.gz") == saved(job, "model-n2.tar.gz") == {"from": "step 7 1"}
 
 
@@ -178,13 +191,10 @@ def test_more_tasks_than_one_on_a_node_are_refused_in_one_sentence(job: Job) -> 
 
 
 def test_a_batch_script_without_srun_is_refused_in_one_sentence(job: Job) -> None:
-    job.script(SHOWS)
-    batch, log = job.root / "batch.sh", job.root / "log"
-    batch.write_text(
-        f"#!/bin/sh\nSAGEMAKER_BASE_DIR={job.root}/n1 exec {' '.join(job.step()[-4:])}\n"
-    )
-    job.call("sbatch", "--wait", "-N2", f"--output={log}", "--wrap", f"sh {batch} || true")
-    assert "SLURM_STEP_NODELIST: is missing, but the job has 2 nodes: `srun" in log.read_text()
+    step = job.script(SHOWS).step()
+    running = job.popen(job.batch(step[step.index("sh") :], "--wait"))
+    assert running.wait(60).status == 1
+    assert "SLURM_STEP_NODELIST: is missing, but the job has 2 nodes: `srun" in job.text(running)
 
 
 def test_an_engine_that_is_turned_off_is_not_asked(job: Job) -> None:

@@ -68,7 +68,8 @@ def test_a_job_of_one_node_needs_no_step() -> None:
 
 def test_the_stop_of_slurm_is_shorter_and_reaches_all_processes() -> None:
     found = job(STEP)
-    assert found.options.stop_timeout_seconds == 30
+    assert (found.options.stop_timeout_seconds, found.stop_grace_seconds) == (30, 20)
+    assert job(STEP, job={}).stop_grace_seconds == 22.5
     assert found.signalled_whole
     longer = job({**STEP, "SM_RUNTIME_STOP_TIMEOUT_SECONDS": "300"})
     assert longer.options.stop_timeout_seconds == 300
