@@ -97,7 +97,7 @@ class Session:
         config = ClusterConfig(
             cluster=job.cluster,
             hosts=plan.hosts,
-            job_name=job.name or "",
+            job_name=job.name or job.cluster.engine_job,
             kind=plan.kind,
             versions=versions,
             secret=secret(variables),
@@ -251,6 +251,7 @@ class Session:
     def _open_mpi(self, script: Command, socket: LauncherSocket) -> tuple[Launcher, Command | None]:
         """Return Open MPI as the launcher, and on the leader the command that starts it."""
         from sm_runtime.cluster.mpi import OpenMpi
+        from sm_runtime.launch import mca
 
         plan, settings = self.plan, self.roles.open_mpi(script)
         launcher = OpenMpi(
@@ -258,7 +259,7 @@ class Session:
             host=plan.host,
             hosts=plan.hosts,
             expected=plan.processes_per_host,
-            rank_variables=socket.rank_variables,
+            rank_variables={**mca.of_engines(script.env), **socket.rank_variables},
             variables=socket.variables,
         )
         if not plan.is_leader:
@@ -375,7 +376,7 @@ class Roles:
 
     def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpiSettings) -> Command:
         """Return the command that brings the ranks together; ``door`` says where they connect."""
-        from sm_runtime.launch import mpirun
+        from sm_runtime.launch import mca, mpirun
 
         stub, files = _launcher_stub(), known.files
         launch = mpirun.command(
@@ -388,7 +389,8 @@ class Roles:
             files=files,
             names=known.names,
         )
-        env = {**rank.env, **door, **launch.environ, **known.host.variables}
+        own = mca.unmanaged(rank.env)
+        env = {**own, **door, **launch.environ, **known.host.variables}
         return Command(argv=launch.argv, cwd=rank.cwd, env=env, name="mpirun")
 
     def torchrun(self, rank: Command, door: Mapping[str, str]) -> Command:

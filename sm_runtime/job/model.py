@@ -133,6 +133,8 @@ class Cluster:
     topology: Json = None
     first: str = ""
     """The host whose artifacts have the plain names, the same on all hosts; empty: the leader."""
+    engine_job: str = ""
+    """What the engine that has named the hosts calls the job; empty: none has."""
 
     @property
     def current_group_hosts(self) -> tuple[str, ...]:
@@ -313,6 +315,8 @@ class Job:
     referenced: tuple[str, ...] = ()
     """Values that were read from files that hyperparameters and variables refer to: secrets."""
     max_runtime_seconds: float | None = None
+    signalled_whole: bool = False
+    """Whether what asks this job to stop signals all of its processes, and not the first alone."""
     options: Options = Options()
 
     @property

@@ -55,9 +55,10 @@ def _gpus(environ: Mapping[str, str], root: str) -> int:
     if not devices and environ.get("NVIDIA_VISIBLE_DEVICES") not in ("none", "void", ""):
         listing = _output(environ, "nvidia-smi", "--list-gpus")
         devices = sum(line.startswith("GPU ") for line in listing.splitlines())
-    if not devices or "CUDA_VISIBLE_DEVICES" not in environ:
-        return devices
-    return _visible(environ["CUDA_VISIBLE_DEVICES"], devices)
+    if devices and "CUDA_VISIBLE_DEVICES" not in environ:
+        given = environ.get("SLURM_GPUS_ON_NODE", "")  # for a cluster that leaves it at that
+        return min(devices, int(given)) if re.fullmatch("[0-9]{1,4}", given) else devices
+    return devices and _visible(environ["CUDA_VISIBLE_DEVICES"], devices)
 
 
 def _device_nodes(root: str) -> int:

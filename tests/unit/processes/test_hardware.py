@@ -55,6 +55,19 @@ def test_cpus_are_those_that_the_process_may_run_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    ("given", "visible", "expected"),
+    [("2", None, 2), ("16", None, 8), ("0", None, 0), ("", None, 8), ("x", None, 8), ("2", "0", 1)],
+)
+def test_slurms_number_of_gpus_counts_where_it_names_none(
+    tmp_path: Path, given: str, visible: str | None, expected: int
+) -> None:
+    environ = {"SLURM_GPUS_ON_NODE": given}
+    if visible is not None:
+        environ["CUDA_VISIBLE_DEVICES"] = visible
+    assert hardware.count(environ, machine(tmp_path, 8)).gpus == expected
+
+
+@pytest.mark.parametrize(
     ("gpus", "driver", "expected"),
     [(0, 0, 0), (2, 0, 2), (2, 2, 2), (1, 8, 1), (8, 1, 1), (0, 8, 0)],
 )
