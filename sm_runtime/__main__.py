@@ -22,7 +22,7 @@ from sm_runtime.processes import shortage
 from sm_runtime.processes.relay import Sink, log_to, open_sinks
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser
+    from argparse import ArgumentParser, Namespace
 
 DESCRIPTION = """\
 Runs a training script the way SageMaker's training toolkit does: configuration from
@@ -94,6 +94,11 @@ exit status:
   0      a stop was asked for, and all requests were answered
   1      the model, its code or the configuration is at fault: the last line of the log says why
 """
+EXPORT = """\
+Prints manifests that run a CreateTrainingJob request on Kubernetes, for `kubectl apply -f -`: an
+Indexed Job, or Kubeflow Trainer's TrainJob, with all that it needs. Talks to no cluster. YAML with
+PyYAML (the extra `export`), JSON without. Exit status: 0 printed, 1 the request is at fault.
+"""
 REPORT = """\
 Writes one HTML file, without outside parts, about the job that has ended below BASE: its phases,
 metrics, host, failure and configuration. Needs pygal. Exit status: 0 written, 1 not.
@@ -145,6 +150,7 @@ def main() -> int:
     report = _parser(add, "report", REPORT, help="write a job that has ended as one HTML file")
     report.add_argument("base", nargs="?", metavar="BASE", help="the job's folder (/opt/ml)")
     report.add_argument("-o", "--output", metavar="FILE", help="where to write it")
+    _add_export(_parser(add, "export", EXPORT, help="print manifests of a request for Kubernetes"))
     parsed = parser.parse_args(words)
     if parsed.command == "train":
         _train()
@@ -163,6 +169,8 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see isolation.enter
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
     log_to(Sink(2), mask)
+    if parsed.command == "export":
+        return _export(parsed, mask)
     if parsed.command == "check" and parsed.model is not None:
         return check.model(os.environ, parsed.model)
     if parsed.command == "check":
@@ -181,6 +189,52 @@ def _parser(
 
     kind = RawDescriptionHelpFormatter
     return make(name, description=text, formatter_class=kind, allow_abbrev=False, **more)
+
+
+def _add_export(parser: "ArgumentParser") -> None:
+    engine = parser.add_mutually_exclusive_group(required=True)
+    engine.add_argument("--kubernetes", action="store_true", help="an Indexed Job")
+    engine.add_argument(
+        "--kubeflow", action="store_true", help="a TrainJob and its TrainingRuntime"
+    )
+    parser.add_argument("request", metavar="JOB.JSON", help="a CreateTrainingJob request")
+    for option, metavar, text in (
+        ("--name", "NAME", "of the Job and its hosts (TrainingJobName)"),
+        ("--namespace", "NAME", "where all objects go (that of kubectl)"),
+        ("--image", "IMAGE", "the container image (AlgorithmSpecification.TrainingImage)"),
+        ("--cpu", "QUANTITY", "CPUs of each host, as 8: request and limit"),
+        ("--memory", "QUANTITY", "memory of each host, as 32Gi: request and limit"),
+        ("--cluster-secret", "NAME", "a Secret that the cluster has (a new one is printed)"),
+        ("--service-account", "NAME", "whose role the pods have, such as for S3"),
+    ):
+        parser.add_argument(option, metavar=metavar, default="", help=text)
+    parser.add_argument(
+        "--gpus", type=int, metavar="N", help="NVIDIA GPUs of each host (those of InstanceType)"
+    )
+    for option, metavar, text in (
+        ("--env-secret", "NAME", "a Secret whose keys become variables, such as credentials"),
+        ("--claim", "NAME:FOLDER", "a PersistentVolumeClaim, and where it is mounted"),
+    ):
+        parser.add_argument(option, metavar=metavar, action="append", default=[], help=text)
+
+
+def _export(parsed: "Namespace", mask: Mask) -> int:
+    from sm_runtime.export.asked import Choices
+    from sm_runtime.export.command import export
+
+    choices = Choices(
+        name=parsed.name,
+        namespace=parsed.namespace,
+        image=parsed.image,
+        gpus=parsed.gpus,
+        cpu=parsed.cpu,
+        memory=parsed.memory,
+        cluster_secret=parsed.cluster_secret,
+        env_secrets=tuple(parsed.env_secret),
+        claims=tuple(parsed.claim),
+        service_account=parsed.service_account,
+    )
+    return export(parsed.request, choices, mask, kubeflow=parsed.kubeflow)
 
 
 def _train() -> NoReturn:
