@@ -22,7 +22,7 @@ from sm_runtime.processes import shortage
 from sm_runtime.processes.relay import Sink, log_to, open_sinks
 
 if TYPE_CHECKING:
-    from argparse import ArgumentParser, Namespace
+    from argparse import ArgumentParser
 
 DESCRIPTION = """\
 Runs a training script the way SageMaker's training toolkit does: configuration from
@@ -121,6 +121,8 @@ def main() -> int:
         del words[0]
     import argparse
 
+    from sm_runtime.export import options as export_options
+
     parser = _parser(argparse.ArgumentParser, "sm-runtime", DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"sm-runtime {__version__}")
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
@@ -150,7 +152,7 @@ def main() -> int:
     report = _parser(add, "report", REPORT, help="write a job that has ended as one HTML file")
     report.add_argument("base", nargs="?", metavar="BASE", help="the job's folder (/opt/ml)")
     report.add_argument("-o", "--output", metavar="FILE", help="where to write it")
-    _add_export(_parser(add, "export", EXPORT, help="print manifests of a request for Kubernetes"))
+    export_options.add(_parser(add, "export", EXPORT, help="print a request as manifests"))
     parsed = parser.parse_args(words)
     if parsed.command == "train":
         _train()
@@ -170,7 +172,9 @@ def main() -> int:
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
     log_to(Sink(2), mask)
     if parsed.command == "export":
-        return _export(parsed, mask)
+        from sm_runtime.export.command import export
+
+        return export(parsed, mask)
     if parsed.command == "check" and parsed.model is not None:
         return check.model(os.environ, parsed.model)
     if parsed.command == "check":
@@ -189,52 +193,6 @@ def _parser(
 
     kind = RawDescriptionHelpFormatter
     return make(name, description=text, formatter_class=kind, allow_abbrev=False, **more)
-
-
-def _add_export(parser: "ArgumentParser") -> None:
-    engine = parser.add_mutually_exclusive_group(required=True)
-    engine.add_argument("--kubernetes", action="store_true", help="an Indexed Job")
-    engine.add_argument(
-        "--kubeflow", action="store_true", help="a TrainJob and its TrainingRuntime"
-    )
-    parser.add_argument("request", metavar="JOB.JSON", help="a CreateTrainingJob request")
-    for option, metavar, text in (
-        ("--name", "NAME", "of the Job and its hosts (TrainingJobName)"),
-        ("--namespace", "NAME", "where all objects go (that of kubectl)"),
-        ("--image", "IMAGE", "the container image (AlgorithmSpecification.TrainingImage)"),
-        ("--cpu", "QUANTITY", "CPUs of each host, as 8: request and limit"),
-        ("--memory", "QUANTITY", "memory of each host, as 32Gi: request and limit"),
-        ("--cluster-secret", "NAME", "a Secret that the cluster has (a new one is printed)"),
-        ("--service-account", "NAME", "whose role the pods have, such as for S3"),
-    ):
-        parser.add_argument(option, metavar=metavar, default="", help=text)
-    parser.add_argument(
-        "--gpus", type=int, metavar="N", help="NVIDIA GPUs of each host (those of InstanceType)"
-    )
-    for option, metavar, text in (
-        ("--env-secret", "NAME", "a Secret whose keys become variables, such as credentials"),
-        ("--claim", "NAME:FOLDER", "a PersistentVolumeClaim, and where it is mounted"),
-    ):
-        parser.add_argument(option, metavar=metavar, action="append", default=[], help=text)
-
-
-def _export(parsed: "Namespace", mask: Mask) -> int:
-    from sm_runtime.export.asked import Choices
-    from sm_runtime.export.command import export
-
-    choices = Choices(
-        name=parsed.name,
-        namespace=parsed.namespace,
-        image=parsed.image,
-        gpus=parsed.gpus,
-        cpu=parsed.cpu,
-        memory=parsed.memory,
-        cluster_secret=parsed.cluster_secret,
-        env_secrets=tuple(parsed.env_secret),
-        claims=tuple(parsed.claim),
-        service_account=parsed.service_account,
-    )
-    return export(parsed.request, choices, mask, kubeflow=parsed.kubeflow)
 
 
 def _train() -> NoReturn:

@@ -7,11 +7,12 @@ import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 
-from sm_runtime.contract import environment, load, reader
+from sm_runtime.contract import environment, load, reader, references
 from sm_runtime.contract.cluster import Resources, requested_resources
 from sm_runtime.contract.reader import Document, Field, Findings
+from sm_runtime.export.options import Choices
 from sm_runtime.job import location
-from sm_runtime.job.model import Job, Options, Paths
+from sm_runtime.job.model import Job, Json, Options, Paths
 from sm_runtime.launch import distribution
 
 LONGEST_NAME = 63
@@ -43,24 +44,6 @@ _GPUS = {
 """NVIDIA GPUs of instance types (AWS's "Amazon EC2 accelerated computing instances"), by family
 and size; an empty size is any other of the family.
 """
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Choices:
-    """The options of the command."""
-
-    name: str = ""
-    namespace: str = ""
-    image: str = ""
-    gpus: int | None = None
-    cpu: str = ""
-    memory: str = ""
-    cluster_secret: str = ""
-    """The name of a Secret that the cluster has; empty: one is made."""
-    env_secrets: tuple[str, ...] = ()
-    claims: tuple[str, ...] = ()
-    """``NAME:PATH`` each."""
-    service_account: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -118,7 +101,7 @@ def of_request(document: Document, choices: Choices, infix: str) -> Result:
         hosts=hosts,
         gpus=_gpus(root, resources, choices),
         request=_text(root, document),
-        is_secret=bool(environment.secrets(job, {})),
+        is_secret=_has_secrets(job),
         grace_seconds=math.ceil(job.options.stop_timeout_seconds),
         pending_seconds=_pending(root, job),
         retries=root.get("RetryStrategy").get("MaximumRetryAttempts").integer(minimum=0) or 0,
@@ -167,6 +150,18 @@ def _name(root: Field, choices: Choices, suffix: str) -> str:
         )
         return ""
     return name
+
+
+def _has_secrets(job: Job) -> bool:
+    """Whether the request holds what looks like a secret; a reference to one does not."""
+
+    def without_references(values: Mapping[str, Json]) -> dict[str, Json]:
+        return {name: value for name, value in values.items() if references.path_of(value) is None}
+
+    values = without_references(job.environment), without_references(job.hyperparameters)
+    return bool(
+        environment.secrets(replace(job, environment=values[0], hyperparameters=values[1]), {})
+    )
 
 
 def _image(root: Field, choices: Choices) -> str:

@@ -5,23 +5,30 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Iterable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sm_runtime.contract.config_files import read_regular
 from sm_runtime.contract.reader import Document
-from sm_runtime.export import manifests
-from sm_runtime.export.asked import Choices, of_request
+from sm_runtime.export import manifests, options
+from sm_runtime.export.asked import of_request
 from sm_runtime.export.manifests import Manifest
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.secrets import Mask
+
+if TYPE_CHECKING:
+    from argparse import Namespace
 
 log = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
 
 
-def export(path: str, choices: Choices, mask: Mask, *, kubeflow: bool) -> int:
-    """Print the manifests of the request in a file; return 1, with sentences, if it is wrong."""
+def export(parsed: Namespace, mask: Mask) -> int:
+    """Print the manifests of the request in a file; return 1, with sentences, if it is wrong.
+
+    ``parsed`` is the command line.
+    """
+    path: str = parsed.request
     try:
         data = read_regular(path)
     except ConfigError as error:
@@ -29,12 +36,14 @@ def export(path: str, choices: Choices, mask: Mask, *, kubeflow: bool) -> int:
     if data is None:
         return _complain((f"{path}: does not exist",), mask)
     # Kubeflow's hosts are called NAME-node-0-0, those of an Indexed Job NAME-0.
-    found = of_request(Document(path, data), choices, "-node-0" if kubeflow else "")
+    found = of_request(
+        Document(path, data), options.choices(parsed), "-node-0" if parsed.kubeflow else ""
+    )
     for warning in found.warnings:
         log.warning("%s", warning)
     if found.asked is None:
         return _complain(found.problems, mask)
-    build = manifests.kubeflow if kubeflow else manifests.kubernetes
+    build = manifests.kubeflow if parsed.kubeflow else manifests.kubernetes
     print(text_of(build(found.asked, _new_secret)), end="")
     return 0
 
