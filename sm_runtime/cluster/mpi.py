@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING
 from sm_runtime.cluster.ranks import Launcher
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Ended
-from sm_runtime.launch.open_mpi import PREFIX, file_variables, restored_names
+from sm_runtime.launch.open_mpi import PREFIX, file_variables, restored_names, unmanaged
 
 if TYPE_CHECKING:
     from sm_runtime.launch.open_mpi import HostParameters
@@ -97,7 +97,8 @@ class OpenMpi(Launcher):
     def daemon_command(self, words: Sequence[str], script: Command) -> Command:
         """Return how ``orted`` is started; the words are meant for a shell, and get none."""
         argv = self._settings.host.without(tuple(shlex.split(" ".join(words))))
-        env = {**script.env, **self._variables, **self._settings.host.variables}
+        own = unmanaged(script.env)
+        env = {**own, **self._variables, **self._settings.host.variables}
         return Command(argv=argv, cwd=script.cwd, env=env, name="orted")
 
     def host_of(self, name: str) -> str:

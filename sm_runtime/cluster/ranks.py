@@ -191,7 +191,7 @@ class RankProcesses(HostProcesses):
             return
         self._has_launched = True
         done = self.is_stopping or self.is_finished or self.is_closing
-        found = self.launcher.explain_success(ended) or self._given_up(state)
+        found = self.launcher.explain_success(ended) or self._given_up(state, ended)
         if found and not done:
             self.fail(found, Priority.SERVICE)
 
@@ -295,8 +295,13 @@ class RankProcesses(HostProcesses):
         elif self._notice.is_due(now):
             log.info("waiting for %s (%.0f s / %g s)", missing, seconds, wait)
 
-    def _given_up(self, launcher: ProcessState) -> Failure | None:
-        """Return that a launcher which ended well has ended ranks, if it has."""
+    def _given_up(self, launcher: ProcessState, ended: Ended) -> Failure | None:
+        """Return that a launcher which ended well has ended ranks or begun none, if it has."""
+        if not self._ranks_have_begun:  # Open MPI with too few slots of Slurm's ends so
+            text = f"{launcher.name} ended before any rank began"
+            host = self.policy.host
+            found = Failure(name="LaunchError", message=text, phase="launch", status=1, host=host)
+            return self.launcher.explain_failure(found, ended).masked(self.policy.mask)
         if not self._unheld:
             return None
         return Failure(

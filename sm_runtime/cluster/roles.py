@@ -66,7 +66,7 @@ class Roles:
 
     def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpiSettings) -> Command:
         """Return the command that brings the ranks together; ``door`` says where they connect."""
-        from sm_runtime.launch import mpirun
+        from sm_runtime.launch import mpirun, open_mpi
 
         stub, files = _launcher_stub(), known.files
         launch = mpirun.command(
@@ -79,7 +79,8 @@ class Roles:
             files=files,
             names=known.names,
         )
-        env = {**rank.env, **door, **launch.environ, **known.host.variables}
+        own = open_mpi.unmanaged(rank.env)
+        env = {**own, **door, **launch.environ, **known.host.variables}
         return Command(argv=launch.argv, cwd=rank.cwd, env=env, name="mpirun")
 
     def torchrun(self, rank: Command, door: Mapping[str, str]) -> Command:

@@ -92,7 +92,7 @@ class Session:
         config = ClusterConfig(
             cluster=job.cluster,
             hosts=plan.hosts,
-            job_name=job.name or "",
+            job_name=job.name or job.cluster.engine_job,
             kind=plan.kind,
             versions=versions,
             secret=secret(variables),
@@ -246,6 +246,7 @@ class Session:
     def _open_mpi(self, script: Command, socket: LauncherSocket) -> tuple[Launcher, Command | None]:
         """Return Open MPI as the launcher, and on the leader the command that starts it."""
         from sm_runtime.cluster.mpi import OpenMpi
+        from sm_runtime.launch import open_mpi
 
         plan, settings = self.plan, self.roles.open_mpi(script)
         launcher = OpenMpi(
@@ -253,7 +254,7 @@ class Session:
             host=plan.host,
             hosts=plan.hosts,
             expected=plan.processes_per_host,
-            rank_variables=socket.rank_variables,
+            rank_variables={**open_mpi.of_engines(script.env), **socket.rank_variables},
             variables=socket.variables,
         )
         if not plan.is_leader:

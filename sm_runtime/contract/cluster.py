@@ -1,4 +1,5 @@
-"""Reads which hosts take part: ``resourceconfig.json``, else variables, else this host alone.
+"""Reads which hosts take part: ``resourceconfig.json``, else variables, else an engine's own, else
+this host alone.
 
 The ``ResourceConfig`` of a request says of which types they are, and how many there must be.
 """
@@ -9,6 +10,8 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from sm_runtime.contract import engines
+from sm_runtime.contract.engines import Engine, Placement
 from sm_runtime.contract.hyperparameters import DISTRIBUTIONS
 from sm_runtime.contract.reader import Document, Field
 from sm_runtime.job.model import Cluster, InstanceGroup, Json
@@ -46,19 +49,26 @@ def read_cluster(
     hostname: str,
     framework: Mapping[str, Json],
     *,
+    engine: Engine | None,
     document: Document | None,
     bare: bool,
     managed: bool,
 ) -> tuple[Cluster, dict[str, Json]]:
     """Return the cluster, and ``resourceconfig.json`` as it is or would have been.
 
-    ``asked`` are the hosts of the request, ``document`` is the file, if there is one; ``bare`` says
-    that there is no file at all.
+    ``asked`` are the hosts of the request, ``engine`` is what runs the job, ``document`` is the
+    file, if there is one; ``bare`` says that there is no file at all.
     """
     hosts = _hosts(root, environ, required=managed and document is not None)
+    placed: Placement | None = None
+    if not hosts and (document is None or (root.present and not managed)):
+        placed = engines.placement(engine, environ, root.findings)
+    if placed:
+        hosts, hostname = placed.hosts, placed.current
     current = _current_host(root, environ, hosts, hostname)
     hosts = hosts or (current,)
-    if document is None and managed and not bare and not environ.get("SM_RUNTIME_HOSTS"):
+    named = placed or environ.get("SM_RUNTIME_HOSTS")
+    if document is None and managed and not bare and not named:
         root.findings.notes.append(
             f"{root.file}: does not exist though other files do: {current!r} is taken for the only"
             " host"
@@ -83,6 +93,7 @@ def read_cluster(
         distribution_groups=_distribution_groups(framework, group, groups, root),
         topology=config.get("topology", []),
         first=_first(framework, groups),
+        engine_job=placed.job if placed else "",
     )
     return cluster, config
 

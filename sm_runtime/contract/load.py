@@ -13,6 +13,7 @@ from dataclasses import dataclass, replace
 
 from sm_runtime.contract.channels import read_channels
 from sm_runtime.contract.cluster import read_cluster
+from sm_runtime.contract.engines import engine_of
 from sm_runtime.contract.environment import remote_model_dir
 from sm_runtime.contract.hyperparameters import (
     DISTRIBUTIONS,
@@ -82,12 +83,14 @@ def _job(
     raw = {**request.hyperparameters, **roots["hyperparameters"].fields()}
     keys = read_hyperparameters(raw)
     faults = len(findings.problems)
+    engine = engine_of(settings, findings)
     cluster, resource_config = read_cluster(
         roots["resourceconfig"],
         request.resources,
         settings,
         hostname,
         keys.framework,
+        engine=engine,
         document=documents.get("resourceconfig"),
         bare=managed and not documents,
         managed=managed,
@@ -98,7 +101,8 @@ def _job(
         roots["inputdataconfig"], request.channels, cluster, paths
     )
     name = _name(roots["job"], request, settings)
-    options = read_options(settings, keys.decoded, request.arguments, findings)
+    stop_seconds = engine.stop_seconds if engine else None
+    options = read_options(settings, keys.decoded, request.arguments, findings, stop_seconds)
     if request.entry_point:
         _warn_of_distribution(keys, options, findings)
     user, texts = _tuned(keys, name, paths, findings)

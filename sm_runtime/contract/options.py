@@ -20,7 +20,7 @@ _PORTS = 10
 _SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
 _LAST_ID = 2**32 - 2
 """The largest id of a user or a group; the one after it means none to chown(2)."""
-_OTHERS = ("JOB", "HOSTS", "CURRENT_HOST", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE")
+_OTHERS = ("JOB", "HOSTS", "CURRENT_HOST", "ENGINE", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE")
 """What other parts of the runtime read from variables, and only from there."""
 _INTERNAL = ("COMMAND", "INSIDE")
 """What the runtime tells processes that it starts."""
@@ -31,8 +31,12 @@ def read_options(
     hyperparameters: Mapping[str, Field],
     arguments: tuple[str, ...] | None,
     findings: Findings,
+    stop_seconds: float | None = None,
 ) -> Options:
-    """Return the settings; ``arguments`` are the request's, which a setting replaces."""
+    """Return the settings; ``arguments`` are the request's, which a setting replaces.
+
+    ``stop_seconds`` is ``Options.stop_timeout_seconds`` where no setting says it; None: as ever.
+    """
     values: dict[str, Json] = {}
     for name, read in OPTIONS.items():
         variable = environ.get(VARIABLE_PREFIX + name.upper(), "")
@@ -46,6 +50,8 @@ def read_options(
                 values[name] = value
     if arguments is not None:
         values.setdefault("args", arguments)
+    if stop_seconds is not None:
+        values.setdefault("stop_timeout_seconds", stop_seconds)
     _warn_of_unknown(environ, hyperparameters, findings)
     return Options(**values)
 

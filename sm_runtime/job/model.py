@@ -162,6 +162,8 @@ class Cluster:
     topology: Json = None
     first: str = ""
     """The host whose artifacts have the plain names, the same on all hosts; empty: the leader."""
+    engine_job: str = ""
+    """What the engine that has named the hosts calls the job; empty: none has."""
 
     @property
     def current_group_hosts(self) -> tuple[str, ...]:

@@ -18,6 +18,7 @@ from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Job
 from sm_runtime.job.secrets import secrets_in
 from sm_runtime.launch.open_mpi import (
+    ENGINES,
     PREFIX,
     Flag,
     HostParameters,
@@ -342,7 +343,8 @@ def _users(job: Job) -> list[Flag]:
     """Return the user's options; raises ValueError where they are none."""
     flags = parse(split(str(job.framework_parameters.get(OPTIONS) or "")), OPTIONS)
     # Each host sets these for itself: the leader's would be wrong everywhere else.
-    return [f for f in flags if not (f.key.startswith("x SM_") and "=" not in f.tokens[1])]
+    own = tuple(f"x {start}" for start in ("SM_", *ENGINES))
+    return [f for f in flags if not (f.key.startswith(own) and "=" not in f.tokens[1])]
 
 
 def _kept(flags: list[Flag]) -> list[Flag]:

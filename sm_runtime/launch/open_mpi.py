@@ -61,6 +61,30 @@ _SAME_MCA = {
 _NCCL_DEBUG = "--NCCL_DEBUG"
 
 
+ENGINES = ("SLURM_",)
+"""What variables of engines begin with which Open MPI reads: it would take the engine's number of
+processes for its own."""
+_MANAGERS = (*ENGINES, "PMI_", "PMI2_", "PMIX_")
+"""... and those by which a process knows the manager that has started it: that of the runtime is
+no business of ranks, which have Open MPI's."""
+_SETTINGS = "PMIX_MCA_"
+"""How PMIx is configured: that is the user's."""
+
+
+def unmanaged(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return an environment in which Open MPI sees nothing of what has started the runtime."""
+    return {
+        name: value
+        for name, value in environ.items()
+        if not name.startswith(_MANAGERS) or name.startswith(_SETTINGS)
+    }
+
+
+def of_engines(environ: Mapping[str, str]) -> dict[str, str]:
+    """Return the variables of engines, which a rank's script sees as any other script does."""
+    return {name: value for name, value in environ.items() if name.startswith(ENGINES)}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flag:
     """An option of mpirun with its values."""
