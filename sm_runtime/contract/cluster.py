@@ -50,19 +50,21 @@ def read_cluster(
     framework: Mapping[str, Json],
     *,
     engine: Engine | None,
+    whole_name: str = "",
     document: Document | None,
     bare: bool,
     managed: bool,
 ) -> tuple[Cluster, dict[str, Json]]:
     """Return the cluster, and ``resourceconfig.json`` as it is or would have been.
 
-    ``asked`` are the hosts of the request, ``engine`` is what runs the job, ``document`` is the
-    file, if there is one; ``bare`` says that there is no file at all.
+    ``asked`` are the hosts of the request, ``engine`` is what runs the job, ``whole_name`` is
+    ``hostname`` with its domain; ``document`` is the file, if there is one; ``bare`` says that
+    there is no file at all.
     """
     hosts = _hosts(root, environ, required=managed and document is not None)
     placed: Placement | None = None
     if not hosts and (document is None or (root.present and not managed)):
-        placed = engines.placement(engine, environ, root.findings)
+        placed = engines.placement(engine, environ, root.findings, whole_name or hostname)
     if placed:
         hosts, hostname = placed.hosts, placed.current
     current = _current_host(root, environ, hosts, hostname)

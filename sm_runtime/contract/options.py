@@ -20,7 +20,15 @@ _PORTS = 10
 _SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
 _LAST_ID = 2**32 - 2
 """The largest id of a user or a group; the one after it means none to chown(2)."""
-_OTHERS = ("JOB", "HOSTS", "CURRENT_HOST", "ENGINE", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE")
+_OTHERS = (
+    "JOB",
+    "HOSTS",
+    "NUM_HOSTS",
+    "CURRENT_HOST",
+    "ENGINE",
+    "CLUSTER_SECRET",
+    "CLUSTER_SECRET_FILE",
+)
 """What other parts of the runtime read from variables, and only from there."""
 _INTERNAL = ("COMMAND", "INSIDE")
 """What the runtime tells processes that it starts."""

@@ -135,6 +135,8 @@ def _name(root: Field, choices: Choices, suffix: str) -> str:
     if not name and isinstance(at.value, str):
         name = re.sub(r"[._]+", "-", at.value).strip("-").lower()
         name = name if name[:1].isalpha() else f"job-{name}"
+        if not _NAME.fullmatch(name):  # then it is no name of a job either, which `parse` says
+            return ""
     elif not name:
         at.wrong("is missing; --name may give one")
         return ""

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SECRET_BYTES = 32
+_ESCAPED = "\r\x85\u2028\u2029\ufeff"
+"""Other ends of a line than a line feed, which PyYAML writes as they are and reads as blanks, and
+the mark that begins some files.
+"""
 
 
 def export(parsed: Namespace, mask: Mask) -> int:
@@ -70,6 +74,8 @@ def text_of(documents: Iterable[Manifest]) -> str:
 def _represent(dumper: Any, text: str) -> Any:
     """Write text of several lines as it stands, where YAML can."""
     style = "|" if "\n" in text else None
+    if any(character in text for character in _ESCAPED):
+        style = '"'
     return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
 
 
