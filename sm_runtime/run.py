@@ -96,6 +96,8 @@ class _Attempt:
             job = self.job = configure(variables, self.mask)
             self.outcome.host = job.cluster.current_host
             self.supervisor.collapses = job.options.collapse_repeats
+            if job.signalled_whole:
+                self.supervisor.expect_signals_for_all()
         job = self.job = self._join(job)
         with timeline.phase("config"):
             self._check(job)

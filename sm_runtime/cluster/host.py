@@ -275,8 +275,9 @@ class HostProcesses:
         self.release()
 
     def dismiss(self, state: ProcessState, now: float) -> None:
-        """Ask a service to end."""
-        self.do(state.end(SERVICE_SECONDS, now))
+        """End a service, which has nothing to save and takes no other signal."""
+        state.aborted = True
+        self.do([Send(state.key, signal.SIGKILL)])
 
     def release(self) -> None:
         """Let go of whatever holds the services back, the end being agreed on."""

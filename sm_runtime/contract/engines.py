@@ -43,6 +43,8 @@ class Engine:
     """Returns the placement; None where something is wrong, which is noted then."""
     stop_seconds: float | None = None
     """From its request to stop to its SIGKILL where nothing says so; None: as anywhere else."""
+    signals_all: bool = False
+    """Whether that request reaches all processes of the job, and not the runtime alone."""
 
 
 class Variables:
@@ -227,6 +229,7 @@ SLURM = Engine(
     marks=("SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"),
     read=_slurm,
     stop_seconds=30.0,  # KillWait, as it is where slurm.conf does not say
+    signals_all=True,
 )
 # Pods of Kubeflow are those of an Indexed Job, too, and it knows how many there are.
 KUBEFLOW = Engine(

@@ -140,6 +140,7 @@ def _job(
         metrics=request.metrics,
         environment=request.environment,
         max_runtime_seconds=request.max_runtime_seconds,
+        signalled_whole=engine is not None and engine.signals_all,
         options=options,
     )
 

@@ -344,6 +344,8 @@ class Job:
     referenced: tuple[str, ...] = ()
     """Values that were read from files that hyperparameters and variables refer to: secrets."""
     max_runtime_seconds: float | None = None
+    signalled_whole: bool = False
+    """Whether what asks this job to stop signals all of its processes, and not the first alone."""
     options: Options = Options()
 
     @property

@@ -61,23 +61,28 @@ _SAME_MCA = {
 _NCCL_DEBUG = "--NCCL_DEBUG"
 
 
+PREFIX = "OMPI_MCA_"
+"""What the name of a parameter's variable begins with."""
 ENGINES = ("SLURM_",)
 """What variables of engines begin with which Open MPI reads: it would take the engine's number of
 processes for its own."""
 _MANAGERS = (*ENGINES, "PMI_", "PMI2_", "PMIX_")
 """... and those by which a process knows the manager that has started it: that of the runtime is
 no business of ranks, which have Open MPI's."""
+_PATIENCE = f"{PREFIX}odls_base_sigkill_timeout"
+"""How long Open MPI waits for a process to end after SIGTERM, in seconds."""
 _SETTINGS = "PMIX_MCA_"
 """How PMIx is configured: that is the user's."""
 
 
 def unmanaged(environ: Mapping[str, str]) -> dict[str, str]:
     """Return an environment in which Open MPI sees nothing of what has started the runtime."""
-    return {
+    found = {
         name: value
         for name, value in environ.items()
         if not name.startswith(_MANAGERS) or name.startswith(_SETTINGS)
     }
+    return {_PATIENCE: "0", **found}  # the processes are stubs, which SIGKILL alone ends
 
 
 def of_engines(environ: Mapping[str, str]) -> dict[str, str]:
@@ -176,10 +181,6 @@ def _following(left: list[str]) -> tuple[str, ...]:
     """Take what may be the values of an option that has none here: mpirun will judge them."""
     count = next((i for i, word in enumerate(left) if word.startswith("-")), len(left))
     return _value("", left, count)
-
-
-PREFIX = "OMPI_MCA_"
-"""What the name of a parameter's variable begins with."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -58,30 +58,43 @@ class Process:
         self.stopped_by: str | None = None
         self.relays = relays
         self._process, self._offspring = process, offspring
-        self._started = time.monotonic()
+        self.started = time.monotonic()
         self._killed = False
         self._oom_kills = oom_kills
         self._sent = self._received = int(signal.SIGTERM)
+        self._all_asked = False
+        """Whether who asked for the stop has sent the signal to all that is its own."""
         self._spared: list[int] = []
         """The processes of the group that have not been sent the request to stop yet."""
         self._spared_until: float | None = None
         self._is_watched = False
         self._drain_until: float | None = None
         self._silence_seconds = start.silence_seconds
-        self._silent_since = self._started
+        self._silent_since = self.started
         self._stacks_from = 0
         self._stacks_at: float | None = None
 
     # -- what the workload has done ----------------------------------------------------------
 
-    def ask(self, action: Ask) -> None:
-        """Send the request to stop, once, to each process of the group.
+    def ask(self, action: Ask, *, has_signal: bool = False) -> None:
+        """Send the request to stop, once, to each process of the group, unless all have it.
 
         Readers of pipes are spared as long as there are others: ``tee`` would take the output of
         a script with it that is about to save.
         """
         number = self._sent = action.number
         self.is_asked = True
+        self._all_asked = has_signal
+        if not has_signal:
+            self._send_request(number)
+        self.send(signal.SIGCONT)  # one that is suspended could not take it
+        if action.reason:
+            self.stopped_by, self._received = action.reason, action.received
+            log.warning(
+                "%s: asked %s to stop, %g s left", action.reason, self.name, action.grace_seconds
+            )
+
+    def _send_request(self, number: int) -> None:
         members = tree.of_group(self.pid)
         self._spared = tree.pipe_readers(members, number)
         if len(self._spared) in (0, len(members)):
@@ -89,12 +102,6 @@ class Process:
             self.send(number)
         else:
             tree.send([pid for pid in members if pid not in self._spared], number)
-        self.send(signal.SIGCONT)  # one that is suspended could not take it
-        if action.reason:
-            self.stopped_by, self._received = action.reason, action.received
-            log.warning(
-                "%s: asked %s to stop, %g s left", action.reason, self.name, action.grace_seconds
-            )
 
     def send(self, number: int) -> None:
         """Send a signal to the process group, also when its leader is gone already."""
@@ -121,7 +128,7 @@ class Process:
     def watch(self, *, asks_others: bool) -> None:
         """Look from now on whether something is left of it, in other process groups, too."""
         self._is_watched = True
-        if asks_others:
+        if asks_others and not self._all_asked:
             asked = set(tree.of_group(self.pid))
             others = [pid for pid in self._offspring() if pid not in asked]
             tree.send(others, self._sent)
@@ -182,7 +189,7 @@ class Process:
             memory_limit_bytes=cgroup.memory_limit(),
             shared_memory_bytes=shared_bytes,
             shared_memory_free_bytes=shared_free_bytes,
-            seconds=time.monotonic() - self._started,
+            seconds=time.monotonic() - self.started,
             tail=self.relays[1].tail,
             stdout_tail=self.relays[0].tail,
         )

@@ -20,7 +20,7 @@ from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import ExitStack, suppress
 from functools import partial
 from types import FrameType
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from sm_runtime.job.errors import LaunchError
 from sm_runtime.job.model import Command, Ended
@@ -48,6 +48,9 @@ from sm_runtime.processes.workload import (
     Watch,
     Workload,
 )
+
+if TYPE_CHECKING:
+    from sm_runtime.processes.witness import Witness
 
 log = logging.getLogger(__name__)
 
@@ -101,6 +104,7 @@ class Supervisor:
         """Reasons of other threads that the workload has not been told."""
         self._processes: dict[int, Process] = {}
         """What the workload has started, by key."""
+        self._witness: Witness | None = None
         self._when_stopped: list[Callable[[], None]] = []
         self._keep_stacks: Callable[[bytes], None] = _drop
         self._pending: set[Relay] = set()
@@ -175,6 +179,17 @@ class Supervisor:
     def exclude(self, pid: int) -> None:
         """Leave a process of ours, and what descends from it, alone when a script's are ended."""
         self._others |= {pid}
+
+    def expect_signals_for_all(self) -> None:
+        """Take it that a signal for us may be sent to all processes of the job.
+
+        To be called before there are threads: it forks.
+        """
+        from sm_runtime.processes.witness import Witness
+
+        self._witness = Witness(self._before_exec)
+        self._undo.callback(self._witness.close)
+        self.exclude(self._witness.pid)
 
     def run(
         self,
@@ -267,7 +282,7 @@ class Supervisor:
     def _do_to(self, process: Process, action: Ask | Send | Offer | Kill | Watch | Drain) -> None:
         match action:
             case Ask():
-                process.ask(action)
+                process.ask(action, has_signal=self._has_signal(process, action))
                 if action.reason:
                     self._note_stop(action.reason)
             case Send():
@@ -281,11 +296,19 @@ class Supervisor:
             case Drain():
                 process.drain()
 
+    def _has_signal(self, process: Process, action: Ask) -> bool:
+        """Whether who asked us for a stop has sent the same signal to a process, too."""
+        if self._witness is None or not action.reason or action.number != action.received:
+            return False
+        return self._witness.has_heard(process.started)
+
     def _start(self, start: Start) -> None:
         """Start a process; raises LaunchError when that cannot be done."""
         oom_kills = cgroup.oom_kills()
         relays = self._relays(start)
-        popen = _spawn(start.command, relays, self._before_exec)
+        is_service = start.streams is Streams.STDERR
+        before = _shielded(self._before_exec) if is_service else self._before_exec
+        popen = _spawn(start.command, relays, before)
         offspring = self._offspring if start.owns_all else partial(tree.of_session, popen.pid)
         process = Process(start, popen, relays, offspring, oom_kills)
         self._processes[start.key] = process
@@ -354,6 +377,8 @@ class Supervisor:
         """Yield the processes that have ended; orphans that have are only reaped."""
         by_pid = {p.pid: p for p in self._processes.values() if p.status is None}
         for pid, status in _ended_children():
+            if self._witness and pid == self._witness.pid:
+                self._witness.reaped()
             if process := by_pid.get(pid):
                 process.reaped(os.waitstatus_to_exitcode(status))
                 yield process
@@ -456,6 +481,20 @@ def _spawn(
     finally:
         for relay in set(relays):
             relay.close_writer()
+
+
+def _shielded(before: Callable[[], None] | None) -> Callable[[], None]:
+    """Return what a service does before it starts: signals for all of a job are not for it.
+
+    Scripts that save need it to the end, and then it is killed.
+    """
+
+    def shield() -> None:
+        signal.pthread_sigmask(signal.SIG_BLOCK, (*STOPPING, *OFFERED))
+        if before is not None:
+            before()
+
+    return shield
 
 
 def _ended_children() -> list[tuple[int, int]]:

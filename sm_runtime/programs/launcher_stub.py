@@ -6,16 +6,25 @@ Open MPI's daemon. Either ends as the other one did. Run as a file with ``python
 the bare socket module: it is started once for each rank.
 """
 
+import _signal
 import _socket
 import os
 import sys
 
 SOCKET = "SM_RUNTIME_LAUNCHER_SOCKET"
 """The variable that holds the path of the runtime's socket."""
+_IGNORED = (
+    _signal.SIGTERM, _signal.SIGINT, _signal.SIGHUP, _signal.SIGQUIT, _signal.SIGUSR1,
+    _signal.SIGUSR2,
+)  # fmt: skip
 
 
 def main() -> int:
     """Say what is wanted, and wait for how it ended."""
+    # Slurm's scancel signals all processes of a job, and a rank must not be given up for that: its
+    # script has it, too, and may be saving. Who wants this process to end has SIGKILL.
+    for number in _IGNORED:
+        _signal.signal(number, _signal.SIG_IGN)
     kind, *words = (os.fsencode(word) for word in sys.argv[1:])
     path = os.environ.pop(SOCKET)
     if kind == b"rank":
