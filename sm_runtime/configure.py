@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from sm_runtime.code import fetch
 from sm_runtime.contract import config_files, environment, load, references
-from sm_runtime.contract.kubernetes import whole_name
+from sm_runtime.contract.engines import whole_name
 from sm_runtime.contract.load import Parsed
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Job, Paths

@@ -5,18 +5,15 @@ from __future__ import annotations
 import json
 from typing import Any
 
-import kubernetes_validate
-from kubeflow_trainer_api import models
-
 from sm_runtime.contract.reader import Document
 from sm_runtime.export import manifests
 from sm_runtime.export.asked import Result, of_request
 from sm_runtime.export.options import Choices
 
 SECRET = "made-for-the-hosts-of-this-job"
-VERSIONS = ("1.29", "1.37")
-"""Of Kubernetes: the first that takes `podReplacementPolicy` without being asked to, and the last
-whose schemas the validator has.
+VERSIONS = tuple(f"1.{minor}" for minor in range(29, 38))
+"""Of Kubernetes: from the first that takes `podReplacementPolicy` without being asked to, to the
+last whose schemas the validator has.
 """
 ENGINES = ("kubernetes", "kubeflow")
 REQUEST = {
@@ -85,13 +82,16 @@ def variables(documents: list[dict[str, Any]]) -> dict[str, str]:
     return found
 
 
-def validate(document: dict[str, Any]) -> None:
+def validate(document: dict[str, Any], version: str = VERSIONS[-1]) -> None:
     """Raise if the schemas do not accept a manifest: unknown keys, types, what is missing."""
-    version, kind = document["apiVersion"], document["kind"]
-    if not version.startswith("trainer.kubeflow.org/"):
-        for of_kubernetes in VERSIONS:
-            kubernetes_validate.validate(document, of_kubernetes, strict=True)
+    kind = document["kind"]
+    if not document["apiVersion"].startswith("trainer.kubeflow.org/"):
+        import kubernetes_validate
+
+        kubernetes_validate.validate(document, version, strict=True)
         return
+    from kubeflow_trainer_api import models
+
     model = getattr(models, f"TrainerV1alpha1{kind}")
     made = model.from_dict(document)  # which leaves out what it does not know
     assert made.to_dict() == document, f"{kind} has keys that Kubeflow does not know"

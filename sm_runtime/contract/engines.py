@@ -275,3 +275,17 @@ def placement(
             f"{engine.name}: {count if len(found.hosts) > 1 else found.current} ({found.said})"
         )
     return found
+
+
+def whole_name(table: str, hostname: str) -> str:
+    """Return ``hostname`` with its domain, by the text of ``/etc/hosts``; else as it is.
+
+    The kubelet writes a line with the pod's address, its whole name and its host name.
+    """
+    for line in table.splitlines():
+        names = line.partition("#")[0].split()[1:]
+        if hostname in names:
+            for name in names:
+                if name.startswith(f"{hostname}."):
+                    return name
+    return hostname

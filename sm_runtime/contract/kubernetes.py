@@ -53,17 +53,3 @@ def of_own(name: str, index: int) -> Pods | None:
         return None
     subdomain = domain.partition(".")[0]
     return Pods(stem=stem, domain=f".{subdomain}" if subdomain else "")
-
-
-def whole_name(table: str, hostname: str) -> str:
-    """Return ``hostname`` with its domain, by the text of ``/etc/hosts``; else as it is.
-
-    The kubelet writes a line with the pod's address, its whole name and its host name.
-    """
-    for line in table.splitlines():
-        names = line.partition("#")[0].split()[1:]
-        if hostname in names:
-            for name in names:
-                if name.startswith(f"{hostname}."):
-                    return name
-    return hostname

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 
 from sm_runtime.contract import environment, load, reader, references
 from sm_runtime.contract.cluster import Resources, requested_resources
+from sm_runtime.contract.engines import MOST_HOSTS
 from sm_runtime.contract.reader import Document, Field, Findings
 from sm_runtime.export.options import Choices
 from sm_runtime.job import location
@@ -90,7 +91,7 @@ def of_request(document: Document, choices: Choices, infix: str) -> Result:
     resources = requested_resources(
         replace(root.get("ResourceConfig"), findings=Findings())  # `parse` tells of its problems
     )
-    hosts = next(iter(resources.counts), 0) or 1
+    hosts = _hosts(root, resources)
     name = _name(root, choices, f"{infix}-{hosts - 1}")
     given = {} if root.get("TrainingJobName").present else {"TRAINING_JOB_NAME": name}
     parsed = _parsed(document, name or "job", hosts, given)
@@ -127,6 +128,13 @@ def _parsed(document: Document, name: str, hosts: int, given: Mapping[str, str])
     names = [f"{name}-{number}" for number in range(hosts)]
     variables = {"SM_RUNTIME_HOSTS": ",".join(names), **given}
     return load.parse({"job": document}, variables, Paths(), names[0])
+
+
+def _hosts(root: Field, resources: Resources) -> int:
+    count = next(iter(resources.counts), 0) or 1
+    if count > MOST_HOSTS:
+        root.get("ResourceConfig").wrong(f"asks for {count} hosts, but {MOST_HOSTS} are the most")
+    return min(count, MOST_HOSTS)
 
 
 def _name(root: Field, choices: Choices, suffix: str) -> str:

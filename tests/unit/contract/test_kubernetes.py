@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from sm_runtime.contract import load
-from sm_runtime.contract.kubernetes import whole_name
+from sm_runtime.contract.engines import whole_name
 from sm_runtime.contract.load import Parsed
 from sm_runtime.contract.reader import Document
 from sm_runtime.job.model import Paths

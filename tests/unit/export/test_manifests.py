@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import argparse
 import json
+import re
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sm_runtime.export import options
 from sm_runtime.export.asked import gpus_of
 from sm_runtime.export.command import text_of
 from tests import dry
@@ -20,6 +23,7 @@ from tests.manifests import (
     ENGINES,
     REQUEST,
     SECRET,
+    VERSIONS,
     asked,
     container,
     exported,
@@ -70,6 +74,13 @@ def test_the_published_schemas_accept_all_manifests(name: str) -> None:
     engine, request, choices = CASES[name]
     for document in exported(engine, request, **choices):
         validate(document)
+
+
+@pytest.mark.parametrize("version", VERSIONS)
+def test_each_version_of_kubernetes_accepts_all_that_a_job_may_have(version: str) -> None:
+    engine, request, choices = CASES["kubernetes-all"]
+    for document in exported(engine, request, **choices):
+        validate(document, version)
 
 
 @pytest.mark.parametrize("engine", ENGINES)
@@ -212,6 +223,11 @@ def test_all_hosts_of_a_job_have_the_same_gpus() -> None:
             "--gpus: has to say how many NVIDIA GPUs a host of 'ml.p99.xlarge' has",
         ),
         (
+            {"ResourceConfig": {"InstanceType": "local", "InstanceCount": 2_000_000_000}},
+            {"name": "many"},
+            "job.json: ResourceConfig: asks for 2000000000 hosts, but 65536 are the most",
+        ),
+        (
             {"RetryStrategy": {"MaximumRetryAttempts": "often"}},
             {},
             "job.json: RetryStrategy.MaximumRetryAttempts: must be a whole number of at least 0",
@@ -309,3 +325,24 @@ def test_without_pyyaml_manifests_are_json(monkeypatch: pytest.MonkeyPatch) -> N
 def test_yaml_holds_each_text_as_it_is(text: str) -> None:
     document = {"data": {"job.json": text, "more": f"a\n{text}\nb"}}
     assert yaml.safe_load(text_of([document])) == document
+
+
+PAGE = (Path(__file__).parents[3] / "docs" / "kubernetes.md").read_text(encoding="utf-8")
+
+
+def test_the_page_shows_what_its_commands_print() -> None:
+    (request,) = re.findall(r"<<'END'\n(.*?\n)END\n", PAGE, re.DOTALL)
+    documents = exported("kubernetes", request, env_secrets=("aws",))
+    (shown,) = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+    assert f"---\n{shown}" == text_of(of_kind(documents, "Job"))
+    for document in (*documents, *exported("kubeflow", request, env_secrets=("aws",))):
+        validate(document)
+        if not document["apiVersion"].startswith("trainer."):
+            assert f"{document['kind']} `{document['metadata']['name']}`" in PAGE
+
+
+def test_the_page_has_every_option() -> None:
+    parser = argparse.ArgumentParser()
+    options.add(parser)
+    known = set(re.findall(r"--[a-z-]+", parser.format_help())) - {"--help"}
+    assert known == set(re.findall(r"`(--[a-z-]+)", PAGE)) | {"--kubernetes"}
