@@ -91,35 +91,41 @@ def of_request(document: Document, choices: Choices, infix: str) -> Result:
     resources = requested_resources(
         replace(root.get("ResourceConfig"), findings=Findings())  # `parse` tells of its problems
     )
-    hosts = _hosts(root, resources)
+    hosts = next(iter(resources.counts), 0) or 1
+    if hosts > MOST_HOSTS:
+        root.get("ResourceConfig").wrong(f"asks for {hosts} hosts, but {MOST_HOSTS} are the most")
+        return Result(asked=None, problems=tuple(findings.problems))
     name = _name(root, choices, f"{infix}-{hosts - 1}")
     given = {} if root.get("TrainingJobName").present else {"TRAINING_JOB_NAME": name}
     parsed = _parsed(document, name or "job", hosts, given)
-    job = parsed.draft
-    asked = Asked(
-        name=name,
+    asked = _asked(root, resources, parsed.draft, document, choices)
+    _check(choices, findings)
+    problems = [*parsed.problems, *distribution.problems(parsed.draft)]
+    problems += [*environment.oversized(parsed.draft), *findings.problems]
+    unmounted = (text for key in _DATA for text in _unmounted(root.get(key), asked.claims))
+    return Result(
+        asked=None if problems else replace(asked, name=name, hosts=hosts, variables=given),
+        problems=tuple(dict.fromkeys(problems)),
+        warnings=(*parsed.warnings, *unmounted),
+    )
+
+
+def _asked(
+    root: Field, resources: Resources, job: Job, document: Document, choices: Choices
+) -> Asked:
+    """Return what is asked for, but for name and hosts; ``job`` is what they will read."""
+    return Asked(
+        name="",
         image=_image(root, choices),
-        hosts=hosts,
+        hosts=0,
         gpus=_gpus(root, resources, choices),
         request=_text(root, document),
         is_secret=_has_secrets(job),
         grace_seconds=math.ceil(job.options.stop_timeout_seconds),
         pending_seconds=_pending(root, job),
         retries=root.get("RetryStrategy").get("MaximumRetryAttempts").integer(minimum=0) or 0,
-        variables=given,
-        claims=_claims(choices, findings),
+        claims=_claims(choices, root.findings),
         choices=choices,
-    )
-    _check(choices, findings)
-    problems = [*parsed.problems, *distribution.problems(job), *environment.oversized(job)]
-    problems += findings.problems
-    return Result(
-        asked=None if problems else asked,
-        problems=tuple(dict.fromkeys(problems)),
-        warnings=(
-            *parsed.warnings,
-            *(text for name in _DATA for text in _unmounted(root.get(name), asked.claims)),
-        ),
     )
 
 
@@ -128,13 +134,6 @@ def _parsed(document: Document, name: str, hosts: int, given: Mapping[str, str])
     names = [f"{name}-{number}" for number in range(hosts)]
     variables = {"SM_RUNTIME_HOSTS": ",".join(names), **given}
     return load.parse({"job": document}, variables, Paths(), names[0])
-
-
-def _hosts(root: Field, resources: Resources) -> int:
-    count = next(iter(resources.counts), 0) or 1
-    if count > MOST_HOSTS:
-        root.get("ResourceConfig").wrong(f"asks for {count} hosts, but {MOST_HOSTS} are the most")
-    return min(count, MOST_HOSTS)
 
 
 def _name(root: Field, choices: Choices, suffix: str) -> str:
