@@ -7,9 +7,9 @@ The line before a fence is a comment, which no reader sees:
     <!-- not run: why -->
 
 WHERE is ``checkout`` (in a copy of the checkout, with a fresh virtual environment), ``checkout with
-TensorFlow`` (that environment sees what the tests' own has) or ``image`` (with Docker; a Dockerfile
-is built). The fences of one document and one WHERE are run one after another in one folder, which
-holds a ``train.py``.
+TensorFlow`` (that environment sees what the tests' own has), ``Slurm`` (the same, as root) or
+``image`` (with Docker; a Dockerfile is built). The fences of one document and one WHERE are run one
+after another in one folder, which holds a ``train.py``; those of ``Slurm`` in one shell.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ DOCUMENTS = (
 )
 LANGUAGES = ("sh", "dockerfile")
 """What a fence that has to be marked begins with."""
-PLACES = ("checkout", "checkout with TensorFlow", "image")
+PLACES = ("checkout", "checkout with TensorFlow", "Slurm", "image")
 _MARKER = re.compile(r"<!-- (?:not run: (?P<why>.+)|run: (?P<place>[^;]+)(?P<skips>;.+)?) -->")
 _SKIP = re.compile(r"; skip (?P<words>[^:;]+): (?P<why>[^;]+)")
 

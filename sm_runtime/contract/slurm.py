@@ -5,6 +5,7 @@ As ``scontrol show hostnames`` reads them, which need not be there in a containe
 
 from __future__ import annotations
 
+import math
 import re
 from itertools import product
 
@@ -32,10 +33,7 @@ def nodes(text: str) -> tuple[str, ...]:
             _numbers(match[1]) if match[2] is None else (match[2],)
             for match in _PART.finditer(word)
         ]
-        count = len(found)
-        for part in parts:
-            count *= len(part)
-        if count > LARGEST:
+        if len(found) + math.prod(map(len, parts)) > LARGEST:
             raise ValueError(f"{word!r} stands for more than {LARGEST} nodes")
         found += map("".join, product(*parts))
     return tuple(found)

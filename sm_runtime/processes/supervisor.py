@@ -300,7 +300,8 @@ class Supervisor:
         """Whether who asked us for a stop has sent the same signal to a process, too."""
         if self._witness is None or not action.reason or action.number != action.received:
             return False
-        return self._witness.has_heard(process.started)
+        has_heard = self._witness.has_heard()
+        return has_heard and process.started < (self.signalled_at or math.inf)
 
     def _start(self, start: Start) -> None:
         """Start a process; raises LaunchError when that cannot be done."""
@@ -378,7 +379,7 @@ class Supervisor:
         by_pid = {p.pid: p for p in self._processes.values() if p.status is None}
         for pid, status in _ended_children():
             if self._witness and pid == self._witness.pid:
-                self._witness.reaped()
+                self._witness.is_gone = True
             if process := by_pid.get(pid):
                 process.reaped(os.waitstatus_to_exitcode(status))
                 yield process

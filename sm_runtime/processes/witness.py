@@ -24,8 +24,8 @@ class Witness:
     """The process; ``before`` is what a child of ours does first, so that it ends when we do."""
 
     def __init__(self, before: Callable[[], None] | None) -> None:
-        self.gone_at: float | None = None
-        """When it was seen to have ended, monotonic."""
+        self.is_gone = False
+        """Whether it has been seen to have ended."""
         self._until: float | None = None
         blocked = signal.pthread_sigmask(signal.SIG_BLOCK, STOPPING)
         self.pid = os.fork()
@@ -33,34 +33,27 @@ class Witness:
             _be_ended(before)
         signal.pthread_sigmask(signal.SIG_SETMASK, blocked)
 
-    def has_heard(self, started: float) -> bool:
-        """Return whether a process that was started at ``started`` has a request to stop already.
+    def has_heard(self) -> bool:
+        """Return whether a request to stop has been sent to all processes of the job.
 
         Waits, ``HEAR_SECONDS`` from the first call on at the most.
         """
-        now = time.monotonic()
-        self._until = self._until or now + HEAR_SECONDS
-        while self.gone_at is None:
-            self._look()
-            if self.gone_at is None and time.monotonic() >= self._until:
+        self._until = self._until or time.monotonic() + HEAR_SECONDS
+        while not self.is_gone:
+            if os.waitpid(self.pid, os.WNOHANG)[0]:
+                self.is_gone = True
+            elif time.monotonic() >= self._until:
                 return False
-            time.sleep(_LOOK_SECONDS)
-        return started < self.gone_at
-
-    def reaped(self) -> None:
-        """Take it that it has ended."""
-        self.gone_at = self.gone_at or time.monotonic()
+            else:
+                time.sleep(_LOOK_SECONDS)
+        return True
 
     def close(self) -> None:
         """End it."""
-        if self.gone_at is None:
+        if not self.is_gone:
             os.kill(self.pid, signal.SIGKILL)
             os.waitpid(self.pid, 0)
-            self.reaped()
-
-    def _look(self) -> None:
-        if os.waitpid(self.pid, os.WNOHANG)[0]:
-            self.reaped()
+            self.is_gone = True
 
 
 def _be_ended(before: Callable[[], None] | None) -> None:

@@ -41,7 +41,8 @@ def environment(folder: Path, *, shared: bool) -> dict[str, str]:
     subprocess.run((sys.executable, "-m", "venv", folder), check=True)
     if shared:
         packages = sysconfig.get_path("purelib", vars={"base": str(folder)})
-        Path(packages, "tests.pth").write_text(sysconfig.get_path("purelib") + "\n")
+        own = f"import site; site.addsitedir({sysconfig.get_path('purelib')!r})\n"
+        Path(packages, "tests.pth").write_text(own)
     kept = {name: value for name, value in os.environ.items() if name not in HIDDEN}
     own = f"{sysconfig.get_path('scripts')}:" if shared else ""
     return {**kept, "PATH": f"{folder / 'bin'}:{own}{os.environ['PATH']}"}

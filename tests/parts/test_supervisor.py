@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
+import sys
 import time
 from collections.abc import Iterable
+from pathlib import Path
 
 import pytest
 
@@ -13,11 +16,64 @@ from sm_runtime.job.model import Command
 from sm_runtime.processes.relay import open_sinks
 from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
-from sm_runtime.processes.workload import SingleProcess
+from sm_runtime.processes.workload import SingleProcess, Streams
+
+COUNTS = """
+import signal, sys, time
+count = 0
+def stop(number, frame):
+    global count
+    count += 1
+signal.signal(signal.SIGTERM, stop)
+print("ready", flush=True)
+while not count:
+    time.sleep(0.01)
+time.sleep(0.5)
+sys.exit(count)
+"""
 
 
 def command(script: str) -> Command:
     return Command(argv=("sh", "-c", script), cwd="/", env={"PATH": os.environ["PATH"]})
+
+
+def children() -> list[int]:
+    return [int(pid) for pid in Path(f"/proc/self/task/{os.getpid()}/children").read_text().split()]
+
+
+@pytest.mark.parametrize("signals_all", [True, False])
+def test_a_signal_for_all_processes_is_not_passed_on_and_one_for_us_is(signals_all: bool) -> None:
+    with Supervisor(*open_sinks()) as supervisor:
+        supervisor.expect_signals_for_all()
+
+        def stop(line: memoryview) -> None:
+            for pid in children() if signals_all else ():
+                os.kill(pid, signal.SIGTERM)
+            os.kill(os.getpid(), signal.SIGTERM)
+
+        supervisor.tap = lambda: stop
+        script = Command(argv=(sys.executable, "-c", COUNTS), cwd="/", env={})
+        [ended] = supervisor.run(SingleProcess(script, StopPolicy(grace_seconds=60.0))).values()
+    assert (ended.status, ended.stopped_by) == (1, "SIGTERM")
+    assert not children(), "nor is the process that was watched left"
+
+
+def test_a_process_that_starts_after_a_signal_for_all_is_asked() -> None:
+    with Supervisor(*open_sinks()) as supervisor:
+        supervisor.expect_signals_for_all()
+        for pid in (*children(), os.getpid()):
+            os.kill(pid, signal.SIGTERM)
+        [ended] = supervisor.run(SingleProcess(command("sleep 60"), StopPolicy())).values()
+    assert (ended.signal, ended.stopped_by) == (signal.SIGTERM, "SIGTERM")
+
+
+def test_a_service_takes_no_signal_but_sigkill() -> None:
+    shows = "import signal; print(sorted(map(int, signal.pthread_sigmask(signal.SIG_BLOCK, []))))"
+    script = Command(argv=(sys.executable, "-c", shows), cwd="/", env={})
+    with Supervisor(*open_sinks()) as supervisor:
+        workload = SingleProcess(script, StopPolicy(), Streams.STDERR)
+        [ended] = supervisor.run(workload).values()
+    assert json.loads(ended.stdout_tail or ended.tail) == [1, 2, 3, 10, 12, 15]
 
 
 def test_an_end_between_the_start_and_a_stop_from_before_is_seen(

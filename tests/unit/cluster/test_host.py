@@ -67,11 +67,9 @@ def test_services_start_first_and_end_last() -> None:
     ]
     host.at(1, Exited(1, 0))
     host.link.state.training_done = True
-    assert host.at(2) == [Ask(key=0, number=SIGTERM)], "asked, and nobody is told a reason"
+    assert host.at(2) == [Send(0, SIGKILL)], "it has nothing to save, and takes no other signal"
     assert host.next_time() == 2 + SERVICE_SECONDS
-    assert host.at(2 + SERVICE_SECONDS) == [Kill(0), Send(0, SIGKILL)]
-    host.at(5, Exited(0, -9))
-    host.at(5, Vanished(0))
+    host.at(3, Exited(0, -9))
     assert host.is_done
 
 

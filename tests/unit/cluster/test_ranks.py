@@ -118,6 +118,15 @@ def test_the_failure_of_a_rank_names_it_and_its_stub_ends_with_the_job() -> None
     assert Answer(7, 1) in host.at(3)
 
 
+def test_a_launcher_that_ends_well_before_any_rank_has_begun_has_failed() -> None:
+    for tail, said in ((b"", "mpirun ended before any rank began"), (PARAGRAPH, SAID[-1][2])):
+        host = Ranks()
+        host.at(1, Exited(0, 0))
+        host.at(1, Drained(0, ended(0, tail=tail)))
+        [(message, _, priority)] = host.link.reports
+        assert (message, priority) == (said, Priority.SERVICE)
+
+
 def test_a_rank_whose_stub_was_ended_is_ended_and_the_launcher_is_blamed() -> None:
     host = Ranks()
     key = host.rank(1, connection=7)

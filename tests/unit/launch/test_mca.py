@@ -8,7 +8,7 @@ import pytest
 
 from sm_runtime.job.model import Cluster, Hardware, Job, Paths
 from sm_runtime.launch import distribution, mpirun, open_mpi
-from sm_runtime.launch.open_mpi import HostParameters, file_variables
+from sm_runtime.launch.open_mpi import HostParameters, file_variables, of_engines, unmanaged
 
 LINES = [
     ("btl = self,tcp", {"btl": "self,tcp"}),
@@ -194,3 +194,21 @@ def test_messages_of_open_mpi_name_hosts_as_the_user_does(text: str, expected: s
     names = {"my_1": "10.0.0.1", "my_11": "10.0.0.11", "b": "b"}
     assert open_mpi.restored_names(text, names) == expected
     assert open_mpi.restored_names(text, {"b": "b"}) == text
+
+
+def test_open_mpi_sees_nothing_of_what_has_started_the_runtime() -> None:
+    environ = {
+        "SLURM_JOB_ID": "1",
+        "SLURM_TASKS_PER_NODE": "1(x2)",
+        "PMI_RANK": "0",
+        "PMI2_X": "0",
+        "PMIX_NAMESPACE": "slurm.pmix.1.0",
+        "PMIX_MCA_gds": "hash",
+        "SLURMD_NODENAME": "n1",
+        "PATH": "/bin",
+    }
+    kept = {"PMIX_MCA_gds": "hash", "SLURMD_NODENAME": "n1", "PATH": "/bin"}
+    patience = "OMPI_MCA_odls_base_sigkill_timeout"
+    assert unmanaged(environ) == {patience: "0", **kept}
+    assert unmanaged({patience: "5"}) == {patience: "5"}, "a user's own setting is the user's"
+    assert of_engines(environ) == {"SLURM_JOB_ID": "1", "SLURM_TASKS_PER_NODE": "1(x2)"}

@@ -130,7 +130,10 @@ def test_the_row_of_the_custom_options_holds_one_of_each() -> None:
         ("-x 'A=a b' -x \"B=c  d\"", ["-x A=a b", "-x B=c  d"]),
         ("-mca x -1 -verbose", ["-mca x -1", "-verbose"]),
         ("--vendor-option a b -x A=1", ["--vendor-option a b", "-x A=1"]),
-        ("-x SM_HOSTS -x SM_CURRENT_HOST -x FOO -x SM_MINE=1", ["-x FOO", "-x SM_MINE=1"]),
+        (
+            "-x SM_HOSTS -x SLURM_NODEID -x FOO -x SM_MINE=1",
+            ["-x FOO", "-x SM_MINE=1"],
+        ),
     ],
 )
 def test_options_are_read_as_meant(options: str, flags: list[str]) -> None:
