@@ -78,6 +78,8 @@ class Result:
     asked: Asked | None
     problems: tuple[str, ...] = ()
     warnings: tuple[str, ...] = ()
+    secrets: tuple[str, ...] = ()
+    """What the sentences must not show."""
 
 
 def of_request(document: Document, choices: Choices, infix: str) -> Result:
@@ -107,6 +109,7 @@ def of_request(document: Document, choices: Choices, infix: str) -> Result:
         asked=None if problems else replace(asked, name=name, hosts=hosts, variables=given),
         problems=tuple(dict.fromkeys(problems)),
         warnings=(*parsed.warnings, *unmounted),
+        secrets=environment.secrets(parsed.draft, {}),
     )
 
 

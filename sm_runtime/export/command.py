@@ -30,23 +30,24 @@ the mark that begins some files.
 def export(parsed: Namespace, mask: Mask) -> int:
     """Print the manifests of the request in a file; return 1, with sentences, if it is wrong.
 
-    ``parsed`` is the command line.
+    ``parsed`` is the command line, ``mask`` is that of the log.
     """
     path: str = parsed.request
     try:
         data = read_regular(path)
     except ConfigError as error:
-        return _complain(error.problems, mask)
+        return _complain(error.problems)
     if data is None:
-        return _complain((f"{path}: does not exist",), mask)
+        return _complain((f"{path}: does not exist",))
     # Kubeflow's hosts are called NAME-node-0-0, those of an Indexed Job NAME-0.
     found = of_request(
         Document(path, data), options.choices(parsed), "-node-0" if parsed.kubeflow else ""
     )
+    mask.learn(found.secrets)
     for warning in found.warnings:
         log.warning("%s", warning)
     if found.asked is None:
-        return _complain(found.problems, mask)
+        return _complain(found.problems)
     build = manifests.kubeflow if parsed.kubeflow else manifests.kubernetes
     print(text_of(build(found.asked, _new_secret)), end="")
     return 0
@@ -85,7 +86,7 @@ def _new_secret() -> str:
     return secrets.token_urlsafe(SECRET_BYTES)
 
 
-def _complain(problems: Iterable[str], mask: Mask) -> int:
+def _complain(problems: Iterable[str]) -> int:
     for problem in problems:
-        log.error("%s", mask(problem))
+        log.error("%s", problem)
     return 1

@@ -286,6 +286,18 @@ def test_a_wrong_request_has_the_sentences_of_check(base: Base) -> None:
     assert [line for line in found if line not in told] == []
 
 
+def test_a_sentence_shows_no_secret(base: Base) -> None:
+    where = "file:///data/hunter22secret"
+    request = {
+        **REQUEST,
+        "HyperParameters": {"password": "hunter22secret"},
+        "CheckpointConfig": {"S3Uri": where},
+    }
+    path = base.write("request.json", request)
+    made = dry.look(base, "export", "--kubernetes", str(path))
+    assert "CheckpointConfig.S3Uri: /data/*** is a folder" in made.log
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{", "\0"])
 def test_what_is_no_request_is_one_sentence(base: Base, text: str) -> None:
     path = base.write("request.json", text)
