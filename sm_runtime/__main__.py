@@ -94,6 +94,11 @@ exit status:
   0      a stop was asked for, and all requests were answered
   1      the model, its code or the configuration is at fault: the last line of the log says why
 """
+EXPORT = """\
+Prints manifests that run a CreateTrainingJob request on Kubernetes, for `kubectl apply -f -`: an
+Indexed Job, or Kubeflow Trainer's TrainJob, with all that it needs. Talks to no cluster. YAML with
+PyYAML (the extra `export`), JSON without. Exit status: 0 printed, 1 the request is at fault.
+"""
 REPORT = """\
 Writes one HTML file, without outside parts, about the job that has ended below BASE: its phases,
 metrics, host, failure and configuration. Needs pygal. Exit status: 0 written, 1 not.
@@ -115,6 +120,8 @@ def main() -> int:
     if words[:2] == ["serve", "serve"]:
         del words[0]
     import argparse
+
+    from sm_runtime.export import options as export_options
 
     parser = _parser(argparse.ArgumentParser, "sm-runtime", DESCRIPTION)
     parser.add_argument("--version", action="version", version=f"sm-runtime {__version__}")
@@ -145,6 +152,7 @@ def main() -> int:
     report = _parser(add, "report", REPORT, help="write a job that has ended as one HTML file")
     report.add_argument("base", nargs="?", metavar="BASE", help="the job's folder (/opt/ml)")
     report.add_argument("-o", "--output", metavar="FILE", help="where to write it")
+    export_options.add(_parser(add, "export", EXPORT, help="print a request as manifests"))
     parsed = parser.parse_args(words)
     if parsed.command == "train":
         _train()
@@ -163,6 +171,10 @@ def main() -> int:
     signal.pthread_sigmask(signal.SIG_UNBLOCK, STOPPING)  # see isolation.enter
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `sm-runtime env | head` is no error
     log_to(Sink(2), mask)
+    if parsed.command == "export":
+        from sm_runtime.export.command import export
+
+        return export(parsed, mask)
     if parsed.command == "check" and parsed.model is not None:
         return check.model(os.environ, parsed.model)
     if parsed.command == "check":

@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 
 from sm_runtime.code import fetch
 from sm_runtime.contract import config_files, environment, load
+from sm_runtime.contract.engines import whole_name
 from sm_runtime.contract.environment import CLUSTER_SECRET
 from sm_runtime.contract.load import Parsed
 from sm_runtime.job.errors import ConfigError
@@ -23,6 +24,7 @@ from sm_runtime.job.secrets import Mask
 
 log = logging.getLogger(__name__)
 
+HOSTS = "/etc/hosts"
 WITHOUT_S3 = (2, 6)
 """The first version of TensorFlow whose wheels have no S3 file system."""
 
@@ -60,7 +62,8 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
     paths = paths_of(variables)
     mask.learn(environment.secrets(None, variables))
     found, unreadable = config_files.collect(paths, variables)
-    parsed = load.parse(found, variables, paths, os.uname().nodename)
+    hostname = os.uname().nodename
+    parsed = load.parse(found, variables, paths, hostname, _whole_name(hostname))
     draft, missing = _resolved(parsed.draft, variables)
     job = fetch.as_files(load.redirected(draft, tensorflow_lacks_s3))
     mask.learn(environment.secrets(job, variables))
@@ -72,6 +75,15 @@ def examine(variables: Mapping[str, str], mask: Mask) -> Examined:
         problems=(*unreadable.values(), *parsed.problems, *missing),
         unread=parsed.unread,
     )
+
+
+def _whole_name(hostname: str) -> str:
+    """Return the name of this machine with its domain, without asking a name server."""
+    try:
+        with open(HOSTS, encoding="utf-8", errors="replace") as file:
+            return whole_name(file.read(), hostname)
+    except OSError:
+        return hostname
 
 
 def tensorflow_lacks_s3() -> bool:

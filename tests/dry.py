@@ -6,6 +6,7 @@ supervisor is not real: ``script`` does what the script would, and says how it e
 
 from __future__ import annotations
 
+import argparse
 import io
 import logging
 import os
@@ -20,6 +21,7 @@ from typing import Any
 from unittest import mock
 
 from sm_runtime import check, run
+from sm_runtime.export import command, options
 from sm_runtime.job.model import Command, Ended
 from sm_runtime.job.secrets import Mask
 from sm_runtime.job.text import Tail
@@ -99,12 +101,14 @@ def train(base: Base, script: Script = lambda _: None, **environ: str) -> Dry:
 
 
 def look(base: Base, *words: str, **environ: str) -> Dry:
-    """Run ``sm-runtime check``, with ``--model`` or not, or ``env`` with its options."""
+    """Run ``sm-runtime check``, with ``--model`` or not, ``export`` or ``env``, with options."""
     variables = {**base.environ, **environ}
     secrets = "--show-secrets" in words
     with _logged() as (mask, log), redirect_stdout(io.StringIO()) as out:
         if words[:2] == ("check", "--model"):
             status = check.model(variables, "".join(words[2:]))
+        elif words[0] == "export":
+            status = command.export(_options(words[1:]), mask)
         elif words[0] == "check":
             status = check.check(variables, mask)
         elif "--launch" in words:
@@ -112,6 +116,12 @@ def look(base: Base, *words: str, **environ: str) -> Dry:
         else:
             status = check.show(variables, mask, as_json="--json" in words, secrets=secrets)
     return Dry(status, out.getvalue(), log.text())
+
+
+def _options(words: tuple[str, ...]) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    options.add(parser)
+    return parser.parse_args(words)
 
 
 class _Abort(BaseException):

@@ -18,6 +18,7 @@ FLOORS = {
     "cluster": 60,
     "code": 90,
     "contract": 94,
+    "export": 95,
     "install": 40,
     "job": 95,
     "launch": 95,

@@ -7,6 +7,7 @@ The ``ResourceConfig`` of a request says of which types they are, and how many t
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -50,19 +51,21 @@ def read_cluster(
     framework: Mapping[str, Json],
     *,
     engine: Engine | None,
+    whole_name: str = "",
     document: Document | None,
     bare: bool,
     managed: bool,
 ) -> tuple[Cluster, dict[str, Json]]:
     """Return the cluster, and ``resourceconfig.json`` as it is or would have been.
 
-    ``asked`` are the hosts of the request, ``engine`` is what runs the job, ``document`` is the
-    file, if there is one; ``bare`` says that there is no file at all.
+    ``asked`` are the hosts of the request, ``engine`` is what runs the job, ``whole_name`` is
+    ``hostname`` with its domain; ``document`` is the file, if there is one; ``bare`` says that
+    there is no file at all.
     """
     hosts = _hosts(root, environ, required=managed and document is not None)
     placed: Placement | None = None
     if not hosts and (document is None or (root.present and not managed)):
-        placed = engines.placement(engine, environ, root.findings)
+        placed = engines.placement(engine, environ, root.findings, whole_name or hostname)
     if placed:
         hosts, hostname = placed.hosts, placed.current
     current = _current_host(root, environ, hosts, hostname)
@@ -115,7 +118,7 @@ def _hosts(root: Field, environ: Mapping[str, str], *, required: bool) -> tuple[
     for host in hosts:
         if not _HOST.fullmatch(host):
             at.wrong(f"{host!r} cannot be the name of a host")
-    for host in sorted({host for host in hosts if hosts.count(host) > 1}):
+    for host in sorted(host for host, times in Counter(hosts).items() if times > 1):
         at.wrong(f"names the host {host!r} more than once")
     return hosts
 
@@ -210,9 +213,10 @@ def _group_of(groups: Json, host: str) -> Mapping[str, Json]:
 
 def _check_groups(at: Field, groups: tuple[InstanceGroup, ...], hosts: tuple[str, ...]) -> None:
     """Note each host of a group that is not a host of the job."""
+    known = frozenset(hosts)
     for group in groups:
         for host in group.hosts:
-            if host not in hosts:
+            if host not in known:
                 at.wrong(
                     f"the host {host!r} of the group {group.name!r} is not one of the hosts"
                     f" {', '.join(map(repr, hosts))}"

@@ -15,6 +15,7 @@ from sm_runtime.contract.reader import Field, Findings, one_of
 
 VARIABLE = "SM_RUNTIME_ENGINE"
 NONE = "none"
+MOST_HOSTS = 65536
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -49,8 +50,12 @@ class Engine:
 class Variables:
     """The variables of an engine, which notes what is wrong with them."""
 
-    def __init__(self, engine: str, environ: Mapping[str, str], findings: Findings) -> None:
+    def __init__(
+        self, engine: str, environ: Mapping[str, str], findings: Findings, whole_name: str = ""
+    ) -> None:
         self._engine, self._environ, self._findings = engine, environ, findings
+        self.whole_name = whole_name
+        """The name of this machine, with its domain where that is known."""
 
     def get(self, name: str) -> str:
         """Return a variable, empty where it is absent."""
@@ -65,6 +70,14 @@ class Variables:
             self.wrong(name, f"must be a whole number, not {text!r}")
             return None
         return int(text)
+
+    def count(self, name: str) -> int | None:
+        """Return a variable that is a number of hosts; None as ``number``."""
+        found = self.number(name)
+        if found is not None and not 1 <= found <= MOST_HOSTS:
+            self.wrong(name, f"must be from 1 to {MOST_HOSTS}, not {found}")
+            return None
+        return found
 
     def note(self, text: str) -> None:
         """Note what is worth a line in the log."""
@@ -142,6 +155,75 @@ def _slurm_node(at: Variables, name: str, hosts: tuple[str, ...]) -> str | None:
     return hosts[number]
 
 
+NUM_HOSTS = "SM_RUNTIME_NUM_HOSTS"
+
+
+def _kubernetes(at: Variables) -> Placement | None:
+    """Return the pods of an Indexed Job; None without a problem: each is a job of its own.
+
+    Nothing in a pod says how many there are, so the manifest has to.
+    """
+    from sm_runtime.contract import kubernetes
+
+    faults = at.faults
+    index, count = at.number("JOB_COMPLETION_INDEX"), at.count(NUM_HOSTS)
+    if at.faults > faults:
+        return None
+    pods = kubernetes.of_own(at.whole_name, index or 0)
+    if count is None:
+        if pods and pods.domain:
+            at.wrong(NUM_HOSTS, "is missing: a headless service gives names to the Job's pods")
+        return None
+    if index is None:
+        at.wrong("JOB_COMPLETION_INDEX", f"is missing, but {NUM_HOSTS} is {count}")
+    elif index >= count:
+        at.wrong("JOB_COMPLETION_INDEX", f"is {index}, but {NUM_HOSTS} is {count}")
+    elif pods is None:
+        at.wrong(
+            "JOB_COMPLETION_INDEX",
+            f"is {index}, but this pod is called {at.whole_name!r}, not <job>-{index}",
+        )
+    elif count > 1 and not pods.domain:
+        at.wrong(
+            NUM_HOSTS,
+            f"is {count}, but pods have no names for each other: the pod template's `subdomain` has"
+            " to name a headless service",
+        )
+    else:
+        hosts = pods.hosts(count)
+        said = f"JOB_COMPLETION_INDEX={index}, {NUM_HOSTS}={count}"
+        job = f"kubernetes {pods.stem}{pods.domain}"
+        return Placement(hosts=hosts, current=hosts[index], said=said, job=job)
+    return None
+
+
+def _kubeflow(at: Variables) -> Placement | None:
+    """Return the pods of a TrainJob or a PyTorchJob, by what is meant for torchrun."""
+    from sm_runtime.contract import kubernetes
+
+    faults = at.faults
+    if ":" in at.get("PET_NNODES"):
+        at.wrong("PET_NNODES", f"is {at.get('PET_NNODES')}: an elastic job has no list of hosts")
+        return None
+    count, rank = at.count("PET_NNODES"), at.number("PET_NODE_RANK")
+    first = "PET_MASTER_ADDR" if at.get("PET_MASTER_ADDR") else "MASTER_ADDR"
+    pods = kubernetes.of_first(at.get(first))
+    if at.faults > faults:
+        return None
+    if count is None or rank is None:
+        at.wrong("PET_NNODES" if count is None else "PET_NODE_RANK", "is missing")
+    elif rank >= count:
+        at.wrong("PET_NODE_RANK", f"is {rank}, but PET_NNODES is {count}")
+    elif pods is None:
+        at.wrong(first, f"must be the first pod's name, which ends in -0, not {at.get(first)!r}")
+    else:
+        hosts = pods.hosts(count)
+        said = f"PET_NNODES={count}, PET_NODE_RANK={rank}, {first}={at.get(first)}"
+        job = f"kubeflow {pods.stem}{pods.domain}"
+        return Placement(hosts=hosts, current=hosts[rank], said=said, job=job)
+    return None
+
+
 SLURM = Engine(
     name="Slurm",
     marks=("SLURM_JOB_NODELIST", "SLURM_STEP_NODELIST"),
@@ -149,7 +231,20 @@ SLURM = Engine(
     stop_seconds=30.0,  # KillWait, as it is where slurm.conf does not say
     signals_all=True,
 )
-ENGINES = (SLURM,)
+# Pods of Kubeflow are those of an Indexed Job, too, and it knows how many there are.
+KUBEFLOW = Engine(
+    name="Kubeflow",
+    marks=("PET_NNODES",),
+    read=_kubeflow,
+    stop_seconds=30.0,  # terminationGracePeriodSeconds, as it is where a pod does not say
+)
+KUBERNETES = Engine(
+    name="Kubernetes",
+    marks=("JOB_COMPLETION_INDEX", NUM_HOSTS),
+    read=_kubernetes,
+    stop_seconds=KUBEFLOW.stop_seconds,
+)
+ENGINES = (SLURM, KUBEFLOW, KUBERNETES)
 """The engines that are looked for, the first that is found counts."""
 
 
@@ -165,15 +260,32 @@ def engine_of(environ: Mapping[str, str], findings: Findings) -> Engine | None:
 
 
 def placement(
-    engine: Engine | None, environ: Mapping[str, str], findings: Findings
+    engine: Engine | None, environ: Mapping[str, str], findings: Findings, whole_name: str = ""
 ) -> Placement | None:
-    """Return where ``engine`` has placed this process; None where nothing says so."""
+    """Return where ``engine`` has placed this process; None where nothing says so.
+
+    ``whole_name`` is this machine's name, with its domain where that is known.
+    """
     if engine is None:
         return None
-    found = engine.read(Variables(engine.name, environ, findings))
+    found = engine.read(Variables(engine.name, environ, findings, whole_name))
     if found is not None:
         count = f"{len(found.hosts)} hosts, {found.current} is this one"
         findings.notes.append(
             f"{engine.name}: {count if len(found.hosts) > 1 else found.current} ({found.said})"
         )
     return found
+
+
+def whole_name(table: str, hostname: str) -> str:
+    """Return ``hostname`` with its domain, by the text of ``/etc/hosts``; else as it is.
+
+    The kubelet writes a line with the pod's address, its whole name and its host name.
+    """
+    for line in table.splitlines():
+        names = line.partition("#")[0].split()[1:]
+        if hostname in names:
+            for name in names:
+                if name.startswith(f"{hostname}."):
+                    return name
+    return hostname

@@ -199,7 +199,7 @@ _SIGNALS = ("TERM", "INT", "HUP", "QUIT", "USR1", "USR2")
 _LAST_ID = 2**32 - 2
 """The largest id of a user or a group; the one after it means none to chown(2)."""
 _OTHERS = (
-    "JOB", "HOSTS", "CURRENT_HOST", "ENGINE", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE",
+    "JOB", "HOSTS", "NUM_HOSTS", "CURRENT_HOST", "ENGINE", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE",
     "ACCESS_LOG", "DRAIN_SECONDS", "EVICT_MODELS",
 )  # fmt: skip
 """What other parts of the runtime read from variables, and only from there."""

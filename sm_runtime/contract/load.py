@@ -48,8 +48,12 @@ def parse(
     environ: Mapping[str, str],
     paths: Paths,
     hostname: str,
+    whole_name: str = "",
 ) -> Parsed:
-    """Return the job that ``documents`` and ``environ`` describe, or everything wrong with them."""
+    """Return the job that ``documents`` and ``environ`` describe, or everything wrong with them.
+
+    ``whole_name`` is ``hostname`` with its domain, where that is known.
+    """
     findings = Findings()
     names = ["hyperparameters", "inputdataconfig", "resourceconfig", "job"]
     if "job" in documents:
@@ -57,7 +61,7 @@ def parse(
     roots = {
         name: load(documents.get(name), f"{paths.config}/{name}.json", findings) for name in names
     }
-    job = _job(roots, documents, environ, paths, hostname, findings)
+    job = _job(roots, documents, environ, paths, (hostname, whole_name), findings)
     problems = tuple(dict.fromkeys(findings.problems))
     return Parsed(
         job=None if problems else job,
@@ -74,7 +78,7 @@ def _job(
     documents: Mapping[str, Document],
     environ: Mapping[str, str],
     paths: Paths,
-    hostname: str,
+    names: tuple[str, str],
     findings: Findings,
 ) -> Job:
     managed = "job" not in documents
@@ -88,9 +92,10 @@ def _job(
         roots["resourceconfig"],
         request.resources,
         settings,
-        hostname,
+        names[0],
         keys.framework,
         engine=engine,
+        whole_name=names[1],
         document=documents.get("resourceconfig"),
         bare=managed and not documents,
         managed=managed,

@@ -146,7 +146,7 @@ def test_an_engine_that_is_named_must_be_there() -> None:
     assert job({**STEP, "SM_RUNTIME_ENGINE": "Slurm"}).cluster.hosts == ("n1", "n2")
     assert "SLURM_JOB_NODELIST: names no node" in problem({"SM_RUNTIME_ENGINE": "slurm"})
     found = problem({"SM_RUNTIME_ENGINE": "pbs"})
-    assert found.startswith("environment: SM_RUNTIME_ENGINE: must be 'none' or 'slurm'")
+    assert found.startswith("environment: SM_RUNTIME_ENGINE: must be 'none', 'slurm', ")
 
 
 def test_a_lone_job_id_is_no_engine() -> None:
