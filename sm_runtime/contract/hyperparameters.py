@@ -200,9 +200,10 @@ _LAST_ID = 2**32 - 2
 """The largest id of a user or a group; the one after it means none to chown(2)."""
 _OTHERS = (
     "JOB", "HOSTS", "NUM_HOSTS", "CURRENT_HOST", "ENGINE", "CLUSTER_SECRET", "CLUSTER_SECRET_FILE",
-    "ACCESS_LOG", "DRAIN_SECONDS", "EVICT_MODELS",
 )  # fmt: skip
 """What other parts of the runtime read from variables, and only from there."""
+_OF_SERVING = ("ACCESS_LOG", "DRAIN_SECONDS", "EVICT_MODELS")
+"""What ``serve`` reads, which may run in the same image."""
 _INTERNAL = ("COMMAND", "INSIDE")
 """What the runtime tells processes that it starts."""
 
@@ -241,7 +242,7 @@ def _warn_of_unknown(
     environ: Mapping[str, str], hyperparameters: Mapping[str, Field], findings: Findings
 ) -> None:
     variables = [VARIABLE_PREFIX + name for name in (*map(str.upper, OPTIONS), *_OTHERS)]
-    internal = [VARIABLE_PREFIX + name for name in _INTERNAL]
+    internal = [VARIABLE_PREFIX + name for name in (*_INTERNAL, *_OF_SERVING)]
     for name in environ:
         if name.startswith(VARIABLE_PREFIX) and name not in (*variables, *internal):
             findings.warnings.append(
