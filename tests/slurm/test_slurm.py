@@ -151,6 +151,18 @@ def test_a_stop_is_heard_once_by_each_script_and_its_model_is_saved(job: Job, ho
         assert saved(job, archive) == dict.fromkeys(names, "1"), log
 
 
+def test_another_stop_signal_comes_beside_slurms_own(job: Job) -> None:
+    notes = "def note(number, frame):\n    print('heard', int(number), flush=True)\n"
+    handlers = "signal.signal(signal.SIGTERM, note)\nsignal.signal(signal.SIGINT, save)"
+    text = SAVES.replace("signal.signal(signal.SIGTERM, save)", notes + handlers)
+    running = job.saves().script(text).start(SM_RUNTIME_STOP_SIGNAL="INT")
+    eventually(lambda: running.out.count(b"ready") == 2, "both are ready", 60)
+    job.call("scancel", "--name", job.root.name)
+    result = running.wait(60)
+    assert result.out.count(b"heard 15") == 2
+    assert saved(job, "model.tar.gz") == {"requests": "1"}, result.log
+
+
 def test_a_job_is_not_hurt_by_a_signal_that_asks_for_stacks(job: Job) -> None:
     running = job.saves().script(SAVES, **MPI).start()
     eventually(lambda: running.out.count(b"ready") == 4, "all are ready", 60)
