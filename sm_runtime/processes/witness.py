@@ -15,8 +15,8 @@ from collections.abc import Callable
 
 from sm_runtime.processes.stop import STOPPING
 
-HEAR_SECONDS = 0.3
-"""How long after a request to stop the same signal may reach the other processes."""
+HEAR_SECONDS = 1.0
+"""How long after a request to stop, which may be another host's, the signal may still come here."""
 _LOOK_SECONDS = 0.002
 
 

@@ -46,6 +46,16 @@ print("ready", flush=True)
 while True:
     time.sleep(1)
 """
+HEARS = """
+import signal, time
+heard = set()
+for number in (signal.SIGINT, signal.SIGTERM):
+    signal.signal(number, lambda number, frame: heard.add(int(number)))
+print("ready", flush=True)
+while len(heard) < 2:
+    time.sleep(0.1)
+print("heard", sorted(heard), flush=True)
+"""
 RESUMES = """
 import os, signal, sys, time
 path = os.path.join(os.environ["SM_HP_FOLDER"], os.environ["SLURMD_NODENAME"], "checkpoints/step")
@@ -149,6 +159,15 @@ def test_a_stop_is_heard_once_by_each_script_and_its_model_is_saved(job: Job, ho
     assert "FAILURE" not in log
     for archive, names in zip(("model.tar.gz", "model-n2.tar.gz"), files, strict=True):
         assert saved(job, archive) == dict.fromkeys(names, "1"), log
+
+
+def test_another_stop_signal_comes_beside_slurms_own(job: Job) -> None:
+    running = job.script(HEARS).start(SM_RUNTIME_STOP_SIGNAL="INT")
+    eventually(lambda: running.out.count(b"ready") == 2, "both are ready", 60)
+    job.call("scancel", "--name", job.root.name)
+    result = running.wait(60)
+    assert result.out.count(b"heard [2, 15]") == 2, result.log
+    assert "FAILURE" not in result.log
 
 
 def test_a_job_is_not_hurt_by_a_signal_that_asks_for_stacks(job: Job) -> None:
