@@ -23,6 +23,8 @@ from sm_runtime.serving.model_files import (
 )
 
 ARCHIVE = "model.tar.gz"
+_BESIDE_ARCHIVE = {"output.tar.gz", "report.html"}
+"""What a training job leaves beside its model's archive."""
 DEFAULT_NAME = "model"
 """The name of a model whose folder has none of its own."""
 _TEXT = "saved_model.pbtxt"
@@ -133,14 +135,14 @@ def find(folder: str, default_name: str = "") -> Layout:
 
 
 def _unpack(folder: str) -> str:
-    """Unpack an archive, or that which a folder holds alone; return where, or nothing."""
+    """Unpack an archive, or that of a training job's output folder; return where, or nothing."""
     path = folder
     if not os.path.isfile(folder):
         try:
             names = [name for name in os.listdir(folder) if not name.startswith(".")]
         except OSError:
             return ""
-        if names != [ARCHIVE]:
+        if ARCHIVE not in names or not _BESIDE_ARCHIVE.issuperset({*names} - {ARCHIVE}):
             return ""
         path = os.path.join(folder, ARCHIVE)
     import shutil

@@ -189,6 +189,10 @@ def test_labels_say_what_the_image_is(request: pytest.FixtureRequest, base: str,
     assert labels[f"{prefix}version"] == version
     assert labels[f"{prefix}licenses"] == "Apache-2.0"
     assert labels[f"{prefix}base.name"] == base
+    capability = "com.amazonaws.sagemaker.capabilities."
+    assert (
+        labels[f"{capability}accept-bind-to-port"] == labels[f"{capability}multi-models"] == "true"
+    )
     names = ("created", "revision", "description", "source")
     assert {f"{prefix}{name}" for name in names} <= set(labels)
 
@@ -210,6 +214,7 @@ def test_the_image_runs_train_by_default_under_an_init(cpu_image: str) -> None:
     assert config["Cmd"] == ["train"]
     assert not config.get("User") and not config.get("WorkingDir") and not config.get("Volumes")
     assert "PYTHONUNBUFFERED=1" in config["Env"]
+    assert set(config["ExposedPorts"]) == {"8080/tcp", "8501/tcp"}
 
 
 def test_the_runtimes_own_layers_are_small(cpu_image: str) -> None:

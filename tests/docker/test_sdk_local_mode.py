@@ -64,7 +64,7 @@ class Job:
 
 
 def sdk(
-    script: str, specification: dict[str, Any], folder: Path
+    script: str, specification: dict[str, Any], folder: Path, python: Path = PYTHON, **more: str
 ) -> subprocess.CompletedProcess[str]:
     """Run a script with the SDK's Python, nothing of this machine's AWS set-up in its view."""
     path = folder / "specification.json"
@@ -81,9 +81,10 @@ def sdk(
         # Whoever runs the tests may be cut off: nothing may wait for AWS's own addresses.
         "AWS_ENDPOINT_URL": "http://127.0.0.1:9",
         "AWS_MAX_ATTEMPTS": "1",
+        **more,
     }
     return subprocess.run(
-        (PYTHON, ROOT / "tests/docker" / script, path),
+        (python, ROOT / "tests/docker" / script, path),
         cwd=folder,
         env=environ,
         stdin=subprocess.DEVNULL,
@@ -95,6 +96,16 @@ def sdk(
     )
 
 
+def remove_projects(folder: Path) -> None:
+    """Remove the stopped containers that the SDK leaves of its Compose projects."""
+    label = "com.docker.compose.project.working_dir"
+    listing = docker("ps", "-a", "--format", f'{{{{.ID}}}} {{{{.Label "{label}"}}}}')
+    for line in listing.splitlines():
+        container, _, project = line.partition(" ")
+        if project.startswith(str(folder)):
+            docker("rm", "-f", container)
+
+
 @pytest.fixture
 def folder(tmp_path: Path, cpu_image: str) -> Iterator[Path]:
     for name in ("code", "root", "artifacts", "data/train", "data/test"):
@@ -104,13 +115,7 @@ def folder(tmp_path: Path, cpu_image: str) -> Iterator[Path]:
     (tmp_path / "code/train.py").write_text(SHOWS, encoding="utf-8")
     (tmp_path / "code/beside.py").write_text("VALUE = 'beside'\n", encoding="utf-8")
     yield tmp_path
-    # The SDK leaves the stopped containers of its Compose projects.
-    label = "com.docker.compose.project.working_dir"
-    listing = docker("ps", "-a", "--format", f'{{{{.ID}}}} {{{{.Label "{label}"}}}}')
-    for line in listing.splitlines():
-        container, _, project = line.partition(" ")
-        if project.startswith(str(tmp_path)):
-            docker("rm", "-f", container)
+    remove_projects(tmp_path)
 
 
 @pytest.fixture

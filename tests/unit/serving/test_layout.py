@@ -182,14 +182,17 @@ def packed(root: Path, *names: str) -> None:
             shutil.rmtree(root / name)
 
 
-def test_an_archive_alone_is_unpacked(root: Path) -> None:
+@pytest.mark.parametrize("beside", [(), ("output.tar.gz", "report.html")])
+def test_an_archive_as_training_leaves_it_is_unpacked(root: Path, beside: tuple[str, ...]) -> None:
     saved_model(root / "export/Servo/7")
     packed(root, "export")
+    for name in beside:
+        (root / name).touch()
     layout = find(str(root))
     layout.check()
     assert places(layout) == {"Servo": {7: "export/Servo/7"}}
     assert layout.folder == layout.unpacked
-    assert os.listdir(root) == ["model.tar.gz"]
+    assert {*os.listdir(root)} == {"model.tar.gz", *beside}
     assert find(layout.folder) == Layout(
         folder=layout.folder, models=layout.models, default_name="Servo"
     )
