@@ -80,7 +80,7 @@ class Models:
                     "there are several models here: X-Amzn-SageMaker-Target-Model names one"
                 )
             if name not in self._loaded:
-                await self._load(name, self._place(name))
+                await self._load(name, self._place(name), self._folders)
             return await self._invoke(name, request)
         if path.startswith("/v1/models/"):
             name = path.removeprefix("/v1/models/").partition("/")[0].partition(":")[0]
@@ -106,7 +106,7 @@ class Models:
             ) from None
         if name in self._loaded:
             raise RequestError(f"the model {name!r} is loaded already", 409)
-        await self._load(name, url)
+        await self._load(name, url, self._folders[:1])
         return json_answer(200, {"status": f"the model {name!r} is loaded"})
 
     async def _model(self, request: Request, name: str) -> Answer:
@@ -129,8 +129,8 @@ class Models:
             raise RequestError(f"the model {name!r} is not loaded", 404)
         return self._loaded[name]
 
-    async def _load(self, name: str, url: str) -> None:
-        path = self._resolved(url)
+    async def _load(self, name: str, url: str, folders: Sequence[str]) -> None:
+        path = self._resolved(url, folders)
         async with self._loading.setdefault(name, asyncio.Lock()):
             if name in self._loaded:
                 return
@@ -149,12 +149,14 @@ class Models:
         places = [os.path.join(folder, name) for folder in self._folders]
         return next(filter(os.path.exists, places), places[0])
 
-    def _resolved(self, url: str) -> str:
+    @staticmethod
+    def _resolved(url: str, folders: Sequence[str]) -> str:
+        """Return where a model is, links resolved; RequestError unless that is in ``folders``."""
         path = os.path.realpath(url)
-        roots = [os.path.realpath(folder) for folder in self._folders]
+        roots = [os.path.realpath(folder) for folder in folders]
         root = next((root for root in roots if path.startswith(root + os.sep)), "")
         if not root:
-            raise RequestError(f"url: {url!r} is not below {self._folders[0]}")
+            raise RequestError(f"url: {url!r} is not below {folders[0]}")
         inner = os.path.join(path, "model")
         if os.path.isdir(inner) and os.path.realpath(inner).startswith(root + os.sep):
             path = os.path.realpath(inner)

@@ -283,7 +283,9 @@ class TestManyModels:
             server.running.wait(10)
         assert list(unpacked.iterdir()) == []
 
-    @pytest.mark.parametrize("url", ["/etc", "{}/models/../model", "{}/models/link", "{}/models"])
+    @pytest.mark.parametrize(
+        "url", ["/etc", "{}/models/../model", "{}/models/link", "{}/models", "{}/model"]
+    )
     def test_a_place_outside_is_refused(self, base, server, url):
         base.path("models/link").symlink_to("/etc")
         base.path("model").mkdir()
