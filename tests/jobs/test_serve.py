@@ -123,7 +123,12 @@ def test_an_answer_that_takes_too_long_is_504_and_its_worker_is_replaced(base):
         reply = server.ask(body='{"seconds": 60}')
         assert reply.status == 504
         assert "SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS" in reply.error
-        eventually(lambda: server.predict({})["pid"] != before, "another worker answers")
+
+        def another_answers() -> bool:
+            reply = server.ask(body="{}")
+            return reply.status == 200 and reply.json()["pid"] != before
+
+        eventually(another_answers, "another worker answers")
 
 
 @pytest.mark.parametrize("chunked", [False, True], ids=["known length", "chunked"])
