@@ -165,15 +165,15 @@ def given_types(signature: Signature, *, results: bool = False) -> tuple[str, ..
 def written(media: str, signature: str, outputs: Mapping[str, Any], *, rows: bool) -> bytes:
     """Return the outputs in a media type of ``given_types``.
 
-    JSON lines have the whole answer in one line, as AWS's image writes them. ``rows``: the request
-    was in row form. Raises RequestError (400, 406).
+    JSON lines have the whole answer in one line, as AWS's image writes them. The last line has no
+    end: batch transform puts one between answers. ``rows``: the request was in row form. Raises
+    RequestError (400, 406).
     """
     if media == CSV:
         return _written_csv(signature, outputs)
     if media == NPY:
         return _written_npy(outputs)
-    found = rows_text(signature, outputs) if rows else columns_text(outputs)
-    return found if media == JSON else found + b"\n"
+    return rows_text(signature, outputs) if rows else columns_text(outputs)
 
 
 # --------------------------------------------------------------------------- raw bytes
@@ -364,7 +364,7 @@ def _written_csv(signature: str, outputs: Mapping[str, Any]) -> bytes:
     check_rows(signature, outputs)
     columns = [_rows_csv(plain(name, value)) for name, value in outputs.items()]
     rows = columns[0] if len(columns) == 1 else map(b",".join, zip(*columns, strict=True))
-    return b"".join(row + b"\n" for row in rows)
+    return b"\n".join(rows)
 
 
 def _rows_csv(value: Any) -> list[bytes]:

@@ -252,7 +252,7 @@ def test_a_header_of_the_sdk_chooses_among_many_models(
     assert "four.tar.gz" in answers[3]["error"]
 
 
-COUNT = 1000
+COUNT = 300
 CSV_ROWS = "".join(f"{number},{number / 4}\n" for number in range(COUNT))
 JSON_ROWS = "".join(f"[{number},{number / 4}]\n" for number in range(COUNT))
 TRANSFORMS = {
@@ -261,9 +261,16 @@ TRANSFORMS = {
 }
 
 
-@pytest.mark.parametrize("split", ["Line", None])
-@pytest.mark.parametrize("strategy", ["MultiRecord", "SingleRecord", None])
-@pytest.mark.parametrize("form", TRANSFORMS)
+@pytest.mark.parametrize(
+    ("form", "strategy", "split"),
+    [
+        ("csv", "MultiRecord", "Line"),
+        ("csv", "SingleRecord", "Line"),
+        ("csv", None, None),
+        ("jsonlines", "MultiRecord", "Line"),
+        ("jsonlines", None, None),
+    ],
+)
 def test_a_batch_transform_answers_each_row(
     cpu_image: str, folder: Path, lines: Path, form: str, strategy: str | None, split: str | None
 ) -> None:
@@ -288,8 +295,7 @@ def test_a_batch_transform_answers_each_row(
         transforms=[(maker, arguments)],
     )
     text = next((folder / "output").rglob("rows.out")).read_text(encoding="utf-8")
-    # An answer's last line ends, and the SDK ends each answer's line once more.
-    answers = [line for line in text.splitlines() if line]
+    answers = text.splitlines()
     if form == "csv":
         found = [[float(value) for value in line.split(",")] for line in answers]
     else:

@@ -87,7 +87,7 @@ class TestOneServer:
     def test_other_formats_give_the_same(self, server: Serving) -> None:
         rows = np.array([[1, 2], [3, 4]], "float32")
         as_csv = server.ask(body="1,2\n3,4\n", content_type="text/csv", accept="text/csv")
-        assert as_csv.body == b"4.0,8.0\n12.0,16.0\n"
+        assert as_csv.body == b"4.0,8.0\n12.0,16.0"
         as_npy = server.ask(
             body=npy(rows), content_type="application/x-npy", accept="application/x-npy"
         )

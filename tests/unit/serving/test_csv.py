@@ -49,7 +49,7 @@ def test_the_values_of_a_row_fill_the_axes_in_order() -> None:
 def test_strings_follow_rfc_4180() -> None:
     body = 'a,"b, ""c"""\r\n"two\nlines",é\r\n'
     answer = post(echo("string", (None, 2)), body, CSV, accept=CSV)
-    assert answer.body.decode() == 'a,"b, ""c"""\n"two\nlines",é\n'
+    assert answer.body.decode() == 'a,"b, ""c"""\n"two\nlines",é'
     assert said(post(echo("string"), "plain\ntext", CSV)) == {"predictions": ["plain", "text"]}
 
 
@@ -108,7 +108,7 @@ def test_outputs_stand_side_by_side_in_a_row() -> None:
     answer = post(served, "0.1,nan\n2,-inf", CSV, accept=CSV)
     assert answer.headers["content-type"] == CSV
     assert answer.body == (
-        b"0.1,NaN,false,4611686018427387904\n2.0,-Infinity,true,4611686018427387904\n"
+        b"0.1,NaN,false,4611686018427387904\n2.0,-Infinity,true,4611686018427387904"
     )
 
 

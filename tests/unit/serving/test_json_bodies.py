@@ -261,4 +261,4 @@ def test_integers_beyond_64_bits_are_floats_near_nan_too() -> None:
 def test_json_lines_hold_the_whole_answer_in_one_line() -> None:
     answer = post(half_plus_three(), {"instances": ROW}, accept="application/jsonlines")
     assert answer.headers["content-type"] == "application/jsonlines"
-    assert answer.body == b'{"predictions":[3.5,4.0,5.5]}\n'
+    assert answer.body == b'{"predictions":[3.5,4.0,5.5]}'

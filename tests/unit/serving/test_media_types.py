@@ -86,7 +86,7 @@ def test_the_default_is_for_requests_that_ask_for_none() -> None:
     assert accepted(None, "text/html", POSSIBLE) == JSON
     assert accepted("application/*", CSV, POSSIBLE) == JSON
     served: Predictor = echo("float32", default_accept="text/csv; charset=utf-8")
-    assert post(served, [[1, 2]]).body == b"1.0,2.0\n"
+    assert post(served, [[1, 2]]).body == b"1.0,2.0"
     assert post(served, [[1, 2]], accept="application/json").body == b'{"predictions":[[1.0,2.0]]}'
 
 

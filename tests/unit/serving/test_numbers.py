@@ -119,4 +119,4 @@ def test_arrays_in_any_layout_are_written() -> None:
     empty = np.zeros((2, 0, 3), np.float32)
     served = predictor({"x": ("int8", ())}, {"y": ("float32", None)}, lambda _: {"y": empty})
     assert json.loads(post(served, {"inputs": 0}).body)["outputs"] == [[], []]
-    assert post(served, {"inputs": 0}, accept="text/csv").body == b"\n\n"
+    assert post(served, {"inputs": 0}, accept="text/csv").body == b"\n"
