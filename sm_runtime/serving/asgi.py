@@ -20,6 +20,8 @@ from sm_runtime.serving.values import Answer, RequestError
 HEADER_SECONDS = 30.0
 """How long a client may take for the headers of a request."""
 HEADER_BYTES = 2**16
+READ_AHEAD_BYTES = 2**20
+"""How much of a body may wait to be taken before its client is held back."""
 BODY_SECONDS = 60.0
 """How long a client may take for a body, besides a second for each 128 KiB."""
 _BYTES_PER_SECOND = 2**17
@@ -78,6 +80,14 @@ class Protocol(HttpToolsProtocol):
         """Stop the clock; the body has one of its own."""
         self._heard()
         super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        """Take a part of a body; uvicorn would stop reading at 64 KiB, and start anew each time."""
+        if not self.cycle.response_complete:
+            self.cycle.body += body
+            if len(self.cycle.body) > READ_AHEAD_BYTES:
+                self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def send_400_response(self, msg: str) -> None:
         """Answer what is no HTTP as all other errors are."""
@@ -175,7 +185,7 @@ class Bodies:
         self._held = 0
         self._most = max(BUFFERED_BYTES, 2 * (limit or 0))
 
-    async def read(self, scope: Any, receive: Any) -> bytes:
+    async def read(self, scope: Any, receive: Any) -> bytes | memoryview:
         """Return the body of a request.
 
         Raises RequestError: 413 where it is too long, 408 where it comes too slowly, 503 where too
@@ -192,13 +202,13 @@ class Bodies:
         except asyncio.TimeoutError:
             raise RequestError(f"the body was not complete in {seconds:.0f} s", 408) from None
 
-    async def _read(self, receive: Any) -> bytes:
+    async def _read(self, receive: Any) -> bytes | memoryview:
         message = await receive()
         body: bytes = message.get("body", b"")
         if message["type"] == "http.request" and not message["more_body"]:
             self._check(len(body))
             return body
-        parts, size = bytearray(body), len(body)
+        whole, size = bytearray(body), len(body)
         self._held += size
         try:
             while message["type"] == "http.request" and message["more_body"]:
@@ -207,16 +217,16 @@ class Bodies:
                     raise RequestError("too many large requests at a time", 503)
                 message = await receive()
                 body = message.get("body", b"")
-                parts += body
+                whole += body
                 size += len(body)
                 self._held += len(body)
             if message["type"] != "http.request":
                 raise RequestError("the client has gone before the end of its request", 400)
             self._check(size)
-            return bytes(parts)
+            return memoryview(whole)  # not copied once more
         except RequestError as error:
             if error.status == 413:
-                parts.clear()
+                whole.clear()
                 await self._discard(receive)
             raise
         finally:

@@ -47,10 +47,11 @@ class Reader:
 
 
 def read_all(connection: socket.socket, take: Callable[[dict[str, Any], bytes], None]) -> None:
-    """Hand frames to ``take`` until the other end is closed."""
-    reader = Reader(take)
-    while data := connection.recv(_READ_BYTES):
-        reader.feed(data)
+    """Hand frames to ``take`` until the other end is closed; large bodies are not copied."""
+    with connection.makefile("rb", _READ_BYTES) as stream:
+        while len(lengths := stream.read(PREFIX.size)) == PREFIX.size:
+            header, body = PREFIX.unpack(lengths)
+            take(json.loads(stream.read(header)), stream.read(body))
 
 
 def send(connection: socket.socket, header: dict[str, Any], body: bytes | memoryview) -> None:

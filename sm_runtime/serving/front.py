@@ -108,7 +108,7 @@ def json_answer(status: int, value: Any) -> Answer:
     return Answer(status=status, headers={"content-type": "application/json"}, body=body)
 
 
-def _request(scope: Any, body: bytes) -> Request:
+def _request(scope: Any, body: bytes | memoryview) -> Request:
     headers: dict[str, str] = {}
     for name, value in scope["headers"]:
         text, key = value.decode("latin-1"), name.decode("latin-1")

@@ -29,6 +29,8 @@ STOP_SECONDS = 2.0
 """How long a worker that is told to end may take before it is killed."""
 MAX_WAITING = 4096
 """How many requests may wait for a worker; 503 beyond."""
+BUFFER_BYTES = 2**22
+"""What the kernel may hold of a body between front and worker, if it allows as much."""
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 _PROGRAM = (
     "import os, sys; sys.path.append(sys.argv[1]);"
@@ -260,6 +262,8 @@ class Pool:
     async def _spawn(self) -> _Worker:
         try:
             ours, theirs = socket.socketpair()
+            for end in (ours, theirs):
+                end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             with theirs:
                 process = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-c", _PROGRAM, _ROOT, str(theirs.fileno())),
