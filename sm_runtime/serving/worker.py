@@ -10,9 +10,12 @@ import faulthandler
 import gc
 import logging
 import os
+import select
 import signal
 import socket
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -31,12 +34,16 @@ from sm_runtime.serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
+END_SECONDS = 2.0
+"""How long a worker may take to end by itself when its front is gone."""
+
 
 def main(fd: int, environ: Mapping[str, str]) -> None:
     """Serve on the socket ``fd`` until its other end is closed."""
     connection = socket.socket(fileno=fd)
     connection.set_inheritable(False)
     faulthandler.register(signal.SIGUSR1)
+    threading.Thread(target=_end_with, args=(connection,), daemon=True).start()
     mask = Mask()
     mask.learn(environment.secrets(None, environ))
     log_to(Sink(2), mask)
@@ -53,6 +60,15 @@ def main(fd: int, environ: Mapping[str, str]) -> None:
 
     frames.read_all(connection, take)
     sys.exit(0)
+
+
+def _end_with(connection: socket.socket) -> None:
+    """End this process soon after the front, whatever the user's code is doing."""
+    poller = select.poll()
+    poller.register(connection, select.POLLRDHUP)
+    poller.poll()
+    time.sleep(END_SECONDS)
+    os._exit(1)
 
 
 def _start(

@@ -55,6 +55,16 @@ def test_a_ping_is_answered_with_503_until_the_model_is_loaded(base):
         assert server.predict({})
 
 
+@pytest.mark.parametrize("text", [ECHO, ECHO + "\ntime.sleep(600)\n"], ids=["warm", "loading"])
+def test_workers_end_with_a_server_that_is_killed(base, text):
+    with serving(code(base, text), ready="sleep(600)" not in text) as server:
+        eventually(server.workers, "it has a worker")
+        (worker,) = server.workers()
+        server.running.send(signal.SIGKILL)
+        server.running.process.wait()
+        eventually(lambda: not os.path.exists(f"/proc/{worker}"), "the worker is gone")
+
+
 def test_each_worker_is_warm_before_a_ping_is_200(base):
     loads = """
 import os, pathlib
