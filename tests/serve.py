@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
+import random
 import socket
 import threading
 from collections.abc import Iterator, Mapping
@@ -172,7 +172,7 @@ class Clients:
 
 def _free_ports(count: int) -> int:
     """Return the first of some ports in a row that nothing listens on, below the ephemeral ones."""
-    first = 10000 + os.getpid() % 4000 * 5
+    first = random.SystemRandom().randrange(10000, 29000)  # workers of one run must not meet
     for port in range(first, 30000, count):
         held = []
         try:

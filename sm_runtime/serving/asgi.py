@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
 import json
+import math
 import re
 import socket
+import struct
+from collections.abc import Iterator
 from typing import Any
 
 import uvicorn
@@ -25,6 +29,10 @@ READ_AHEAD_BYTES = 2**20
 BODY_SECONDS = 60.0
 """How long a client may take for a body, besides a second for each 128 KiB."""
 _BYTES_PER_SECOND = 2**17
+SO_ATTACH_FILTER = 26
+"""Of Linux; Python has no name for it. See socket(7)."""
+SETTLE_SECONDS = 0.1
+"""How long connections that have begun may take to be accepted."""
 KEEP_ALIVE_SECONDS = 75
 """How long a connection may be idle: nginx's time, which clients' pools expect."""
 BUFFERED_BYTES = 2**30
@@ -140,7 +148,6 @@ class Server(uvicorn.Server):
             )
         )
         self.sockets = sockets
-        self._adopted: set[Any] = set()
 
     def capture_signals(self) -> Any:
         """Leave signals alone."""
@@ -150,31 +157,34 @@ class Server(uvicorn.Server):
         """Answer connections until ``close`` is called."""
         await self.serve(self.sockets)
 
-    def close_listeners(self) -> None:
-        """Take the connections that the kernel has accepted, then listen no longer."""
-        for listener in self.sockets:
-            with contextlib.suppress(OSError):  # EAGAIN: no more of them
-                while True:
-                    connection, _ = listener.accept()
-                    self._adopt(connection)
-        for server in self.servers:
+    async def close_listeners(self) -> None:
+        """Take the connections that clients have begun, then listen no longer.
+
+        To close alone would reset those that the kernel has accepted and we have not; so it is told
+        to begin no others, first. The last socket stays: handlers of requests under way may ask
+        there.
+        """
+        for listener in self.sockets[:-1]:
+            with contextlib.suppress(OSError):  # a sandbox may have no filters
+                _drop_new_connections(listener)
+        await asyncio.sleep(SETTLE_SECONDS)
+        for server in self.servers[:-1]:
             server.close()
-
-    def _adopt(self, connection: socket.socket) -> None:
-        loop = asyncio.get_running_loop()
-        connection.setblocking(False)
-
-        def protocol() -> Protocol:
-            return Protocol(self.config, self.server_state, {}, loop)
-
-        task = loop.create_task(loop.connect_accepted_socket(protocol, connection))
-        self._adopted.add(task)
-        task.add_done_callback(self._adopted.discard)
 
     @property
     def is_idle(self) -> bool:
         """Whether no request is being answered."""
         return not self.server_state.tasks
+
+
+def _drop_new_connections(listener: socket.socket) -> None:
+    """Have the kernel drop what would begin a connection: packets with SYN, of TCP's flags."""
+    load, skip_unless, answer = 0x30, 0x45, 0x06  # BPF_LD+B+ABS, BPF_JMP+JSET, BPF_RET
+    program = ((load, 0, 0, 13), (skip_unless, 0, 1, 2), (answer, 0, 0, 0), (answer, 0, 0, 2**18))
+    code = b"".join(struct.pack("HBBI", *instruction) for instruction in program)
+    buffer = ctypes.create_string_buffer(code)
+    filter_ = struct.pack("HL", len(program), ctypes.addressof(buffer))
+    listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
 
 
 class Bodies:
@@ -183,7 +193,16 @@ class Bodies:
     def __init__(self, limit: int | None) -> None:
         self.limit = limit
         self._held = 0
-        self._most = max(BUFFERED_BYTES, 2 * (limit or 0))
+        self._most = max(BUFFERED_BYTES, 2 * (limit or 0)) if limit is not None else math.inf
+
+    @contextlib.contextmanager
+    def held(self, size: int) -> Iterator[None]:
+        """Count a body that was read until it is answered."""
+        self._held += size
+        try:
+            yield
+        finally:
+            self._held -= size
 
     async def read(self, scope: Any, receive: Any) -> bytes | memoryview:
         """Return the body of a request.
@@ -196,6 +215,8 @@ class Bodies:
             if not _has(scope, b"expect"):  # a client that asks first has not begun to send
                 await self._discard(receive)
             raise self._too_long(length)
+        if self._held + (length or 0) > self._most:
+            raise RequestError("too many large requests at a time", 503)
         seconds = BODY_SECONDS + (length or self.limit or 0) / _BYTES_PER_SECOND
         try:
             return await asyncio.wait_for(self._read(receive), seconds)
@@ -255,6 +276,11 @@ class Bodies:
                 return
 
 
+def has_body(scope: Any) -> bool:
+    """Return whether a request has a body, read or not."""
+    return _has(scope, b"transfer-encoding") or bool(_length(scope))
+
+
 def _has(scope: Any, wanted: bytes) -> bool:
     return any(name == wanted for name, _ in scope["headers"])
 
@@ -268,14 +294,19 @@ def _length(scope: Any) -> int | None:
 
 async def send_answer(scope: Any, send: Any, answer: Answer, *, close: bool = False) -> None:
     """Send ``answer``; ``close``: the connection takes no further request."""
-    headers = [(b"content-length", str(len(answer.body)).encode())]
+    status, body = answer.status, answer.body
+    if not 200 <= status < 600:
+        status, body = 500, json.dumps({"error": f"the answer has the status {status}"}).encode()
+    if status in (204, 304):
+        body = b""
+    headers = [] if status in (204, 304) else [(b"content-length", str(len(body)).encode())]
     for name, value in answer.headers.items():
         if _NAME.fullmatch(name) and name not in _OWN_HEADERS:
             headers.append((name.encode("latin-1"), _header_value(value)))
     if close:
         headers.append((b"connection", b"close"))
-    await send({"type": "http.response.start", "status": answer.status, "headers": headers})
-    await send({"type": "http.response.body", "body": answer.body})
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
 
 
 def _header_value(value: str) -> bytes:

@@ -57,12 +57,12 @@ class Served:
         )
         await self._pool.start()
 
-    async def stop(self) -> None:
+    async def stop(self, *, now: bool = False) -> None:
         """End all workers; what was unpacked for them is removed."""
         self._stopped = True
         for part in (self._pool, self._models):
             if part is not None:
-                await part.stop()
+                await part.stop(now=now)
 
     @property
     def is_ready(self) -> bool:
@@ -114,6 +114,7 @@ class Served:
                 "folder": layout.folder,
                 "code": asdict(code) if code else None,
                 "rest_port": rest_port,
+                "name": name if self._settings.multi_model else "",
                 "workers": count,
                 "cpus": self._cpus,
             },

@@ -70,11 +70,11 @@ def compute(batch: Sequence[Waiting]) -> None:
     first = batch[0].prepared
     if len(batch) > 1:
         rows = sum(item.rows for item in batch)
-        arrays = {
-            name: np.concatenate([item.prepared.inputs[name] for item in batch])
-            for name in first.inputs
-        }
         try:
+            arrays = {
+                name: np.concatenate([item.prepared.inputs[name] for item in batch])
+                for name in first.inputs
+            }
             outputs = first.model.run(first.signature, arrays)
         except Exception:
             outputs = {}

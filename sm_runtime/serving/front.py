@@ -7,7 +7,7 @@ import logging
 import time
 from typing import Any, Protocol
 
-from sm_runtime.serving.asgi import Bodies, send_answer
+from sm_runtime.serving.asgi import Bodies, has_body, send_answer
 from sm_runtime.serving.metrics import CONTENT_TYPE, Metrics
 from sm_runtime.serving.settings import Settings
 from sm_runtime.serving.values import Answer, Request, RequestError
@@ -51,10 +51,10 @@ class Front:
         if self._is_for_backend(path):
             await self._pass_on(scope, receive, send)
         elif path not in self._own:
-            await send_answer(scope, send, self._unknown(path))
+            await send_answer(scope, send, self._unknown(path), close=has_body(scope))
         elif scope["method"] not in ("GET", "HEAD"):
             text = f"{scope['method']} is not allowed for {path}, but GET"
-            await send_answer(scope, send, json_answer(405, {"error": text}))
+            await send_answer(scope, send, json_answer(405, {"error": text}), close=has_body(scope))
         else:
             await send_answer(scope, send, self._own[path]())
 
@@ -91,14 +91,18 @@ class Front:
             size, started = len(body), time.perf_counter()
             if self.backend is None:
                 raise RequestError("the model is not ready: GET /ping says when it is", 503)
-            answer, rows = await self.backend.answer(_request(scope, body))
+            with self._bodies.held(size):
+                answer, rows = await self.backend.answer(_request(scope, body))
         except RequestError as error:
             answer = json_answer(error.status, {"error": str(error)})
+        except Exception as error:
+            log.exception("a request failed")
+            answer = json_answer(500, {"error": f"{type(error).__name__}: {error}"})
         seconds = time.perf_counter() - started
         self.metrics.count(_kind(scope["path"]), answer.status, seconds, size, rows)
         if answer.status >= 400 or self._settings.access_log:
             _log_access(scope, answer, seconds)
-        close = self.draining or answer.status in (408, 413)
+        close = self.draining or answer.status in (408, 413, 503)
         await send_answer(scope, send, answer, close=close)
 
 

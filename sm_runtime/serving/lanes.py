@@ -72,7 +72,7 @@ class Lanes:
         assert self._handler is not None
         try:
             answer = self._handler(request)
-        except Exception as error:
+        except BaseException as error:  # of the user's code, in a thread: it ends nothing else
             answer = _failure(error)
         self._answer(number, answer, 0)
 
@@ -95,7 +95,9 @@ class Lanes:
         """Send an answer with those of its batch; at once where there is none."""
         if rows:
             header = {"id": number, "status": answer.status, "headers": dict(answer.headers)}
-            self._unsent += (frames.prefix({**header, "rows": rows}, answer.body), answer.body)
+            frame = frames.prefix({**header, "rows": rows}, answer.body) + answer.body
+            with self._lock:
+                self._unsent.append(frame)
         else:
             self._answer(number, answer, 0)
 
@@ -127,7 +129,7 @@ def _finish(
     finished(answer, rows)
 
 
-def _failure(error: Exception) -> Answer:
+def _failure(error: BaseException) -> Answer:
     """Return the answer for whatever went wrong; what is no client's fault is logged, too."""
     if isinstance(error, RequestError):
         return error_answer(error)

@@ -20,6 +20,8 @@ from sm_runtime.serving.values import Answer, Request, RequestError
 from sm_runtime.serving.workers import Pool
 
 MODELS = "/opt/ml/models"
+UNLOAD_SECONDS = 30.0
+"""How long requests for a model that is unloaded may take."""
 _ARCHIVES = (".tar.gz", ".tgz")
 _PAGE = 100
 _RESERVE_BYTES = 2**27
@@ -50,6 +52,7 @@ class Models:
         archives, in its local mode, which loads none.
         """
         self._folders = folders
+        self._starting: set[Pool] = set()
         self._make, self._timeout, self._evict = make, timeout, evict
         self._loaded: dict[str, _Loaded] = {}
         self._loading: dict[str, asyncio.Lock] = {}
@@ -64,9 +67,9 @@ class Models:
         """The workers of all models."""
         return [model.pool for model in self._loaded.values()]
 
-    async def stop(self) -> None:
-        """End all workers."""
-        await asyncio.gather(*(pool.stop() for pool in self.pools))
+    async def stop(self, *, now: bool = False) -> None:
+        """End all workers, those that are being loaded too."""
+        await asyncio.gather(*(pool.stop(now=now) for pool in (*self.pools, *self._starting)))
 
     async def answer(self, request: Request) -> tuple[Answer, int]:
         """Manage models, or have one of them answer."""
@@ -79,6 +82,8 @@ class Models:
                 raise RequestError(
                     "there are several models here: X-Amzn-SageMaker-Target-Model names one"
                 )
+            if os.path.normpath(name) != name:
+                raise RequestError(f"X-Amzn-SageMaker-Target-Model: {name!r} is no name of a model")
             if name not in self._loaded:
                 await self._load(name, self._place(name), self._folders)
             return await self._invoke(name, request)
@@ -115,6 +120,7 @@ class Models:
         self._only(request, "GET, DELETE")
         model = self._get(name)
         del self._loaded[name]
+        await model.pool.drain(UNLOAD_SECONDS)
         await model.pool.stop()
         return json_answer(200, {"status": f"the model {name!r} is unloaded"})
 
@@ -138,9 +144,15 @@ class Models:
             loop = asyncio.get_running_loop()
             try:
                 pool = await loop.run_in_executor(None, self._make, name, path)
-                await pool.start()
+                self._starting.add(pool)
+                try:
+                    await pool.start()
+                finally:
+                    self._starting.discard(pool)
             except JobError as error:
-                lacks_memory = "memory" in str(error).lower()
+                lacks_memory = any(
+                    words in str(error) for words in ("want of memory", "MemoryError")
+                )
                 raise RequestError(str(error), 507 if lacks_memory else 500) from error
             self._loaded[name] = _Loaded(url, pool, time.monotonic())
 
@@ -174,7 +186,9 @@ class Models:
             if not (self._evict and self._loaded):
                 raise RequestError("there is not enough memory for one more model", 507)
             name = min(self._loaded, key=lambda name: self._loaded[name].used)
-            await self._loaded.pop(name).pool.stop()
+            pool = self._loaded.pop(name).pool
+            await pool.drain(UNLOAD_SECONDS)
+            await pool.stop()
 
     def _list(self, request: Request) -> Answer:
         query = parse_qs(request.query)

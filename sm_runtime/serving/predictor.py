@@ -30,7 +30,7 @@ _REST = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/:]+))?"
     r"(?::(?P<method>\w+)|(?P<metadata>/metadata))?"
 )
-_ATTRIBUTE = re.compile(r"(tfs-[a-z-]+)=([^,]+)")
+_ATTRIBUTE = re.compile(r"(?:^|[,;])\s*(tfs-[a-z-]+)=([^,;]+)")
 _DTYPES = {"float32": "FLOAT", "float64": "DOUBLE", "float16": "HALF"}
 """TensorFlow's names that are not numpy's in capitals."""
 

@@ -136,7 +136,8 @@ async def _serve(settings: Settings, environ: Mapping[str, str], cpus: int) -> i
         return 0
     finally:
         making.cancel()
-        await served.stop()
+        await served.stop(now=not server.is_idle)
+        server.force_exit = True  # clients that neither send nor read are not waited for
         server.should_exit = True
         await listening
 
@@ -145,7 +146,7 @@ async def _drain(server: Any, front: Any, seconds: float) -> None:
     """Take no new connection, and answer what is under way."""
     log.info("stopping: requests under way have %g s", seconds)
     front.draining = True
-    server.close_listeners()
+    await server.close_listeners()
     loop = asyncio.get_running_loop()
     end, quiet = loop.time() + seconds, loop.time()
     while loop.time() < end and loop.time() - quiet < LINGER_SECONDS:

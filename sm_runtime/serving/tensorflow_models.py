@@ -174,6 +174,8 @@ class Models:
 
     def __init__(self, layout: Layout) -> None:
         self.default_name = layout.default_name
+        self.alias = ""
+        """Another name of the default model: that by which one of many models is loaded."""
         self._slots = {
             name: {number: _Slot(files, version) for number, version in files.versions.items()}
             for name, files in layout.models.items()
@@ -216,7 +218,7 @@ class Models:
         return {number: slot.state for number, slot in self._find(name).items()}
 
     def _find(self, name: str | None) -> dict[int, _Slot]:
-        slots = self._slots.get(self.default_name if name is None else name)
+        slots = self._slots.get(self.default_name if name in (None, self.alias) else name)
         if slots is None:
             there = "; ".join(
                 f"{each} (version {', '.join(map(str, versions))})"

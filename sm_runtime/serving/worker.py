@@ -124,6 +124,7 @@ def _registry(layout: Any, settings: Settings, start: Mapping[str, Any]) -> Any:
         gpu_fraction=(1 - settings.gpu_margin) / workers if workers > 1 else 0.0,
     )
     registry = tensorflow_models.Models(layout)
+    registry.alias = start["name"]
     registry.warm_up()
     return registry
 
@@ -139,7 +140,7 @@ def _handlers(
         grpc = grpc_api.GrpcApi(registry, settings.grpc_port)
     around = Surroundings(
         model_dir=start["folder"],
-        model_name=registry.default_name if registry else "model",
+        model_name=start["name"] or (registry.default_name if registry else "model"),
         rest_port=start["rest_port"],
         default_accept=settings.default_accept,
         timeout=settings.timeout,

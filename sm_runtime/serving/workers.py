@@ -131,6 +131,8 @@ class _Worker(asyncio.Protocol):
             if job is not None and not job.done.done():
                 answer = Answer(status=header["status"], headers=header["headers"], body=body)
                 job.done.set_result((answer, header))
+            if self.retiring and not self.held:
+                self.kill()
         self.pool.dispatch()
 
     def holds(self, direct: bool) -> int:
@@ -154,6 +156,7 @@ class Pool:
         self._number = 0
         self._stopping = False
         self._keepers: set[asyncio.Task[None]] = set()
+        self._replacing: set[asyncio.Task[None]] = set()
         self.restarts = 0
 
     @property
@@ -201,7 +204,7 @@ class Pool:
         Raises RequestError: 503 where too many wait, 504 after ``timeout`` seconds, 502 where the
         worker died.
         """
-        if self._stopping and not self._workers:
+        if self._stopping:
             raise RequestError("the server is stopping", 503)
         if self.waiting >= MAX_WAITING:
             raise RequestError(f"{MAX_WAITING} requests are waiting already", 503)
@@ -229,11 +232,26 @@ class Pool:
                 if not job.done.done():
                     worker.give(job)
 
-    async def stop(self) -> None:
-        """End all processes, and return when they are gone."""
+    async def drain(self, seconds: float) -> None:
+        """Wait until all requests are answered, so long at the most."""
+        end = asyncio.get_running_loop().time() + seconds
+        while (self.waiting or self.under_way) and asyncio.get_running_loop().time() < end:
+            await asyncio.sleep(0.01)
+
+    async def stop(self, *, now: bool = False) -> None:
+        """End all processes, and return when they are gone; ``now``: without a word to them."""
         self._stopping = True
+        for queue in self._queues.values():
+            for job in queue:
+                if not job.done.done():
+                    job.done.set_exception(RequestError("the model is being unloaded", 503))
+            queue.clear()
+        for task in self._replacing:
+            task.cancel()
         for worker in self._workers:
             worker.transport.close()
+            if now:
+                worker.kill()
         if self._keepers:
             _, late = await asyncio.wait(self._keepers, timeout=STOP_SECONDS)
             for worker in self._workers:
@@ -255,7 +273,7 @@ class Pool:
         if not worker.retiring:
             worker.retiring = True
             log.warning("worker %d did not answer in time and is replaced", worker.process.pid)
-            self._keep(self._replace())
+            self._start_another()
         if not worker.held:
             worker.kill()
 
@@ -286,12 +304,19 @@ class Pool:
         self._keepers.add(task)
         task.add_done_callback(self._keepers.discard)
 
+    def _start_another(self) -> None:
+        task = asyncio.get_running_loop().create_task(self._replace())
+        self._replacing.add(task)
+        task.add_done_callback(self._replacing.discard)
+
     async def _watch(self, worker: _Worker) -> None:
         """See a process to its end, and start another in its place."""
         status = await worker.process.wait()
+        was_ready, worker.ready = worker.ready, False
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(worker.process.pid, signal.SIGKILL)  # what the user's code has started
         with contextlib.suppress(asyncio.TimeoutError):  # what it said last is read first
             await asyncio.wait_for(worker.closed.wait(), STOP_SECONDS)
-        was_ready, worker.ready = worker.ready, False
         self._workers.remove(worker)
         worker.transport.close()
         reason = worker.reason or f"the worker process {_how(status)}"
@@ -306,7 +331,18 @@ class Pool:
             return
         if was_ready:
             log.warning("%s; another one is started", reason)
-            self._keep(self._replace())
+            self._start_another()
+
+    async def _until_started(self, worker: _Worker) -> None:
+        try:
+            started = asyncio.shield(worker.started)
+            await asyncio.wait_for(started, self.plan.startup_timeout)
+        except asyncio.TimeoutError:
+            worker.kill()
+            raise ModelError(
+                f"{self.plan.name} was not ready in {self.plan.startup_timeout:g} s"
+                " (SAGEMAKER_STARTUP_TIMEOUT)"
+            ) from None
 
     async def _replace(self) -> None:
         delay = 0.1
@@ -314,7 +350,7 @@ class Pool:
             self.restarts += 1
             try:
                 worker = await self._spawn()
-                await worker.started
+                await self._until_started(worker)
                 return
             except ModelError as error:
                 log.error("%s; the next attempt follows in %g s", error, delay)

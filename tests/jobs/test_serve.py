@@ -236,6 +236,52 @@ def test_a_port_that_is_taken_is_named(base):
     assert f"port {server.port} (SAGEMAKER_BIND_TO_PORT)" in result.log.splitlines()[-1]
 
 
+def test_handlers_may_ask_the_server_while_it_stops(base):
+    asks = """
+import time, urllib.error, urllib.request
+def handler(data, context):
+    time.sleep(1)
+    try:
+        urllib.request.urlopen(context.rest_uri, b"{}", timeout=20)
+    except urllib.error.HTTPError as error:
+        return str(error.code), "text/plain"
+"""
+    with serving(code(base, asks)) as server:
+        replies = []
+        thread = threading.Thread(target=lambda: replies.append(server.ask(body="{}")))
+        thread.start()
+        eventually(lambda: b"under_way 1" in server.get("/metrics").body, "it is under way")
+        server.running.send(signal.SIGTERM)
+        assert server.running.wait(10).status == 0
+        thread.join()
+    assert replies[0].body == b"404"
+
+
+def test_a_status_that_is_none_is_the_handlers_fault(base):
+    text = "def handler(data, context):\n    context.set_response_status(600)\n    return 'x'\n"
+    with serving(code(base, text)) as server:
+        assert server.ask(body="{}").status == 500
+
+
+def test_a_stop_ends_what_is_not_answered_in_time(base):
+    with serving(code(base), SM_RUNTIME_DRAIN_SECONDS="0.5") as server:
+        thread = threading.Thread(target=lambda: server.ask(body='{"seconds": 600}'))
+        thread.start()
+        eventually(lambda: b"under_way 1" in server.get("/metrics").body, "it is under way")
+        server.running.send(signal.SIGTERM)
+        result = server.running.wait(8)
+        thread.join()
+    assert "1 requests were not answered in 0.5 s" in result.log
+
+
+def is_alive(pid):
+    try:
+        with open(f"/proc/{pid}/stat") as file:
+            return file.read().rpartition(")")[2].split()[0] not in "ZX"
+    except FileNotFoundError:
+        return False
+
+
 class TestManyModels:
     @pytest.fixture
     def server(self, base):
@@ -306,6 +352,31 @@ class TestManyModels:
         base.path("model").mkdir()
         reply = self.load(server, base, "x", url.format(base.root))
         assert (reply.status, "is not below" in reply.error) == (400, True)
+
+    def test_requests_for_a_model_that_is_unloaded_are_answered(self, base, server):
+        self.load(server, base, "one")
+        replies = []
+
+        def ask() -> None:
+            replies.append(server.ask("/models/one/invoke", '{"seconds": 0.3}').status)
+
+        threads = [threading.Thread(target=ask) for _ in range(6)]
+        for thread in threads:
+            thread.start()
+        eventually(lambda: b"under_way 3" in server.get("/metrics").body, "they are under way")
+        assert server.ask("/models/one", method="DELETE").status == 200
+        for thread in threads:
+            thread.join()
+        assert replies == [200] * 6
+
+    def test_what_a_model_has_started_goes_with_it(self, base, server):
+        starts = ECHO + "import subprocess\nCHILD = subprocess.Popen(['sleep', '600']).pid\n"
+        starts += "def handler(data, context): return str(CHILD), 'text/plain'\n"
+        base.write("models/child/model/code/inference.py", starts)
+        self.load(server, base, "child")
+        child = int(server.ask("/models/child/invoke", "{}").body)
+        server.ask("/models/child", method="DELETE")
+        eventually(lambda: not is_alive(child), "it is gone")
 
     def test_a_model_with_a_link_to_outside_is_refused(self, base, server):
         base.path("models/one/model/assets").symlink_to("/etc")

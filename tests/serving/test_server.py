@@ -239,3 +239,19 @@ def test_four_workers_are_not_slowed_by_tensorflow_at_import(base: Base, bundle:
         eventually(lambda: len(clients.statuses) >= 500, "answers", 60)
         clients.stop()
     assert set(clients.statuses) == {200}
+
+
+def test_each_of_many_models_is_asked_by_its_own_name(base: Base, bundle: Path) -> None:
+    for name, version in (("a", "124"), ("line", "00000123")):
+        shutil.copytree(bundle / "line" / version, base.path(f"models/{name}/model/1"))
+        base.write(f"models/{name}/model/code/inference.py", HANDLERS["by HTTP"])
+    with serving(base, SAGEMAKER_MULTI_MODEL="true") as server:
+        for name in ("a", "line"):
+            url = str(base.path(f"models/{name}/model"))
+            loaded = server.ask("/models", json.dumps({"model_name": name, "url": url}))
+            assert loaded.status == 200, loaded
+        for name, answer in (("a", b"12.0"), ("line", b"9.0")):
+            reply = server.ask(f"/models/{name}/invoke", "1 2\n", content_type="text/pairs")
+            assert (reply.status, reply.body) == (200, answer)
+            rest = server.ask(f"/v1/models/{name}:predict", '{"instances": [[1, 2]]}')
+            assert sum(rest.json()["predictions"][0]) == float(answer)
