@@ -1,6 +1,6 @@
 """HTTP as uvicorn speaks it, with the limits that it lacks: time and size of headers, bodies.
 
-``read_body`` and ``send_answer`` are what the rest of the server sees of ASGI.
+``Bodies`` and ``send_answer`` are what the rest of the server sees of ASGI.
 """
 
 from __future__ import annotations
@@ -154,7 +154,7 @@ class Server(uvicorn.Server):
         return contextlib.nullcontext()
 
     async def run_until_closed(self) -> None:
-        """Answer connections until ``close`` is called."""
+        """Answer connections until ``should_exit`` is set."""
         await self.serve(self.sockets)
 
     async def close_listeners(self) -> None:
@@ -188,7 +188,7 @@ def _drop_new_connections(listener: socket.socket) -> None:
 
 
 class Bodies:
-    """The bodies that are being received: how long each may be, and all of them together."""
+    """The bodies that are received or wait: how long each may be, and all of them together."""
 
     def __init__(self, limit: int | None) -> None:
         self.limit = limit

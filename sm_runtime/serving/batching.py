@@ -78,7 +78,7 @@ def compute(batch: Sequence[Waiting]) -> None:
             outputs = first.model.run(first.signature, arrays)
         except Exception:
             outputs = {}
-        if outputs and all(len(array) == rows for array in outputs.values() if array.ndim):
+        if outputs and all(array.ndim and len(array) == rows for array in outputs.values()):
             start = 0
             for item in batch:
                 part = {name: array[start : start + item.rows] for name, array in outputs.items()}

@@ -9,7 +9,7 @@ import io
 import json
 from typing import Any
 
-from sm_runtime.serving.context import CSV, JSON, NPY
+from sm_runtime.serving.media import CSV, JSON, NPY, base_type
 from sm_runtime.serving.values import Answer, RequestError
 
 
@@ -114,11 +114,6 @@ def numpy() -> Any:
             500,
         ) from error
     return numpy
-
-
-def base_type(content_type: str) -> str:
-    """Return a media type without its parameters, in lower case."""
-    return content_type.partition(";")[0].strip().lower()
 
 
 def response(answer: Answer, uri: str) -> Any:

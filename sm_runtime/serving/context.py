@@ -6,16 +6,13 @@ methods of multi-model-server's context, which the functions of SageMaker's infe
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
-from sm_runtime.serving.values import Request
+from sm_runtime.serving.media import JSON, plain_type, preferred
+from sm_runtime.serving.values import ATTRIBUTES, Request, attributes
 
-ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
-_ATTRIBUTE = re.compile(r"(tfs-[a-z-]+)=([^,;]+)")
-JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
 _FIELDS = (
     "model_name", "model_version", "method", "rest_uri", "grpc_port", "channel",
     "custom_attributes", "request_content_type", "accept_header", "content_length",
@@ -56,36 +53,6 @@ class Reply:
     headers: dict[str, str] = field(default_factory=dict)
 
 
-def media_type(value: str) -> str:
-    """Return a media type without a charset that says nothing new, as handlers compare it."""
-    plain, _, parameters = value.partition(";")
-    known = ("charset=utf-8", 'charset="utf-8"', "")
-    same = parameters.strip().lower() in known
-    return plain.strip().lower() if same else value.strip()
-
-
-def accepted(value: str, default: str) -> str:
-    """Return the media type that an Accept header wants most; ``default`` where it takes any."""
-    ranges: list[tuple[float, str]] = []
-    for part in value.split(","):
-        name, *parameters = part.split(";")
-        weights = [p.strip()[2:] for p in parameters if p.strip().startswith("q=")]
-        try:
-            weight = float(weights[0]) if weights else 1.0
-        except ValueError:
-            weight = 0.0
-        if name.strip() and weight > 0:
-            rest = [p for p in parameters if not p.strip().startswith("q=")]
-            ranges.append((-weight, media_type(";".join([name, *rest]))))
-    best = min(ranges, key=lambda found: found[0])[1] if ranges else "*/*"
-    return default if best in ("*/*", "application/*") else best
-
-
-def attributes(text: str) -> dict[str, str]:
-    """Return the ``tfs-*`` keys among custom attributes; what else they hold is the handler's."""
-    return {name: value.strip() for name, value in _ATTRIBUTE.findall(text)}
-
-
 class Context:
     """A request as handlers see it.
 
@@ -101,13 +68,13 @@ class Context:
         self._headers = self._request.headers
         self.reply = Reply()
         self.custom_attributes = self._headers.get(ATTRIBUTES)
-        asked = attributes(self.custom_attributes or "")
+        asked = attributes(self._headers)
         self.model_name = asked.get("tfs-model-name") or around.model_name
         self.model_version = asked.get("tfs-model-version")
         self.method = asked.get("tfs-method")
         self.signature_name = asked.get("tfs-signature-name")
-        self.request_content_type = media_type(self._headers.get("content-type") or JSON)
-        self.accept_header = accepted(self._headers.get("accept", ""), around.default_accept)
+        self.request_content_type = plain_type(self._headers.get("content-type") or JSON)
+        self.accept_header = preferred(self._headers.get("accept", ""), around.default_accept)
         self.content_length = len(self._request.body)
         self.timeout = around.timeout
         self.manifest: Mapping[str, Any] = {}

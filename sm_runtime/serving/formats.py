@@ -7,13 +7,13 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
 import numpy as np
 import orjson
 
+from sm_runtime.serving.media import CSV, JSON, NPY, MediaType, media_types
 from sm_runtime.serving.signature import check_shape, describe, misshapen, refused
 from sm_runtime.serving.tensors import (
     Tensor,
@@ -28,11 +28,8 @@ from sm_runtime.serving.tensors import (
 )
 from sm_runtime.serving.values import STRING, RequestError, Signature, TensorSpec
 
-JSON = "application/json"
 JSON_LINES = "application/jsonlines"
 JSONS = "application/jsons"
-CSV = "text/csv"
-NPY = "application/x-npy"
 TAKEN = (JSON, JSON_LINES, JSONS, CSV, NPY)
 RAW = ("application/octet-stream", "application/x-image", "image/*")
 """Taken by signatures with one string input: the body is its value."""
@@ -57,27 +54,6 @@ _WORST_NUMBER = 400
 
 
 # ------------------------------------------------------------------------- media types
-
-
-@dataclass(frozen=True, slots=True)
-class MediaType:
-    """One media type of a header."""
-
-    name: str
-    """In lower case, as in ``text/csv``."""
-    parameters: Mapping[str, str]
-
-
-def media_types(header: str) -> list[MediaType]:
-    """Return the media types of a Content-Type or Accept header, in their order."""
-    found = []
-    for part in header.split(","):
-        name, *parameters = part.split(";")
-        if name.strip():
-            pairs = (one.partition("=") for one in parameters)
-            given = {key.strip().lower(): value.strip(' \t"') for key, _, value in pairs}
-            found.append(MediaType(name.strip().lower(), given))
-    return found
 
 
 def content_type(header: str | None, signature_takes_bytes: Callable[[], bool]) -> MediaType:
@@ -121,7 +97,7 @@ def accepted(header: str | None, default: str, possible: Sequence[str]) -> str:
     it is none. Raises RequestError (406) that lists the possible ones.
     """
     usual = default if default in possible else possible[0]
-    ranges = [(_quality(one), one.name) for one in media_types(header or "*/*")]
+    ranges = [(one.quality, one.name) for one in media_types(header or "*/*")]
     best, found = 0.0, None
     for quality, name in ranges:
         if quality > best:
@@ -141,13 +117,6 @@ def _first(name: str, usual: str, possible: Sequence[str], never: set[str]) -> s
         if one not in never and name in ("*/*", "*", one, one.partition("/")[0] + "/*"):
             return one
     return None
-
-
-def _quality(media: MediaType) -> float:
-    try:
-        return min(max(float(media.parameters.get("q", "1")), 0.0), 1.0)
-    except ValueError:
-        return 1.0
 
 
 def given_types(signature: Signature, *, results: bool = False) -> tuple[str, ...]:

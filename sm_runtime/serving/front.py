@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from typing import Any, Protocol
@@ -10,7 +9,13 @@ from typing import Any, Protocol
 from sm_runtime.serving.asgi import Bodies, has_body, send_answer
 from sm_runtime.serving.metrics import CONTENT_TYPE, Metrics
 from sm_runtime.serving.settings import Settings
-from sm_runtime.serving.values import Answer, Request, RequestError
+from sm_runtime.serving.values import (
+    Answer,
+    Request,
+    RequestError,
+    error_answer,
+    json_answer,
+)
 
 log = logging.getLogger(__name__)
 
@@ -47,16 +52,22 @@ class Front:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer one request."""
-        path = scope["path"]
+        path, method = scope["path"], scope["method"]
         if self._is_for_backend(path):
             await self._pass_on(scope, receive, send)
         elif path not in self._own:
-            await send_answer(scope, send, self._unknown(path), close=has_body(scope))
-        elif scope["method"] not in ("GET", "HEAD"):
-            text = f"{scope['method']} is not allowed for {path}, but GET"
-            await send_answer(scope, send, json_answer(405, {"error": text}), close=has_body(scope))
+            await self._refuse(scope, send, self._unknown(path))
+        elif method not in ("GET", "HEAD"):
+            text = f"{method} is not allowed for {path}, but GET"
+            await self._refuse(scope, send, error_answer(405, text))
         else:
             await send_answer(scope, send, self._own[path]())
+
+    async def _refuse(self, scope: Any, send: Any, answer: Answer) -> None:
+        """Answer what nobody reads the body of."""
+        self.metrics.count("other", answer.status, 0, 0, 0)
+        _log_access(scope, answer, 0)
+        await send_answer(scope, send, answer, close=has_body(scope))
 
     def _is_for_backend(self, path: str) -> bool:
         if path == "/invocations" or path.startswith("/v1/"):
@@ -82,7 +93,7 @@ class Front:
     def _unknown(self, path: str) -> Answer:
         more = ", /models" if self._settings.multi_model else ""
         known = f"/ping, /invocations, /execution-parameters, /metrics, /v1/models/<name>{more}"
-        return json_answer(404, {"error": f"there is no {path} here, but {known}"})
+        return error_answer(404, f"there is no {path} here, but {known}")
 
     async def _pass_on(self, scope: Any, receive: Any, send: Any) -> None:
         started, size, rows = time.perf_counter(), 0, 0
@@ -94,22 +105,16 @@ class Front:
             with self._bodies.held(size):
                 answer, rows = await self.backend.answer(_request(scope, body))
         except RequestError as error:
-            answer = json_answer(error.status, {"error": str(error)})
+            answer = error_answer(error.status, str(error))
         except Exception as error:
             log.exception("a request failed")
-            answer = json_answer(500, {"error": f"{type(error).__name__}: {error}"})
+            answer = error_answer(500, f"{type(error).__name__}: {error}")
         seconds = time.perf_counter() - started
         self.metrics.count(_kind(scope["path"]), answer.status, seconds, size, rows)
         if answer.status >= 400 or self._settings.access_log:
             _log_access(scope, answer, seconds)
         close = self.draining or answer.status in (408, 413, 503)
         await send_answer(scope, send, answer, close=close)
-
-
-def json_answer(status: int, value: Any) -> Answer:
-    """Return an answer that is a JSON text."""
-    body = json.dumps(value).encode()
-    return Answer(status=status, headers={"content-type": "application/json"}, body=body)
 
 
 def _request(scope: Any, body: bytes | memoryview) -> Request:

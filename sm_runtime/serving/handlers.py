@@ -25,15 +25,15 @@ from sm_runtime.serving import code as own_code
 from sm_runtime.serving.code import OF_TENSORFLOW, OwnCode
 from sm_runtime.serving.coding import (
     arrays,
-    base_type,
     check_accept,
     decode,
     encode,
     numpy,
     response,
 )
-from sm_runtime.serving.context import CSV, JSON, NPY, Context, Surroundings
-from sm_runtime.serving.values import Answer, Request, RequestError
+from sm_runtime.serving.context import Context, Surroundings
+from sm_runtime.serving.media import CSV, JSON, NPY, base_type
+from sm_runtime.serving.values import Answer, Request, RequestError, error_answer
 
 log = logging.getLogger(__name__)
 
@@ -94,16 +94,16 @@ class Handlers:
         try:
             return _answer(self._style.call(request, context), context)
         except RequestError as error:
-            return _error(error.status, str(error))
+            return error_answer(error.status, str(error))
         except (Exception, SystemExit) as error:
             return self._failure(error)
 
     def _failure(self, error: BaseException) -> Answer:
         status = _status(error)
         if status < 500:
-            return _error(status, _message(error))
+            return error_answer(status, _message(error))
         log.error("a handler failed", exc_info=error)
-        return _error(status, _described(error, self._code))
+        return error_answer(status, _described(error, self._code))
 
 
 class _TensorFlowStyle:
@@ -358,11 +358,6 @@ def _body(value: Any, content_type: str) -> bytes:
         f"a handler returned a {type(value).__name__} as a body of {content_type}: return bytes or"
         " str"
     )
-
-
-def _error(status: int, text: str) -> Answer:
-    body = json.dumps({"error": text}).encode()
-    return Answer(status=status, headers={"content-type": JSON}, body=body)
 
 
 def _status(error: BaseException) -> int:

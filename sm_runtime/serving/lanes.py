@@ -7,6 +7,7 @@ which may ask for them.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import socket
 import threading
@@ -18,9 +19,9 @@ from typing import Any
 
 from sm_runtime.serving import frames
 from sm_runtime.serving.batching import Batcher
-from sm_runtime.serving.predictor import Predictor, error_answer
+from sm_runtime.serving.predictor import Predictor
 from sm_runtime.serving.settings import Settings
-from sm_runtime.serving.values import Answer, Request, RequestError
+from sm_runtime.serving.values import Answer, Request, RequestError, error_answer
 
 log = logging.getLogger(__name__)
 
@@ -104,7 +105,8 @@ class Lanes:
     def _flush(self) -> None:
         with self._lock:
             unsent, self._unsent = self._unsent, []
-            self._connection.sendall(b"".join(unsent))
+            with contextlib.suppress(OSError):  # the front is gone, and so will be this process
+                self._connection.sendall(b"".join(unsent))
 
     def _answer(self, number: int, answer: Answer, rows: int) -> None:
         header = {"id": number, "status": answer.status, "headers": dict(answer.headers)}
@@ -132,6 +134,6 @@ def _finish(
 def _failure(error: BaseException) -> Answer:
     """Return the answer for whatever went wrong; what is no client's fault is logged, too."""
     if isinstance(error, RequestError):
-        return error_answer(error)
+        return error_answer(error.status, str(error))
     log.error("a request failed", exc_info=error)
-    return error_answer(RequestError(f"{type(error).__name__}: {error}", 500))
+    return error_answer(500, f"{type(error).__name__}: {error}")

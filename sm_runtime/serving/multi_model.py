@@ -11,12 +11,11 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
-from urllib.parse import parse_qs, unquote
+from urllib.parse import parse_qs
 
 from sm_runtime.job.errors import JobError
 from sm_runtime.processes import hardware
-from sm_runtime.serving.front import json_answer
-from sm_runtime.serving.values import Answer, Request, RequestError
+from sm_runtime.serving.values import Answer, Request, RequestError, json_answer
 from sm_runtime.serving.workers import Pool
 
 MODELS = "/opt/ml/models"
@@ -93,31 +92,30 @@ class Models:
         name, _, action = path.removeprefix("/models/").rpartition("/")
         if action == "invoke" and name:
             self._only(request, "POST")
-            return await self._invoke(unquote(name), replace(request, path="/invocations"))
-        return await self._model(request, unquote(path.removeprefix("/models/"))), 0
+            return await self._invoke(name, replace(request, path="/invocations"))
+        return await self._model(request, path.removeprefix("/models/")), 0
 
     async def _models(self, request: Request) -> Answer:
         if request.method == "GET":
             return self._list(request)
-        self._only(request, "GET, POST")
+        self._only(request, "GET", "POST")
         try:
             asked = json.loads(bytes(request.body))
             name, url = asked["model_name"], asked["url"]
             if not (isinstance(name, str) and isinstance(url, str) and name and url):
                 raise TypeError
-        except (ValueError, KeyError, TypeError):
+        except (ValueError, KeyError, TypeError, RecursionError):
             raise RequestError(
                 'the body must be {"model_name": "NAME", "url": "/opt/ml/models/.../model"}'
             ) from None
-        if name in self._loaded:
+        if not await self._load(name, url, self._folders[:1]):
             raise RequestError(f"the model {name!r} is loaded already", 409)
-        await self._load(name, url, self._folders[:1])
         return json_answer(200, {"status": f"the model {name!r} is loaded"})
 
     async def _model(self, request: Request, name: str) -> Answer:
         if request.method == "GET":
             return json_answer(200, self._pair(name, self._get(name)))
-        self._only(request, "GET, DELETE")
+        self._only(request, "GET", "DELETE")
         model = self._get(name)
         del self._loaded[name]
         await model.pool.drain(UNLOAD_SECONDS)
@@ -135,11 +133,12 @@ class Models:
             raise RequestError(f"the model {name!r} is not loaded", 404)
         return self._loaded[name]
 
-    async def _load(self, name: str, url: str, folders: Sequence[str]) -> None:
+    async def _load(self, name: str, url: str, folders: Sequence[str]) -> bool:
+        """Load a model; return False where it is loaded already."""
         path = self._resolved(url, folders)
         async with self._loading.setdefault(name, asyncio.Lock()):
             if name in self._loaded:
-                return
+                return False
             await self._make_room(path)
             loop = asyncio.get_running_loop()
             try:
@@ -155,6 +154,7 @@ class Models:
                 )
                 raise RequestError(str(error), 507 if lacks_memory else 500) from error
             self._loaded[name] = _Loaded(url, pool, time.monotonic())
+            return True
 
     def _place(self, name: str) -> str:
         """Return where a model is that a client names, and nobody has loaded."""
@@ -164,7 +164,10 @@ class Models:
     @staticmethod
     def _resolved(url: str, folders: Sequence[str]) -> str:
         """Return where a model is, links resolved; RequestError unless that is in ``folders``."""
-        path = os.path.realpath(url)
+        try:
+            path = os.path.realpath(url)
+        except ValueError:  # a NUL, or half of a surrogate pair
+            raise RequestError(f"url: {url!r} is no path") from None
         roots = [os.path.realpath(folder) for folder in folders]
         root = next((root for root in roots if path.startswith(root + os.sep)), "")
         if not root:
@@ -209,7 +212,7 @@ class Models:
         return {"modelName": name, "modelUrl": model.url}
 
     @staticmethod
-    def _only(request: Request, methods: str) -> None:
+    def _only(request: Request, *methods: str) -> None:
         if request.method not in methods:
             raise RequestError(f"{request.method} is not allowed for {request.path}", 405)
 
@@ -237,6 +240,6 @@ def _size(folder: str) -> int:
     total = os.path.getsize(folder) if os.path.isfile(folder) else 0
     for place, _, files in os.walk(folder):
         for name in files:
-            with_path = os.path.join(place, name)
-            total += os.path.getsize(with_path) if os.path.exists(with_path) else 0
+            path = os.path.join(place, name)
+            total += os.path.getsize(path) if os.path.exists(path) else 0
     return total

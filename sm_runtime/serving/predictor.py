@@ -5,15 +5,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import unquote
 
 from sm_runtime.serving import formats, json_body
 from sm_runtime.serving.classification import results_text
+from sm_runtime.serving.media import CSV, JSON, NPY, media_types
 from sm_runtime.serving.signature import example_text
 from sm_runtime.serving.values import (
     Answer,
@@ -23,6 +22,9 @@ from sm_runtime.serving.values import (
     RequestError,
     Signature,
     TensorSpec,
+    attributes,
+    error_answer,
+    json_answer,
 )
 
 METHODS = ("predict", "classify", "regress")
@@ -30,7 +32,6 @@ _REST = re.compile(
     r"/v1/models/(?P<name>[^/:]+)(?:/versions/(?P<version>[^/:]+))?"
     r"(?::(?P<method>\w+)|(?P<metadata>/metadata))?"
 )
-_ATTRIBUTE = re.compile(r"(?:^|[,;])\s*(tfs-[a-z-]+)=([^,;]+)")
 _DTYPES = {"float32": "FLOAT", "float64": "DOUBLE", "float16": "HALF"}
 """TensorFlow's names that are not numpy's in capitals."""
 
@@ -58,17 +59,6 @@ class _Target:
     """By TensorFlow Serving's API: JSON, whatever the headers say."""
 
 
-def error_answer(error: RequestError) -> Answer:
-    """Return the answer for a request that failed: ``{"error": "..."}``."""
-    return json_answer({"error": str(error)}, error.status)
-
-
-def json_answer(value: Any, status: int = 200) -> Answer:
-    """Return an answer in JSON."""
-    body = json.dumps(value).encode()
-    return Answer(status=status, headers={"content-type": formats.JSON}, body=body)
-
-
 class Predictor:
     """Answers requests with the models of a registry."""
 
@@ -76,7 +66,7 @@ class Predictor:
         self,
         registry: Registry,
         *,
-        default_accept: str = formats.JSON,
+        default_accept: str = JSON,
         make_example: Callable[[json_body.Features], bytes] = json_body.tensorflow_example,
     ) -> None:
         """``default_accept``: the media type where a request names none."""
@@ -92,7 +82,7 @@ class Predictor:
                 return found
             return found.finish(found.model.run(found.signature, found.inputs))
         except RequestError as error:
-            return error_answer(error)
+            return error_answer(error.status, str(error))
 
     def prepare(self, request: Request) -> Prepared | Answer:
         """Return a request decoded, or its answer where no model has to run.
@@ -111,13 +101,13 @@ class Predictor:
                 "/v1/models/NAME[/versions/N]:predict",
                 404,
             )
-        name, version = unquote(match["name"]), _version(match["version"])
+        name, version = match["name"], _version(match["version"])
         if match["method"] is None:
             if request.method not in ("GET", "HEAD"):
                 return _not_allowed(request, "GET")
             if match["metadata"]:
-                return json_answer(_metadata(self._registry.get(name, version)))
-            return json_answer(_status(self._registry, name, version))
+                return json_answer(200, _metadata(self._registry.get(name, version)))
+            return json_answer(200, _status(self._registry, name, version))
         if request.method != "POST":
             return _not_allowed(request, "POST")
         method = _method(match["method"], 404)
@@ -125,8 +115,7 @@ class Predictor:
 
     def _attributes(self, request: Request) -> _Target:
         """Return what X-Amzn-SageMaker-Custom-Attributes names; other text in it is the user's."""
-        header = request.headers.get("x-amzn-sagemaker-custom-attributes", "")
-        found = {key: value.strip() for key, value in _ATTRIBUTE.findall(header)}
+        found = attributes(request.headers)
         method = found.get("tfs-method")
         return _Target(
             self._registry.get(
@@ -138,14 +127,14 @@ class Predictor:
 
     def _prepare(self, request: Request, target: _Target) -> Prepared:
         media = self._media(request, target)
-        if media not in (formats.JSON, formats.JSON_LINES, formats.JSONS):
+        if media not in (JSON, formats.JSON_LINES, formats.JSONS):
             signature = _signature(target, None, examples=False)
             accept = self._accept(request, target, signature)
             inputs = _decoded(media, signature, request.body)
             return Prepared(
                 target.model, signature.name, inputs, _finish(signature, accept, rows=True)
             )
-        lines = media != formats.JSON
+        lines = media != JSON
         ask = json_body.asked(request.body, lines=lines, strict=target.rest)
         signature = _signature(target, ask.signature_name, examples=ask.form == "examples")
         by_examples = signature.method != "predict" and (
@@ -161,7 +150,7 @@ class Predictor:
 
     def _media(self, request: Request, target: _Target) -> str:
         if target.rest:
-            return formats.JSON
+            return JSON
         return formats.content_type(
             request.headers.get("content-type"),
             lambda: formats.takes_bytes(_signature(target, None, examples=False)),
@@ -171,19 +160,19 @@ class Predictor:
         self, request: Request, target: _Target, signature: Signature, *, results: bool = False
     ) -> str:
         if target.rest:
-            return formats.JSON
+            return JSON
         possible = formats.given_types(signature, results=results)
         return formats.accepted(request.headers.get("accept"), self._default_accept, possible)
 
 
 def _one_type(header: str) -> str:
-    found = formats.media_types(header)
-    return found[0].name if found else formats.JSON
+    found = media_types(header)
+    return found[0].name if found else JSON
 
 
 def _not_allowed(request: Request, allowed: str) -> Answer:
     text = f"{request.method} is not allowed for {request.path[:200]}: send {allowed}"
-    answer = json_answer({"error": text}, 405)
+    answer = error_answer(405, text)
     return Answer(status=405, headers={**answer.headers, "allow": allowed}, body=answer.body)
 
 
@@ -240,9 +229,9 @@ def _listed(model: Model) -> str:
 
 
 def _decoded(media: str, signature: Signature, body: bytes | memoryview) -> dict[str, Any]:
-    if media == formats.CSV:
+    if media == CSV:
         return formats.csv_inputs(signature, body)
-    if media == formats.NPY:
+    if media == NPY:
         return formats.npy_inputs(signature, body)
     return formats.raw_inputs(signature, body)
 
@@ -260,7 +249,7 @@ def _finish(
 def _results(signature: Signature, accept: str) -> Callable[[Mapping[str, Any]], Answer]:
     def finish(outputs: Mapping[str, Any]) -> Answer:
         body = results_text(signature, outputs)
-        end = b"" if accept == formats.JSON else b"\n"
+        end = b"" if accept == JSON else b"\n"
         return Answer(headers={"content-type": accept}, body=body + end)
 
     return finish

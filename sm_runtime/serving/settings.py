@@ -15,13 +15,13 @@ REAL_TIME_BYTES = 6_291_456
 """How long a body may be unless a variable says more: SageMaker's own limit."""
 _WITHOUT_MEANING = (
     "SAGEMAKER_TFS_WAIT_TIME_SECONDS",
-    "SAGEMAKER_NGINX_PROXY_READ_TIMEOUT_SECONDS",
+    "SAGEMAKER_TFS_BATCH_TIMEOUT_MICROS",
     "SAGEMAKER_GUNICORN_WORKER_CLASS",
     "SAGEMAKER_GUNICORN_LOGLEVEL",
     "SAGEMAKER_TFS_NGINX_LOGLEVEL",
     "SAGEMAKER_DISABLE_NGINX",
 )
-"""Variables of AWS's images for parts that are not here; a limit among them is read below."""
+"""Variables of AWS's images for what is not here."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,8 +29,6 @@ class Batching:
     """How requests are put together for one call of a model."""
 
     max_rows: int = 8
-    wait_seconds: float = 0.001
-    """How long a batch waits for requests that have come and are still being read."""
     threads: int = 1
     max_waiting: int = 0
     """How many full batches of requests may wait; 503 beyond. 0: any number."""
@@ -112,8 +110,8 @@ def read(environ: Mapping[str, str], cpus: int = 1) -> Settings:
         module=environ.get("SAGEMAKER_SERVING_MODULE") or None,
         access_log=read.flag("SM_RUNTIME_ACCESS_LOG"),
         warnings=tuple(
-            f"environment: {name} has no meaning here: there is no such program in this image"
-            for name in _WITHOUT_MEANING[2:]
+            f"environment: {name} has no meaning here (see docs/serving.md)"
+            for name in _WITHOUT_MEANING
             if environ.get(name)
         ),
     )
@@ -178,8 +176,8 @@ class _Reader:
 
     def timeout(self, default: float) -> float:
         """Return the limit for an answer: the toolkit's own, else the longest of the older ones."""
-        names = ("SAGEMAKER_GUNICORN_TIMEOUT_SECONDS", _WITHOUT_MEANING[1])
-        older = [self.seconds(name, 0.0) for name in names]
+        names = ("GUNICORN_TIMEOUT_SECONDS", "NGINX_PROXY_READ_TIMEOUT_SECONDS")
+        older = [self.seconds(f"SAGEMAKER_{name}", 0.0) for name in names]
         minutes = self.seconds("SAGEMAKER_MODEL_SERVER_TIMEOUT", 0.0)  # not seconds: the toolkit's
         limit = minutes * 60 or max(older) or default
         return self.seconds("SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS", limit)
@@ -198,11 +196,9 @@ class _Reader:
     def batching(self, cpus: int, batch_transform: bool) -> Batching | None:
         """Return how requests are put together, if they are."""
         prefix = "SAGEMAKER_TFS_"
-        micros = self.integer(prefix + "BATCH_TIMEOUT_MICROS", 1000, minimum=0)
         waiting = 0 if batch_transform else max(cpus, 8)
         found = Batching(
             max_rows=self.integer(prefix + "MAX_BATCH_SIZE", 8),
-            wait_seconds=micros / 1e6,
             threads=self.integer(prefix + "NUM_BATCH_THREADS", 1),
             max_waiting=self.integer(prefix + "MAX_ENQUEUED_BATCHES", waiting, minimum=0),
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
@@ -30,6 +32,26 @@ class Answer:
     headers: Mapping[str, str] = field(default_factory=dict)
     """By lower-case name, ``content-type`` among them; no ``content-length``."""
     body: bytes = b""
+
+
+ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
+_ATTRIBUTE = re.compile(r"(?:^|[,;])\s*(tfs-[a-z-]+)=([^,;]+)")
+
+
+def attributes(headers: Mapping[str, str]) -> dict[str, str]:
+    """Return the ``tfs-*`` keys among custom attributes; what else they hold is the handler's."""
+    return {key: value.strip() for key, value in _ATTRIBUTE.findall(headers.get(ATTRIBUTES, ""))}
+
+
+def json_answer(status: int, value: Any) -> Answer:
+    """Return an answer that is a JSON text."""
+    body = json.dumps(value).encode()
+    return Answer(status=status, headers={"content-type": "application/json"}, body=body)
+
+
+def error_answer(status: int, text: str) -> Answer:
+    """Return the answer to a request that failed: ``{"error": "..."}``."""
+    return json_answer(status, {"error": text})
 
 
 class RequestError(Exception):

@@ -28,7 +28,7 @@ log = logging.getLogger(__name__)
 STOP_SECONDS = 2.0
 """How long a worker that is told to end may take before it is killed."""
 MAX_WAITING = 4096
-"""How many requests may wait for a worker; 503 beyond."""
+"""How many requests of a kind may wait for a worker; 503 beyond."""
 BUFFER_BYTES = 2**22
 """What the kernel may hold of a body between front and worker, if it allows as much."""
 _ROOT = os.path.dirname(os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -206,7 +206,8 @@ class Pool:
         """
         if self._stopping:
             raise RequestError("the server is stopping", 503)
-        if self.waiting >= MAX_WAITING:
+        direct = request.path != "/invocations"
+        if len(self._queues[direct]) >= MAX_WAITING:
             raise RequestError(f"{MAX_WAITING} requests are waiting already", 503)
         self._number += 1
         job = _Job(self._number, request, asyncio.get_running_loop().create_future())
@@ -233,10 +234,10 @@ class Pool:
                     worker.give(job)
 
     async def drain(self, seconds: float) -> None:
-        """Wait until all requests are answered, so long at the most."""
-        end = asyncio.get_running_loop().time() + seconds
-        while (self.waiting or self.under_way) and asyncio.get_running_loop().time() < end:
-            await asyncio.sleep(0.01)
+        """Wait until the requests that there are are answered, so many seconds at the most."""
+        held = [job for worker in self._workers for job in worker.held.values()]
+        if jobs := [job.done for job in (*self._queues[False], *self._queues[True], *held)]:
+            await asyncio.wait(jobs, timeout=seconds)
 
     async def stop(self, *, now: bool = False) -> None:
         """End all processes, and return when they are gone; ``now``: without a word to them."""
@@ -278,8 +279,8 @@ class Pool:
             worker.kill()
 
     async def _spawn(self) -> _Worker:
+        ours, theirs = socket.socketpair()
         try:
-            ours, theirs = socket.socketpair()
             for end in (ours, theirs):
                 end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, BUFFER_BYTES)
             with theirs:
@@ -290,8 +291,11 @@ class Pool:
                     stdin=asyncio.subprocess.DEVNULL,
                     start_new_session=True,
                 )
-        except OSError as error:
-            raise ModelError(f"a worker process cannot be started: {error}") from error
+        except BaseException as error:
+            ours.close()
+            if isinstance(error, OSError):
+                raise ModelError(f"a worker process cannot be started: {error}") from error
+            raise
         worker = _Worker(self, process)
         ours.setblocking(False)
         await asyncio.get_running_loop().create_connection(lambda: worker, sock=ours)

@@ -7,6 +7,7 @@ import os
 import signal
 import tarfile
 import threading
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -378,6 +379,12 @@ class TestManyModels:
         server.ask("/models/child", method="DELETE")
         eventually(lambda: not is_alive(child), "it is gone")
 
+    def test_a_model_that_is_loaded_twice_at_once_is_loaded_once(self, base, server):
+        with ThreadPoolExecutor(2) as threads:
+            loads = [threads.submit(self.load, server, base, "one") for _ in range(2)]
+            assert sorted(load.result().status for load in loads) == [200, 409]
+        assert len(server.workers()) == 1
+
     def test_a_model_with_a_link_to_outside_is_refused(self, base, server):
         base.path("models/one/model/assets").symlink_to("/etc")
         reply = self.load(server, base, "one")
@@ -388,6 +395,8 @@ class TestManyModels:
         reply = self.load(server, base, "bad")
         assert (reply.status, "no luck" in reply.error) == (500, True)
         assert self.load(server, base, "none").status == 404
+        assert self.load(server, base, "x", "\0").status == 400
+        assert server.ask("/models", "[" * 200_000).status == 400
         assert server.ask("/models", "[]").status == 400
 
     def test_requests_for_one_model_do_not_wait_for_another_one_to_load(self, base, server):

@@ -12,8 +12,9 @@ from hypothesis import strategies as st
 
 from sm_runtime.serving import coding
 from sm_runtime.serving.coding import CSV, JSON, NPY
-from sm_runtime.serving.context import Context, Surroundings, accepted, attributes, media_type
-from sm_runtime.serving.values import Request, RequestError
+from sm_runtime.serving.context import Context, Surroundings
+from sm_runtime.serving.media import plain_type, preferred
+from sm_runtime.serving.values import ATTRIBUTES, Request, RequestError, attributes
 
 AROUND = Surroundings(model_dir="/opt/ml/model", default_accept=CSV)
 
@@ -28,14 +29,14 @@ AROUND = Surroundings(model_dir="/opt/ml/model", default_accept=CSV)
         ("application/json, text/csv", JSON),
         ("text/csv;q=0.2, application/json;q=0.9", JSON),
         ("image/png;q=0, text/csv", CSV),
-        ("a/b;q=nonsense, c/d", "c/d"),
+        ("a/b;q=nonsense, c/d", "a/b"),
         ("Application/JSON; charset=utf-8", JSON),
         ("application/json;verbose=true", "application/json;verbose=true"),
         (",", CSV),
     ],
 )
-def test_one_type_is_chosen_of_those_that_are_accepted(header: str, chosen: str) -> None:
-    assert accepted(header, CSV) == chosen
+def test_one_type_is_chosen_of_those_that_are_preferred(header: str, chosen: str) -> None:
+    assert preferred(header, CSV) == chosen
     context = Context(AROUND, Request(headers={"accept": header} if header else {}))
     assert context.accept_header == chosen
 
@@ -51,7 +52,7 @@ def test_one_type_is_chosen_of_those_that_are_accepted(header: str, chosen: str)
     ],
 )
 def test_a_charset_that_says_nothing_new_is_left_out(header: str, seen: str) -> None:
-    assert media_type(header) == seen
+    assert plain_type(header) == seen
 
 
 @pytest.mark.parametrize(
@@ -68,7 +69,7 @@ def test_a_charset_that_says_nothing_new_is_left_out(header: str, seen: str) -> 
 def test_of_custom_attributes_only_those_of_the_server_are_read(
     text: str, found: dict[str, str]
 ) -> None:
-    assert attributes(text) == found
+    assert attributes({ATTRIBUTES: text}) == found
 
 
 def test_the_methods_of_multi_model_servers_context() -> None:

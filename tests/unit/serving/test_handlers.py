@@ -18,9 +18,9 @@ from sm_runtime.job.errors import CodeError
 from sm_runtime.serving import coding, handlers
 from sm_runtime.serving.code import OwnCode
 from sm_runtime.serving.coding import CSV, JSON, NPY
-from sm_runtime.serving.context import ATTRIBUTES, Surroundings
+from sm_runtime.serving.context import Surroundings
 from sm_runtime.serving.handlers import Handlers
-from sm_runtime.serving.values import Answer, Request, RequestError
+from sm_runtime.serving.values import ATTRIBUTES, Answer, Request, RequestError
 
 
 @pytest.fixture(autouse=True)

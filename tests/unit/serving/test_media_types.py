@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from sm_runtime.serving.formats import accepted, media_types
+from sm_runtime.serving.formats import accepted
+from sm_runtime.serving.media import media_types
 from sm_runtime.serving.values import RequestError
 from tests.unit.serving.numpy_models import Predictor, echo, error, half_plus_three, post, said
 

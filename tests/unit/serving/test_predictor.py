@@ -66,7 +66,6 @@ def several() -> Predictor:
     "path",
     [
         "/v1/models/half_plus_three:predict",
-        "/v1/models/half%5Fplus_three:predict",
         "/v1/models/half_plus_three/versions/123:predict",
         "/v1/models/half_plus_three/versions/00000124:predict",
     ],
