@@ -10,7 +10,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -35,11 +35,12 @@ PATIENT = 60.0
 
 
 def files_of(root: Path) -> dict[str, str]:
-    return {
-        str(path.relative_to(root)): path.read_text()
-        for path in sorted(root.rglob("*"))
-        if path.is_file()
-    }
+    found = {}
+    for path in sorted(root.rglob("*")):
+        if path.is_file():
+            with suppress(FileNotFoundError):  # what is being written gets its name just now
+                found[str(path.relative_to(root))] = path.read_text()
+    return found
 
 
 def fill(root: Path, **files: str) -> Path:
