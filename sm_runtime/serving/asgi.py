@@ -52,7 +52,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         """Begin to wait for the first request."""
-        super().connection_made(transport)
+        super().connection_made(_Gathered(transport, self.loop))  # type: ignore[arg-type]
         self._deadline = self.loop.call_later(HEADER_SECONDS, self._too_slow)
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -128,6 +128,36 @@ class Protocol(HttpToolsProtocol):
         self.transport.close()
 
 
+class _Gathered:
+    """A transport that sends at once what is written in one turn of the loop.
+
+    uvicorn writes headers and body one by one, and each costs a system call.
+    """
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._loop = transport, loop
+        self._unsent: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Send ``data``, with what follows it."""
+        if not self._unsent:
+            self._loop.call_soon(self._send)
+        self._unsent.append(data)
+
+    def close(self) -> None:
+        """Close the connection once all is sent."""
+        self._send()
+        self._transport.close()
+
+    def _send(self) -> None:
+        if self._unsent:
+            unsent, self._unsent = self._unsent, []
+            self._transport.write(b"".join(unsent))
+
+
 class Server(uvicorn.Server):
     """A server on sockets that are open already; signals are not its business."""
 
@@ -142,6 +172,7 @@ class Server(uvicorn.Server):
                 log_config=None,
                 log_level="critical",
                 access_log=False,
+                proxy_headers=False,
                 server_header=False,
                 backlog=2048,
                 timeout_keep_alive=KEEP_ALIVE_SECONDS,
@@ -311,5 +342,6 @@ async def send_answer(scope: Any, send: Any, answer: Answer, *, close: bool = Fa
 
 def _header_value(value: str) -> bytes:
     """Return a header's value, characters that would end it left out."""
-    text = "".join(char for char in value if char >= " " and char != "\x7f")
-    return text.encode("latin-1", "replace")
+    if not value.isprintable():
+        value = "".join(char for char in value if char >= " " and char != "\x7f")
+    return value.encode("latin-1", "replace")

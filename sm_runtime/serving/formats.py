@@ -7,6 +7,7 @@ import io
 import re
 import struct
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from functools import lru_cache
 from itertools import chain
 from typing import Any
 
@@ -62,7 +63,7 @@ def content_type(header: str | None, signature_takes_bytes: Callable[[], bool]) 
     Raises RequestError (415) that lists what is taken, also where there is no header, as AWS's
     image does.
     """
-    found = (media_types(header or "") or [MediaType("", {})])[0]
+    found = (media_types(header or "") or (MediaType("", {}),))[0]
     charset = found.parameters.get("charset", "utf-8").lower()
     if charset not in ("utf-8", "utf8", "us-ascii", "ascii"):
         raise RequestError(f"charset {charset[:60]!r} is not taken, only utf-8", 415)
@@ -378,7 +379,17 @@ def read_npy(body: bytes | memoryview) -> Tensor:
     """
     if bytes(body[:4]) == b"PK\x03\x04":
         raise RequestError("the body is an npz archive, which is not taken: send one npy", 415)
-    dtype, shape, fortran, start = _npy_header(body)
+    lead = bytes(body[:12])
+    if not lead.startswith(_NPY_MAGIC) or len(lead) < 12 or lead[6] not in (1, 2, 3):
+        raise RequestError("the body is not a npy file")
+    length_format, lead_size = ("<H", 10) if lead[6] == 1 else ("<I", 12)
+    length = struct.unpack_from(length_format, lead, 8)[0]
+    if length > _NPY_HEADER:
+        raise RequestError(f"the npy has a header of {length} bytes, at most {_NPY_HEADER}")
+    start = lead_size + length
+    if len(body) < start:
+        raise RequestError("the npy ends within its header")
+    dtype, shape, fortran = _npy_header(bytes(body[lead_size:start]))
     if dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None:
         raise RequestError("the npy holds objects (a pickle) or records, which are not taken")
     count = 1
@@ -387,7 +398,7 @@ def read_npy(body: bytes | memoryview) -> Tensor:
     size = count * dtype.itemsize
     if len(shape) > 32 or not dtype.itemsize:
         raise RequestError("the npy has an impossible shape")
-    if len(body) - start != size:
+    if len(body) != start + size:
         raise RequestError(
             f"the npy has {len(body) - start} bytes of data, where its header says {size}"
         )
@@ -398,21 +409,11 @@ def read_npy(body: bytes | memoryview) -> Tensor:
         raise RequestError("the npy has an impossible shape") from None
 
 
-def _npy_header(
-    body: bytes | memoryview,
-) -> tuple[np.dtype[Any], tuple[int, ...], bool, int]:
-    lead = bytes(body[:12])
-    if not lead.startswith(_NPY_MAGIC) or len(lead) < 12 or lead[6] not in (1, 2, 3):
-        raise RequestError("the body is not a npy file")
-    length_format, lead_size = ("<H", 10) if lead[6] == 1 else ("<I", 12)
-    length = struct.unpack_from(length_format, lead, 8)[0]
-    if length > _NPY_HEADER:
-        raise RequestError(f"the npy has a header of {length} bytes, at most {_NPY_HEADER}")
-    header = bytes(body[lead_size : lead_size + length])
-    short = len(header) < length
+@lru_cache(128)
+def _npy_header(header: bytes) -> tuple[np.dtype[Any], tuple[int, ...], bool]:
     header = re.sub(rb"\s+", b"", header)
     found = {match["key"]: match for match in _NPY_ITEM.finditer(header)}
-    if short or not _NPY_DICT.fullmatch(header) or len(found) != 3:
+    if not _NPY_DICT.fullmatch(header) or len(found) != 3:
         raise RequestError("the npy has an invalid header, or holds records")
     axes = re.findall(rb"\d+", found[b"shape"]["shape"] or b"")
     if not found[b"descr"]["descr"] or any(len(axis) > 18 for axis in axes):
@@ -421,8 +422,7 @@ def _npy_header(
         dtype = np.dtype(found[b"descr"]["descr"].decode())
     except (TypeError, ValueError):
         raise RequestError("the npy has an unknown type") from None
-    shape = tuple(map(int, axes))
-    return dtype, shape, found[b"fortran_order"]["fortran"] == b"True", lead_size + length
+    return dtype, tuple(map(int, axes)), found[b"fortran_order"]["fortran"] == b"True"
 
 
 def _converted(signature: Signature, spec: TensorSpec, given: Tensor) -> Tensor:

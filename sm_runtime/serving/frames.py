@@ -12,14 +12,27 @@ import struct
 from collections.abc import Callable
 from typing import Any
 
+import orjson
+
 PREFIX = struct.Struct("!IQ")
 _READ_BYTES = 2**18
 
 
 def prefix(header: dict[str, Any], body: bytes | memoryview) -> bytes:
     """Return what stands before ``body``."""
-    text = json.dumps(header, separators=(",", ":")).encode()
+    try:
+        text = orjson.dumps(header)
+    except TypeError:  # text that is not UTF-8: names of files
+        text = json.dumps(header).encode()
     return PREFIX.pack(len(text), len(body)) + text
+
+
+def _header(text: bytes) -> dict[str, Any]:
+    try:
+        found: dict[str, Any] = orjson.loads(text)
+    except orjson.JSONDecodeError:
+        found = json.loads(text)
+    return found
 
 
 class Reader:
@@ -43,7 +56,7 @@ class Reader:
             content = bytes(memoryview(self._kept)[start : start + body])
             del self._kept[: start + body]
             self._needed = PREFIX.size
-            self._take(json.loads(text), content)
+            self._take(_header(text), content)
 
 
 def read_all(connection: socket.socket, take: Callable[[dict[str, Any], bytes], None]) -> None:
@@ -51,7 +64,7 @@ def read_all(connection: socket.socket, take: Callable[[dict[str, Any], bytes], 
     with connection.makefile("rb", _READ_BYTES) as stream:
         while len(lengths := stream.read(PREFIX.size)) == PREFIX.size:
             header, body = PREFIX.unpack(lengths)
-            take(json.loads(stream.read(header)), stream.read(body))
+            take(_header(stream.read(header)), stream.read(body))
 
 
 def send(connection: socket.socket, header: dict[str, Any], body: bytes | memoryview) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 JSON, CSV, NPY = "application/json", "text/csv", "application/x-npy"
+_USUAL = 200
+"""Characters of a header that is remembered."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,24 +19,32 @@ class MediaType:
     name: str
     """In lower case, as in ``text/csv``."""
     parameters: Mapping[str, str]
-
-    @property
-    def quality(self) -> float:
-        """How much a client wants it, from 0 to 1; what is no number is 1."""
-        text = self.parameters.get("q", "1")
-        return min(float(text), 1.0) if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text) else 1.0
+    quality: float = 1.0
+    """How much a client wants it, from 0 to 1; what is no number is 1."""
 
 
-def media_types(header: str) -> list[MediaType]:
+def media_types(header: str) -> tuple[MediaType, ...]:
     """Return the media types of a Content-Type or Accept header, in their order."""
+    # Clients send the same few again and again; what is long is not kept.
+    return _remembered(header) if len(header) <= _USUAL else _media_types(header)
+
+
+def _media_types(header: str) -> tuple[MediaType, ...]:
     found = []
     for part in header.split(","):
         name, *parameters = part.split(";")
         if name.strip():
             pairs = (one.partition("=") for one in parameters)
             given = {key.strip().lower(): value.strip(' \t"') for key, _, value in pairs}
-            found.append(MediaType(name.strip().lower(), given))
-    return found
+            found.append(MediaType(name.strip().lower(), given, _quality(given.get("q", "1"))))
+    return tuple(found)
+
+
+_remembered = lru_cache(256)(_media_types)
+
+
+def _quality(text: str) -> float:
+    return min(float(text), 1.0) if re.fullmatch(r"[0-9]+(\.[0-9]*)?|\.[0-9]+", text) else 1.0
 
 
 def base_type(header: str) -> str:

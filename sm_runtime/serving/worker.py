@@ -34,6 +34,9 @@ from sm_runtime.serving.settings import Settings
 
 log = logging.getLogger(__name__)
 
+GARBAGE = 20_000
+"""New containers before a collection. An image in JSON is more than Python's 700, which cost as
+much as reading it."""
 END_SECONDS = 2.0
 """How long a worker may take to end by itself when its front is gone."""
 
@@ -56,6 +59,7 @@ def main(fd: int, environ: Mapping[str, str]) -> None:
             lanes.append(_start(connection, header["start"], environ))
             gc.collect()
             gc.freeze()  # what is there stays: to look through TensorFlow's objects takes 0.1 s
+            gc.set_threshold(GARBAGE)
             lanes[0].send({"ready": True})
 
     frames.read_all(connection, take)

@@ -59,13 +59,12 @@ class Plan:
 class _Job:
     number: int
     request: Request
-    done: asyncio.Future[tuple[Answer, Mapping[str, Any]]]
+    is_direct: bool
+    """Whether it is for the model itself: the user's handlers wait for such requests."""
+    done: asyncio.Future[tuple[Answer, Mapping[str, Any]]] = field(
+        default_factory=lambda: asyncio.get_running_loop().create_future()
+    )
     holder: _Worker | None = None
-
-    @property
-    def is_direct(self) -> bool:
-        """Whether it is for the model itself: the user's handlers wait for such requests."""
-        return self.request.path != "/invocations"
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +76,9 @@ class _Worker(asyncio.Protocol):
     ready: bool = False
     retiring: bool = False
     held: dict[int, _Job] = field(default_factory=dict)
+    direct: int = 0
+    """How many of those it holds are for the model itself."""
+    unsent: list[bytes] = field(default_factory=list)
     started: asyncio.Future[None] = field(
         default_factory=lambda: asyncio.get_running_loop().create_future()
     )
@@ -104,6 +106,7 @@ class _Worker(asyncio.Protocol):
         """Send a request; its answer comes by ``_take``."""
         job.holder = self
         self.held[job.number] = job
+        self.direct += job.is_direct
         request = job.request
         header = {
             "id": job.number,
@@ -112,12 +115,25 @@ class _Worker(asyncio.Protocol):
             "query": request.query,
             "headers": dict(request.headers),
         }
-        head = frames.prefix(header, request.body)
+        if not self.unsent:  # what else is given in this turn of the loop goes with it
+            asyncio.get_running_loop().call_soon(self._send)
+        self.unsent.append(frames.prefix(header, request.body))
         if len(request.body) < 2**16:
-            self.transport.write(head + request.body)
+            self.unsent.append(bytes(request.body))
         else:
-            self.transport.write(head)
+            self._send()
             self.transport.write(request.body)
+
+    def _send(self) -> None:
+        unsent, self.unsent = self.unsent, []
+        self.transport.write(b"".join(unsent))
+
+    def release(self, number: int) -> _Job | None:
+        """Return a request that it held, and count it no more."""
+        job = self.held.pop(number, None)
+        if job is not None:
+            self.direct -= job.is_direct
+        return job
 
     def _take(self, header: dict[str, Any], body: bytes) -> None:
         if "ready" in header:
@@ -127,7 +143,7 @@ class _Worker(asyncio.Protocol):
         elif "failed" in header:
             self.reason = header["failed"]
         else:
-            job = self.held.pop(header["id"], None)
+            job = self.release(header["id"])
             if job is not None and not job.done.done():
                 answer = Answer(status=header["status"], headers=header["headers"], body=body)
                 job.done.set_result((answer, header))
@@ -137,7 +153,7 @@ class _Worker(asyncio.Protocol):
 
     def holds(self, direct: bool) -> int:
         """Return how many requests of a kind it has been given."""
-        return sum(job.is_direct == direct for job in self.held.values())
+        return self.direct if direct else len(self.held) - self.direct
 
     def kill(self) -> None:
         """End the process at once."""
@@ -210,19 +226,19 @@ class Pool:
         if len(self._queues[direct]) >= MAX_WAITING:
             raise RequestError(f"{MAX_WAITING} requests are waiting already", 503)
         self._number += 1
-        job = _Job(self._number, request, asyncio.get_running_loop().create_future())
-        self._queues[job.is_direct].append(job)
+        job = _Job(self._number, request, direct)
+        self._queues[direct].append(job)
         self.dispatch()
+        timer = asyncio.get_running_loop().call_later(timeout, self._expire, job, timeout)
         try:
-            return await asyncio.wait_for(job.done, timeout)
-        except asyncio.TimeoutError:
-            self._give_up(job)
-            raise RequestError(
-                f"no answer in {timeout:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS)", 504
-            ) from None
+            return await job.done
+        finally:
+            timer.cancel()
 
     def dispatch(self) -> None:
         """Give waiting requests to the workers that hold the fewest."""
+        if not self.waiting:
+            return
         free = [worker for worker in self._workers if worker.ready and not worker.retiring]
         for direct, queue in self._queues.items():
             while queue and free:
@@ -262,6 +278,12 @@ class Pool:
         if self.plan.unpacked:
             shutil.rmtree(self.plan.unpacked, ignore_errors=True)
 
+    def _expire(self, job: _Job, seconds: float) -> None:
+        if not job.done.done():
+            text = f"no answer in {seconds:g} s (SAGEMAKER_MODEL_SERVER_TIMEOUT_SECONDS)"
+            job.done.set_exception(RequestError(text, 504))
+            self._give_up(job)
+
     def _give_up(self, job: _Job) -> None:
         """Replace the worker that has not answered in time, once it holds nothing else."""
         worker = job.holder
@@ -269,7 +291,7 @@ class Pool:
             with contextlib.suppress(ValueError):
                 self._queues[job.is_direct].remove(job)
             return
-        if worker.held.pop(job.number, None) is None:
+        if worker.release(job.number) is None:
             return
         if not worker.retiring:
             worker.retiring = True
