@@ -11,13 +11,13 @@ import json
 import logging
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 
 from sm_runtime.code import fetch
 from sm_runtime.contract import config_files, environment, load
 from sm_runtime.contract.engines import whole_name
 from sm_runtime.contract.environment import CLUSTER_SECRET
 from sm_runtime.contract.load import Parsed
+from sm_runtime.job.dataclass import dataclass, replace
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Job, Paths
 from sm_runtime.job.secrets import Mask

@@ -10,11 +10,11 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
-from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sm_runtime import channels, sync
 from sm_runtime.code import fetch as source
+from sm_runtime.job.dataclass import replace
 from sm_runtime.job.model import Job
 from sm_runtime.output.outcome import Timeline
 from sm_runtime.processes.supervisor import Supervisor

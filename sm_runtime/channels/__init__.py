@@ -13,9 +13,9 @@ import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 
 from sm_runtime.job import location
+from sm_runtime.job.dataclass import dataclass
 from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.job.model import Channel, Job
 

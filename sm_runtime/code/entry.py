@@ -14,9 +14,9 @@ import re
 import site
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from sm_runtime.job.dataclass import dataclass
 from sm_runtime.job.errors import CodeError, ConfigError, LaunchError
 from sm_runtime.job.text import some
 

@@ -7,10 +7,10 @@ import os
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
 
 from sm_runtime.code.entry import Found, added_folders, look, program_words, walk
 from sm_runtime.job import location
+from sm_runtime.job.dataclass import dataclass, replace
 from sm_runtime.job.errors import CodeError, ConfigError, JobError
 from sm_runtime.job.model import Channel, Entry, Job
 from sm_runtime.job.text import some

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import replace
 
 from sm_runtime.contract.reader import Field, one_of, unfit
 from sm_runtime.job import location
+from sm_runtime.job.dataclass import replace
 from sm_runtime.job.model import Channel, Cluster, Json, Paths, Source
 
 MODES = ("File", "Pipe", "FastFile")

@@ -9,12 +9,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 
 from sm_runtime.contract import engines
 from sm_runtime.contract.engines import Engine, Placement
 from sm_runtime.contract.hyperparameters import DISTRIBUTIONS
 from sm_runtime.contract.reader import Document, Field
+from sm_runtime.job.dataclass import dataclass, field
 from sm_runtime.job.model import Cluster, InstanceGroup, Json
 
 _GROUP = "homogeneousCluster"

@@ -17,10 +17,10 @@ import os
 import stat
 from collections.abc import Mapping
 from contextlib import suppress
-from dataclasses import dataclass, field
 
 from sm_runtime.contract.reader import Document
 from sm_runtime.job import location
+from sm_runtime.job.dataclass import dataclass, field
 from sm_runtime.job.errors import ConfigError, DataError
 from sm_runtime.job.model import Job, Json, Paths
 

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 
 from sm_runtime.contract.reader import Field, Findings, one_of
+from sm_runtime.job.dataclass import dataclass
 
 VARIABLE = "SM_RUNTIME_ENGINE"
 NONE = "none"

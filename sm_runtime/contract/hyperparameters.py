@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
 
 from sm_runtime.contract.reader import (
     LARGEST,
@@ -22,6 +21,7 @@ from sm_runtime.contract.reader import (
     shown,
     unfit,
 )
+from sm_runtime.job.dataclass import dataclass, field, fields
 from sm_runtime.job.model import Json, Options
 from sm_runtime.launch.distribution import MOST_PROCESSES
 

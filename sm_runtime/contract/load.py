@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
 
 from sm_runtime.contract.channels import read_channels
 from sm_runtime.contract.cluster import read_cluster
@@ -25,6 +24,7 @@ from sm_runtime.contract.hyperparameters import (
 )
 from sm_runtime.contract.reader import Document, Field, Findings, load, unfit
 from sm_runtime.contract.request import Request, read_request
+from sm_runtime.job.dataclass import dataclass, replace
 from sm_runtime.job.model import BUILT_IN, Job, Json, Options, Paths, Sync
 
 

@@ -10,9 +10,9 @@ import json
 import math
 import re
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
 
 from sm_runtime.job import location
+from sm_runtime.job.dataclass import dataclass, field
 from sm_runtime.job.model import Json
 from sm_runtime.job.secrets import MASK, hidden, is_secret, secret_name
 

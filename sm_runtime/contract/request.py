@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from sm_runtime.contract.channels import MODES, requested_channels
 from sm_runtime.contract.cluster import Resources, requested_resources
 from sm_runtime.contract.reader import Field
+from sm_runtime.job.dataclass import dataclass, field
 from sm_runtime.job.model import Channel, Json, Metric, Output, Paths, Sync
 
 Shape: TypeAlias = "Mapping[str, Used | Unused | Refused | Shape | list[Shape]]"

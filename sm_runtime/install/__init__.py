@@ -15,11 +15,11 @@ import os
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from sm_runtime.code.entry import has_project
 from sm_runtime.code.fetch import Code, channel_at
+from sm_runtime.job.dataclass import dataclass, field
 from sm_runtime.job.errors import InstallError
 from sm_runtime.job.model import Job, Options
 from sm_runtime.job.text import some

@@ -5,9 +5,9 @@ what a host starts for that.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import TypeAlias
 
+from sm_runtime.job.dataclass import dataclass, field
 from sm_runtime.job.errors import ConfigError
 from sm_runtime.job.model import Entry, Hardware, Job
 

@@ -15,12 +15,12 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, suppress
-from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import TYPE_CHECKING
 
 from sm_runtime.contract import config_files
 from sm_runtime.job import location
+from sm_runtime.job.dataclass import dataclass, replace
 from sm_runtime.job.errors import ArtifactError
 from sm_runtime.job.model import Job
 from sm_runtime.job.text import human_size

@@ -14,11 +14,11 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import fields
 from typing import TYPE_CHECKING, Any
 
 from sm_runtime import __version__
 from sm_runtime.contract import environment
+from sm_runtime.job.dataclass import fields
 from sm_runtime.job.errors import ArtifactError, ConfigError, JobError, LaunchError
 from sm_runtime.job.model import Paths
 from sm_runtime.job.secrets import Mask

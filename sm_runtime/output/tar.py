@@ -16,9 +16,9 @@ import stat
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import suppress
-from dataclasses import dataclass
 from typing import Any, Protocol
 
+from sm_runtime.job.dataclass import dataclass
 from sm_runtime.job.errors import ArtifactError
 
 Warn = Callable[[str], None]

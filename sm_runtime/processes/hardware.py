@@ -15,8 +15,8 @@ import os
 import posixpath
 import re
 from collections.abc import Mapping
-from dataclasses import replace
 
+from sm_runtime.job.dataclass import replace
 from sm_runtime.job.model import Hardware, Job
 
 log = logging.getLogger(__name__)

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import math
 import signal
-from dataclasses import dataclass
 
+from sm_runtime.job.dataclass import dataclass
 from sm_runtime.job.model import Job
 
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT)

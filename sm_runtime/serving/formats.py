@@ -388,7 +388,7 @@ def read_npy(body: bytes | memoryview) -> Tensor:
         raise RequestError(f"the npy has a header of {length} bytes, at most {_NPY_HEADER}")
     start = lead_size + length
     if len(body) < start:
-        raise RequestError("the npy ends within its header")
+        raise RequestError("the npy has an invalid header: it ends within it")
     dtype, shape, fortran = _npy_header(bytes(body[lead_size:start]))
     if dtype.hasobject or dtype.fields is not None or dtype.subdtype is not None:
         raise RequestError("the npy holds objects (a pickle) or records, which are not taken")
