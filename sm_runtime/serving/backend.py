@@ -103,13 +103,15 @@ class Served:
             environ |= own_code.install(
                 code, self._environ, self._settings.paths, stopped=lambda: self._stopped
             )
-        batching = self._settings.batching
-        held = self._settings.threads if code and code.program else min(4, max(2, self._cpus))
-        window = 2 * batching.max_rows * (batching.threads + 1) if batching else held + 2
+        batching, held = self._settings.batching, min(4, max(2, self._cpus))
+        lane = 2 * batching.max_rows * (batching.threads + 1) if batching else held + 2
+        # What is not begun waits here: behind a handler that hangs it would wait in vain.
+        window = self._settings.threads if code and code.program else lane
         return Plan(
             name=name,
             count=count,
-            window=max(window, held),
+            window=window,
+            direct_window=lane,
             start={
                 "folder": layout.folder,
                 "code": asdict(code) if code else None,

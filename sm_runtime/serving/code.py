@@ -340,7 +340,10 @@ def _names(tree: ast.Module) -> set[str] | None:
 def _run(
     argv: tuple[str, ...], env: Mapping[str, str], folder: str, stopped: Callable[[], bool]
 ) -> tuple[int, bytes]:
-    """Run pip: its output goes on to ours. Return its shell status and the end of what it wrote."""
+    """Run pip, as for a job: the log gets what matters of its output, whose end is returned.
+
+    The first of what is returned is its status, as a shell has it.
+    """
     import selectors
 
     tail = Tail(_TAIL_BYTES)
@@ -363,8 +366,6 @@ def _run(
             if not data:
                 break
             tail.add(data)
-            sys.stderr.write(data.decode("utf-8", "replace"))
-            sys.stderr.flush()
         else:
             process.terminate()
     try:

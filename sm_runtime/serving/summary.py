@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Sequence
 
 from sm_runtime.serving.layout import Layout, ModelFiles, Version
 from sm_runtime.serving.model_files import SavedModel, default_signature
-from sm_runtime.serving.signature import example_body
+from sm_runtime.serving.signature import example_text
 from sm_runtime.serving.values import Signature, TensorSpec
 
 
@@ -76,7 +75,7 @@ def _body(layout: Layout) -> list[str]:
     if not isinstance(content, SavedModel) or not content.signatures:
         return []
     signature = content.signatures[default_signature(content.signatures)]
-    return [f"a body for {signature.name}: {json.dumps(example_body(signature))}"]
+    return [f"a body for {signature.name}: {example_text(signature)}"]
 
 
 def _own_code(layout: Layout) -> str:

@@ -46,7 +46,9 @@ class Plan:
     """The name of the model, for people."""
     count: int
     window: int
-    """How many requests of a kind, for handlers or for the model, a worker holds at a time."""
+    """How many requests a worker holds at a time."""
+    direct_window: int
+    """The same of those for the model itself."""
     start: Mapping[str, Any]
     """What a worker is told first: see worker.py."""
     environ: Mapping[str, str]
@@ -241,9 +243,10 @@ class Pool:
             return
         free = [worker for worker in self._workers if worker.ready and not worker.retiring]
         for direct, queue in self._queues.items():
+            window = self.plan.direct_window if direct else self.plan.window
             while queue and free:
                 held, worker = min(((each.holds(direct), each) for each in free), key=_first)
-                if held >= self.plan.window:
+                if held >= window:
                     break
                 job = queue.popleft()
                 if not job.done.done():
