@@ -27,7 +27,7 @@ HEADER_BYTES = 2**16
 READ_AHEAD_BYTES = 2**20
 """How much of a body may wait to be taken before its client is held back."""
 BODY_SECONDS = 60.0
-"""How long a client may take for a body, besides a second for each 128 KiB."""
+"""How long a body may stand still, and how long it may take beside a second for each 128 KiB."""
 _BYTES_PER_SECOND = 2**17
 SO_ATTACH_FILTER = 26
 """Of Linux; Python has no name for it. See socket(7)."""
@@ -46,7 +46,8 @@ class Protocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _header_bytes = 0
-    """What came of headers that are not complete yet."""
+    """What came since the headers began that are not complete yet."""
+    _in_headers = False
     _headers_size = 0
     """The names and values that were parsed."""
 
@@ -66,11 +67,15 @@ class Protocol(HttpToolsProtocol):
         """Take what came; what is not yet a whole header is counted."""
         if self._deadline is None and (self.cycle is None or self.cycle.response_complete):
             self._deadline = self.loop.call_later(HEADER_SECONDS, self._too_slow)
+            self._header_bytes = self._header_bytes if self._in_headers else 0
+        self._header_bytes += len(data)
         super().data_received(data)
+        if self._header_bytes <= HEADER_BYTES or self.transport.is_closing():
+            return
         if self._deadline is not None:
-            self._header_bytes += len(data)
-            if self._header_bytes > HEADER_BYTES and not self.transport.is_closing():
-                self._refuse(431, f"the headers are longer than {HEADER_BYTES} bytes")
+            self._refuse(431, f"the headers are longer than {HEADER_BYTES} bytes")
+        elif self._in_headers:  # refused when the request before them is answered
+            self.flow.pause_reading()
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count the headers, which may come in one piece."""
@@ -81,12 +86,14 @@ class Protocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         """Count anew."""
-        self._headers_size = 0
+        self._headers_size = self._header_bytes = 0
+        self._in_headers = True
         super().on_message_begin()
 
     def on_headers_complete(self) -> None:
         """Stop the clock; the body has one of its own."""
         self._heard()
+        self._in_headers = False
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
@@ -111,7 +118,7 @@ class Protocol(HttpToolsProtocol):
 
     def _too_slow(self) -> None:
         self._deadline = None
-        if self._header_bytes and not self.transport.is_closing():
+        if self._in_headers and not self.transport.is_closing():
             self._refuse(408, f"the headers were not complete in {HEADER_SECONDS:g} s")
         else:
             self.transport.close()
@@ -242,31 +249,48 @@ class Bodies:
         much is being received, 400 where the client has gone.
         """
         length = _length(scope)
-        if self.limit is not None and length is not None and length > self.limit:
+        try:
+            self._check(length or 0)
+            self._check_held(length or 0)
+        except RequestError:
             if not _has(scope, b"expect"):  # a client that asks first has not begun to send
                 await self._discard(receive)
-            raise self._too_long(length)
-        if self._held + (length or 0) > self._most:
-            raise RequestError("too many large requests at a time", 503)
-        seconds = BODY_SECONDS + (length or self.limit or 0) / _BYTES_PER_SECOND
+            raise
+        loop = asyncio.get_running_loop()
+        began = heard = loop.time()
+        size = 0
+
+        async def receive_in_time() -> Any:
+            nonlocal heard, size
+            message = await receive()
+            heard, size = loop.time(), size + len(message.get("body", b""))
+            return message
+
+        reading = loop.create_task(self._read(receive_in_time))
         try:
-            return await asyncio.wait_for(self._read(receive), seconds)
-        except asyncio.TimeoutError:
-            raise RequestError(f"the body was not complete in {seconds:.0f} s", 408) from None
+            while not reading.done():
+                end = min(heard, began + size / _BYTES_PER_SECOND) + BODY_SECONDS
+                if loop.time() >= end:
+                    text = f"the body came too slowly: {size} bytes in {end - began:.0f} s"
+                    raise RequestError(text, 408)
+                await asyncio.wait((reading,), timeout=end - loop.time())
+            return reading.result()
+        finally:
+            reading.cancel()
 
     async def _read(self, receive: Any) -> bytes | memoryview:
         message = await receive()
         body: bytes = message.get("body", b"")
         if message["type"] == "http.request" and not message["more_body"]:
             self._check(len(body))
+            self._check_held(len(body))
             return body
         whole, size = bytearray(body), len(body)
         self._held += size
         try:
             while message["type"] == "http.request" and message["more_body"]:
                 self._check(size)
-                if self._held > self._most:
-                    raise RequestError("too many large requests at a time", 503)
+                self._check_held(0)
                 message = await receive()
                 body = message.get("body", b"")
                 whole += body
@@ -275,10 +299,12 @@ class Bodies:
             if message["type"] != "http.request":
                 raise RequestError("the client has gone before the end of its request", 400)
             self._check(size)
+            self._check_held(0)
             return memoryview(whole)  # not copied once more
         except RequestError as error:
-            if error.status == 413:
+            if error.status in (413, 503):
                 whole.clear()
+                self._held, size = self._held - size, 0
                 await self._discard(receive)
             raise
         finally:
@@ -286,14 +312,15 @@ class Bodies:
 
     def _check(self, length: int) -> None:
         if self.limit is not None and length > self.limit:
-            raise self._too_long(length)
+            raise RequestError(
+                f"the body has {length} bytes or more, and {self.limit} are allowed"
+                " (SAGEMAKER_MAX_PAYLOAD_IN_MB)",
+                413,
+            )
 
-    def _too_long(self, length: int) -> RequestError:
-        return RequestError(
-            f"the body has {length} bytes or more, and {self.limit} are allowed"
-            " (SAGEMAKER_MAX_PAYLOAD_IN_MB)",
-            413,
-        )
+    def _check_held(self, more: int) -> None:
+        if self._held + more > self._most:
+            raise RequestError("too many large requests at a time", 503)
 
     async def _discard(self, receive: Any) -> None:
         """Read on for a while: clients that are still sending do not look for an answer."""
