@@ -158,8 +158,10 @@ def main() -> int:
         _train()
     mask = Mask()
     if parsed.command == "serve":
+        from sm_runtime.processes import init
         from sm_runtime.serving.serve import serve
 
+        init.step_aside()
         log_to(Sink(2), mask)
         mask.learn(environment.secrets(None, os.environ))
         return serve(os.environ)

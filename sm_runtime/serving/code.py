@@ -108,6 +108,27 @@ def loads(code: OwnCode) -> bool:
     return bool(code.program) and "model_fn" in (_names(_compiled(code.program)) or ())
 
 
+def first_imports(code: OwnCode) -> Iterator[str]:
+    """Yield the top-level modules that the program imports before anything else is run.
+
+    It ends with the first statement that is no import, and with a module of the code's own folders.
+    """
+    for node in _compiled(code.program).body:
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant):
+            continue  # the docstring
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            names = [node.module]
+        else:
+            return
+        for name in (name.partition(".")[0] for name in names):
+            places = (os.path.join(folder, name) for folder in code.search_path)
+            if any(os.path.isdir(place) or os.path.isfile(f"{place}.py") for place in places):
+                return
+            yield name
+
+
 def install(
     code: OwnCode,
     environ: Mapping[str, str],

@@ -38,6 +38,8 @@ class Surroundings:
     model_dir: str
     model_name: str = "model"
     """The model that is asked where a request names none."""
+    model_version: str = ""
+    """Its version, where it has one."""
     rest_port: int = 8501
     default_accept: str = JSON
     timeout: float = 60.0
@@ -79,6 +81,13 @@ class Context:
         self.timeout = around.timeout
         self.manifest: Mapping[str, Any] = {}
         self.request_processor = [RequestProcessor(self._headers, self.reply)]
+
+    @property
+    def model(self) -> str:
+        """The model that is asked: ``name/version``, or its name alone."""
+        is_default = self.model_name == self._around.model_name
+        version = self.model_version or (self._around.model_version if is_default else "")
+        return f"{self.model_name}/{version}" if version else self.model_name
 
     @property
     def rest_path(self) -> str:

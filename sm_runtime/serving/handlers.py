@@ -33,7 +33,7 @@ from sm_runtime.serving.coding import (
 )
 from sm_runtime.serving.context import Context, Surroundings
 from sm_runtime.serving.media import CSV, JSON, NPY, base_type
-from sm_runtime.serving.values import Answer, Request, RequestError, error_answer
+from sm_runtime.serving.values import MODEL_HEADER, Answer, Request, RequestError, error_answer
 
 log = logging.getLogger(__name__)
 
@@ -76,6 +76,21 @@ def load(code: OwnCode, around: Surroundings, predict: Predict | None = None) ->
             style.used[0],
         )
     return Handlers(code, around, style)
+
+
+def check_imports(code: OwnCode) -> None:
+    """Raise CodeError where a module is missing that the program imports before all else.
+
+    So that it is known before TensorFlow has loaded a model. What comes after another statement, or
+    after a module of the user's own, is not looked at: that may alter the path.
+    """
+    _make_importable(code)
+    for name in own_code.first_imports(code):
+        if name not in sys.modules and importlib.util.find_spec(name) is None:
+            raise CodeError(
+                f"{code.program} cannot be imported: there is no module named"
+                f" {name!r}{_remedy(code, name)}"
+            )
 
 
 class Handlers:
@@ -324,16 +339,15 @@ def _answer(result: Any, context: Context) -> Answer:
     """Return what a handler has returned as an answer: ``(body, content type)`` or a body."""
     reply = context.reply
     if isinstance(result, Answer):
-        headers = {**result.headers, **reply.headers}
+        headers = {**result.headers, **reply.headers}  # the model's own name is among them
         return Answer(status=reply.status or result.status, headers=headers, body=result.body)
     kind = None
     if isinstance(result, tuple) and len(result) == 2 and _is_type(result[1]):
         result, kind = result
     kind = kind or reply.headers.get("content-type") or context.accept_header
     body = _body(result, kind)
-    return Answer(
-        status=reply.status or 200, headers={**reply.headers, "content-type": kind}, body=body
-    )
+    headers = {MODEL_HEADER: context.model, **reply.headers, "content-type": kind}
+    return Answer(status=reply.status or 200, headers=headers, body=body)
 
 
 def _is_type(value: Any) -> bool:
@@ -390,9 +404,7 @@ def _described(error: BaseException, code: OwnCode) -> str:
 
 def _import(code: OwnCode) -> ModuleType:
     """Return the program as a module; its folder comes first on the path."""
-    sys.path[:0] = [folder for folder in code.search_path if folder not in sys.path]
-    if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
-        sys.meta_path.append(_StandIns())
+    _make_importable(code)
     name = os.path.splitext(os.path.basename(code.program))[0]
     if not name.isidentifier() or name in sys.modules:
         name = f"inference_{name}".replace("-", "_").replace(".", "_")
@@ -406,13 +418,22 @@ def _import(code: OwnCode) -> ModuleType:
         del sys.modules[name]
         remedy = ""
         if isinstance(error, ModuleNotFoundError) and error.name:
-            package = error.name.partition(".")[0]
-            remedy = f": add {package} to {os.path.join(code.directory, 'requirements.txt')}"
+            remedy = _remedy(code, error.name.partition(".")[0])
         log.debug("%s cannot be imported", code.program, exc_info=error)
         raise CodeError(
             f"{code.program} cannot be imported: {_described(error, code)}{remedy}"
         ) from error
     return module
+
+
+def _make_importable(code: OwnCode) -> None:
+    sys.path[:0] = [folder for folder in code.search_path if folder not in sys.path]
+    if not any(isinstance(finder, _StandIns) for finder in sys.meta_path):
+        sys.meta_path.append(_StandIns())
+
+
+def _remedy(code: OwnCode, package: str) -> str:
+    return f": add {package} to {os.path.join(code.directory, 'requirements.txt')}"
 
 
 class _StandIns:

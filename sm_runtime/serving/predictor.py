@@ -15,6 +15,7 @@ from sm_runtime.serving.classification import results_text
 from sm_runtime.serving.media import CSV, JSON, NPY, media_types
 from sm_runtime.serving.signature import example_text
 from sm_runtime.serving.values import (
+    MODEL_HEADER,
     Answer,
     Model,
     Registry,
@@ -67,10 +68,15 @@ class Predictor:
         registry: Registry,
         *,
         default_accept: str = JSON,
+        alias: str = "",
         make_example: Callable[[json_body.Features], bytes] = json_body.tensorflow_example,
     ) -> None:
-        """``default_accept``: the media type where a request names none."""
+        """``default_accept``: the media type where a request names none.
+
+        ``alias``: what answers call the model, where that is not its own name.
+        """
         self._registry = registry
+        self._alias = alias
         self._default_accept = _one_type(default_accept)
         self._make_example = make_example
 
@@ -131,9 +137,8 @@ class Predictor:
             signature = _signature(target, None, examples=False)
             accept = self._accept(request, target, signature)
             inputs = _decoded(media, signature, request.body)
-            return Prepared(
-                target.model, signature.name, inputs, _finish(signature, accept, rows=True)
-            )
+            finish = _finish(self._headers(target, accept), signature.name, rows=True)
+            return Prepared(target.model, signature.name, inputs, finish)
         lines = media != JSON
         ask = json_body.asked(request.body, lines=lines, strict=target.rest)
         signature = _signature(target, ask.signature_name, examples=ask.form == "examples")
@@ -143,10 +148,15 @@ class Predictor:
         accept = self._accept(request, target, signature, results=by_examples)
         if by_examples:
             tensors = json_body.examples(signature, ask, self._make_example)
-            return Prepared(target.model, signature.name, tensors, _results(signature, accept))
+            finish = _results(self._headers(target, accept), signature)
+            return Prepared(target.model, signature.name, tensors, finish)
         tensors, form = json_body.inputs(signature, ask)
-        finish = _finish(signature, accept, rows=form == "rows")
+        finish = _finish(self._headers(target, accept), signature.name, rows=form == "rows")
         return Prepared(target.model, signature.name, tensors, finish)
+
+    def _headers(self, target: _Target, accept: str) -> dict[str, str]:
+        name = self._alias or target.model.name
+        return {"content-type": accept, MODEL_HEADER: f"{name}/{target.model.version}"}
 
     def _media(self, request: Request, target: _Target) -> str:
         if target.rest:
@@ -237,20 +247,22 @@ def _decoded(media: str, signature: Signature, body: bytes | memoryview) -> dict
 
 
 def _finish(
-    signature: Signature, accept: str, *, rows: bool
+    headers: Mapping[str, str], signature: str, *, rows: bool
 ) -> Callable[[Mapping[str, Any]], Answer]:
     def finish(outputs: Mapping[str, Any]) -> Answer:
-        body = formats.written(accept, signature.name, outputs, rows=rows)
-        return Answer(headers={"content-type": accept}, body=body)
+        body = formats.written(headers["content-type"], signature, outputs, rows=rows)
+        return Answer(headers=headers, body=body)
 
     return finish
 
 
-def _results(signature: Signature, accept: str) -> Callable[[Mapping[str, Any]], Answer]:
+def _results(
+    headers: Mapping[str, str], signature: Signature
+) -> Callable[[Mapping[str, Any]], Answer]:
     def finish(outputs: Mapping[str, Any]) -> Answer:
         body = results_text(signature, outputs)
-        end = b"" if accept == JSON else b"\n"
-        return Answer(headers={"content-type": accept}, body=body + end)
+        end = b"" if headers["content-type"] == JSON else b"\n"
+        return Answer(headers=headers, body=body + end)
 
     return finish
 

@@ -34,6 +34,8 @@ class Answer:
     body: bytes = b""
 
 
+MODEL_HEADER = "x-sm-runtime-model"
+"""Names, on an answer, the model that has given it: ``name/version``, or its name alone."""
 ATTRIBUTES = "x-amzn-sagemaker-custom-attributes"
 _ATTRIBUTE = re.compile(r"(?:^|[,;])\s*(tfs-[a-z-]+)=([^,;]+)")
 

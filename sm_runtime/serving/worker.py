@@ -24,7 +24,7 @@ from sm_runtime.job.errors import JobError, ModelError
 from sm_runtime.job.secrets import Mask
 from sm_runtime.processes.relay import Sink, log_to
 from sm_runtime.serving import code as own_code
-from sm_runtime.serving import frames
+from sm_runtime.serving import frames, handlers
 from sm_runtime.serving import layout as layout_of
 from sm_runtime.serving import settings as settings_of
 from sm_runtime.serving.code import OwnCode
@@ -104,12 +104,16 @@ def assemble(
     code = OwnCode(**start["code"]) if start["code"] else None
     for folder in reversed((*_python_path(environ), *(code.search_path if code else ()))):
         sys.path.insert(0, folder)
+    if code and code.program:
+        handlers.check_imports(code)
     lanes = Lanes(connection, settings, start["cpus"])
     layout = layout_of.find(start["folder"], settings.default_model or "")
     registry = None
     if layout.models and not (code and own_code.loads(code)):
         registry = _registry(layout, settings, start)
-        lanes.predictor = Predictor(registry, default_accept=settings.default_accept)
+        lanes.predictor = Predictor(
+            registry, default_accept=settings.default_accept, alias=start["name"]
+        )
     if code and code.program:
         lanes.handle_with(_handlers(code, lanes, registry, settings, start))
     elif registry is None:
@@ -136,7 +140,7 @@ def _registry(layout: Any, settings: Settings, start: Mapping[str, Any]) -> Any:
 def _handlers(
     code: OwnCode, lanes: Lanes, registry: Any, settings: Settings, start: Mapping[str, Any]
 ) -> Any:
-    from sm_runtime.serving import grpc_api, handlers
+    from sm_runtime.serving import grpc_api
     from sm_runtime.serving.context import Surroundings
 
     grpc = None
@@ -145,6 +149,7 @@ def _handlers(
     around = Surroundings(
         model_dir=start["folder"],
         model_name=start["name"] or (registry.default_name if registry else "model"),
+        model_version=str(registry.get().version) if registry else "",
         rest_port=start["rest_port"],
         default_accept=settings.default_accept,
         timeout=settings.timeout,

@@ -56,12 +56,15 @@ def failed(text: str) -> Answer:
     )
 
 
-def loaded(folder: Path, text: str, predict: Any = double, name: str = "inference.py") -> Handlers:
+def loaded(
+    folder: Path, text: str, predict: Any = double, name: str = "inference.py", **more: Any
+) -> Handlers:
     program = folder / "code" / name
     program.parent.mkdir(parents=True, exist_ok=True)
     program.write_text(textwrap.dedent(text))
     code = OwnCode(directory=str(program.parent), program=str(program))
-    return handlers.load(code, Surroundings(model_dir=str(folder), rest_port=8501), predict)
+    around = Surroundings(model_dir=str(folder), rest_port=8501, **more)
+    return handlers.load(code, around, predict)
 
 
 def asked(body: bytes | str, kind: str = JSON, accept: str = "", **headers: str) -> Request:
@@ -405,7 +408,8 @@ def test_all_functions_are_called_in_order_with_and_without_the_context(tmp_path
     assert module.seen == ["pre", str(tmp_path), "warm"]
     answer = handle(asked("[]", "application/json;charset=UTF-8", "a/b", **{"x-trace": "7"}))
     assert answer.body.decode() == "(['str', 'application/json', 'cpu'], 'a/b')"
-    assert answer.headers == {"content-type": "text/plain", "x-seen": "4"}
+    named = {"x-sm-runtime-model": "model"}
+    assert answer.headers == {"content-type": "text/plain", "x-seen": "4", **named}
     assert handle(asked(b"x", "image/png")).body.startswith(b"(['bytes', 'image/png'")
 
 
@@ -503,3 +507,56 @@ def test_the_toolkits_names_can_be_imported(tmp_path: Path) -> None:
     """
     assert loaded(tmp_path, text)(asked("[1, 2]", accept=JSON)).body == b"[2, 4]"
     assert loaded(tmp_path, text)(asked("1,2", CSV, CSV)).body == b"2\n4\n"
+
+
+@pytest.mark.parametrize(
+    ("asked_for", "named"),
+    [
+        ("", "half/3"),
+        ("tfs-model-version=2", "half/2"),
+        ("tfs-model-name=other", "other"),
+        ("tfs-model-name=other,tfs-model-version=7", "other/7"),
+    ],
+)
+def test_an_answer_names_the_model_that_was_asked(
+    tmp_path: Path, asked_for: str, named: str
+) -> None:
+    text = "def handler(data, context): return b'', 'text/plain'\n"
+    handle = loaded(tmp_path, text, model_name="half", model_version="3")
+    headers = {"x-amzn-sagemaker-custom-attributes": asked_for}
+    assert handle(asked("{}", JSON, **headers)).headers["x-sm-runtime-model"] == named
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("import json, os\nimport no_such_module.inner\n", "no_such_module"),
+        ("'Docs.'\nfrom __future__ import annotations\nfrom no_such import a\n", "no_such"),
+        ("import sagemaker_inference, logging\nimport no_such as n\n", "no_such"),
+        ("try:\n    import no_such\nexcept ImportError:\n    no_such = None\n", ""),
+        ("import sys\nsys.path.append('there')\nimport no_such\n", ""),
+        ("import helper\nimport no_such\n", ""),
+        ("import package\nimport no_such\n", ""),
+        ("from . import no_such\nimport no_such\n", ""),
+        ("if False:\n    import no_such\n", ""),
+        ("def handler(data, context):\n    import no_such\n", ""),
+    ],
+)
+def test_a_module_that_is_missing_is_known_before_anything_runs(
+    tmp_path: Path, text: str, missing: str
+) -> None:
+    code = tmp_path / "code"
+    (code / "package").mkdir(parents=True)
+    (code / "helper.py").write_text("import sys\nsys.path.append('there')\n")
+    (code / "inference.py").write_text(text)
+    own = OwnCode(directory=str(code), program=str(code / "inference.py"))
+    if not missing:
+        handlers.check_imports(own)
+        return
+    with pytest.raises(CodeError) as caught:
+        handlers.check_imports(own)
+    assert str(caught.value) == (
+        f"{code}/inference.py cannot be imported: there is no module named {missing!r}: add"
+        f" {missing} to {code}/requirements.txt"
+    )
+    assert "inference" not in sys.modules

@@ -63,16 +63,19 @@ def several() -> Predictor:
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "version"),
     [
-        "/v1/models/half_plus_three:predict",
-        "/v1/models/half_plus_three/versions/123:predict",
-        "/v1/models/half_plus_three/versions/00000124:predict",
+        ("/v1/models/half_plus_three:predict", 124),
+        ("/v1/models/half_plus_three/versions/123:predict", 123),
+        ("/v1/models/half_plus_three/versions/00000124:predict", 124),
     ],
 )
-def test_tensorflow_servings_paths_take_json_whatever_the_headers_say(path: str) -> None:
+def test_tensorflow_servings_paths_take_json_whatever_the_headers_say(
+    path: str, version: int
+) -> None:
     answer = post(half_plus_three(), BODY, "application/x-www-form-urlencoded", "text/csv", path)
-    assert answer.headers == {"content-type": "application/json"}
+    named = {"x-sm-runtime-model": f"half_plus_three/{version}"}
+    assert answer.headers == {"content-type": "application/json", **named}
     assert said(answer) == {"predictions": [3.5]}
 
 

@@ -11,6 +11,7 @@ import pytest
 from tests import dry
 from tests.harness import Base
 from tests.model_files import (
+    FLOAT,
     INT64,
     PLAIN,
     STRING,
@@ -108,3 +109,11 @@ def test_nothing_is_left_of_an_archive(
     result = dry.look(base, "check", "--model")
     assert result.status == 1 and "model.tar.gz is neither a tar" in result.out.replace("'", "")
     assert list((tmp_path / "temporary").iterdir()) == []
+
+
+def test_the_body_of_a_large_input_is_short(base: Base) -> None:
+    large = {"serving_default": signature({"x": (FLOAT, (-1, 224, 224, 3))}, {})}
+    saved_model(base.root / "model/a/1", graph(large))
+    result = dry.look(base, "check", "--model")
+    line = 'a body for serving_default: {"instances": [<float32 [224, 224, 3]>]}'
+    assert line in result.out.splitlines()
