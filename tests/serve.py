@@ -96,7 +96,7 @@ class Client:
 class Serving(Client):
     """A server that a test has started."""
 
-    def __init__(self, base: Base, **environ: str) -> None:
+    def __init__(self, base: Base, *, prefix: tuple[str, ...] = (), **environ: str) -> None:
         self.port = _free_ports(3)
         ports = {
             "SAGEMAKER_BIND_TO_PORT": str(self.port),
@@ -104,7 +104,7 @@ class Serving(Client):
         }
         self.rest_port = self.port + 2
         command = (*RUNTIME, "serve")
-        self.running: Running = base.start(command=command, **{**ports, **environ})
+        self.running: Running = base.start(command=command, prefix=prefix, **{**ports, **environ})
 
     @property
     def log(self) -> str:
@@ -118,18 +118,28 @@ class Serving(Client):
 
     def workers(self) -> list[int]:
         """The processes that hold the model."""
-        children = Path(f"/proc/{self.running.pid}/task/{self.running.pid}/children")
-        return [int(pid) for pid in children.read_text().split()]
+        return children(self.running.pid)
 
     def end(self) -> Result:
         """Return how a server ended that ends by itself."""
         return self.running.wait()
 
 
+def children(pid: int) -> list[int]:
+    """Return the processes that a process has started, or has been left, zombies too."""
+    found = Path(f"/proc/{pid}/task/{pid}/children").read_text(encoding="ascii")
+    return [int(child) for child in found.split()]
+
+
 @contextmanager
-def serving(base: Base, *, ready: bool = True, **environ: str) -> Iterator[Serving]:
-    """Yield a server, ready to answer; it is killed at the end of the block."""
-    found = Serving(base, **environ)
+def serving(
+    base: Base, *, ready: bool = True, prefix: tuple[str, ...] = (), **environ: str
+) -> Iterator[Serving]:
+    """Yield a server, ready to answer; it is killed at the end of the block.
+
+    ``prefix``: the command that starts it.
+    """
+    found = Serving(base, prefix=prefix, **environ)
     try:
         yield found.wait_until_ready() if ready else found
     finally:
