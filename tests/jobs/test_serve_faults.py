@@ -105,9 +105,13 @@ def test_sigusr1_to_a_worker_dumps_its_stacks(base: Base) -> None:
     with serving(code(base, WAITS)) as server, ThreadPoolExecutor(1) as clients:
         busy = clients.submit(server.ask, body=str(go))
         eventually(lambda: gauge(server, "under_way") == 1, "it is under way")
-        os.kill(server.workers()[0], signal.SIGUSR1)
         where = f'File "{base.path("model/code/inference.py")}", line'
-        eventually(lambda: where in server.log and "in handler" in server.log, "its stack")
+
+        def is_dumped() -> bool:
+            os.kill(server.workers()[0], signal.SIGUSR1)  # it may not have begun
+            return where in server.log and "in handler" in server.log
+
+        eventually(is_dumped, "its stack")
         go.touch()
         assert busy.result().status == 200
 

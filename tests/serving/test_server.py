@@ -101,8 +101,11 @@ class TestOneServer:
         by_header = server.predict(asked, X_Amzn_SageMaker_Custom_Attributes=old)
         assert by_header == {"predictions": [[3, 6]]}
         for path, factor in (("line", 4), ("line/versions/123", 3), ("line/versions/124", 4)):
-            reply = server.predict(asked, path=f"/v1/models/{path}:predict", port=server.rest_port)
-            assert reply == {"predictions": [[factor, 2 * factor]]}
+            reply = server.ask(
+                f"/v1/models/{path}:predict", json.dumps(asked), port=server.rest_port
+            )
+            assert reply.json() == {"predictions": [[factor, 2 * factor]]}
+            assert reply.headers["x-sm-runtime-model"] == f"line/{120 + factor}"
         states = server.get("/v1/models/line").json()["model_version_status"]
         assert {(each["version"], each["state"]) for each in states} == {
             ("123", "AVAILABLE"),
@@ -253,5 +256,7 @@ def test_each_of_many_models_is_asked_by_its_own_name(base: Base, bundle: Path) 
         for name, answer in (("a", b"12.0"), ("line", b"9.0")):
             reply = server.ask(f"/models/{name}/invoke", "1 2\n", content_type="text/pairs")
             assert (reply.status, reply.body) == (200, answer)
+            assert reply.headers["x-sm-runtime-model"] == f"{name}/1"
             rest = server.ask(f"/v1/models/{name}:predict", '{"instances": [[1, 2]]}')
             assert sum(rest.json()["predictions"][0]) == float(answer)
+            assert rest.headers["x-sm-runtime-model"] == f"{name}/1"
