@@ -47,6 +47,7 @@ def test_another_worker_that_is_not_ready_in_time_is_tried_again(base: Base) -> 
     text += f"time.sleep(600 if os.path.getsize({str(count)!r}) == 2 else 0)\n"
     with serving(code(base, text), SAGEMAKER_STARTUP_TIMEOUT="5") as server:
         server.ask(body='{"die": true}')
+        eventually(lambda: server.ping() == 503, "no worker is there")
         assert server.predict({"a": 1})["a"] == 1
         assert "was not ready in 5 s (SAGEMAKER_STARTUP_TIMEOUT); the next attempt" in server.log
     assert count.read_text() == "xxx"

@@ -235,12 +235,14 @@ def test_a_keras_file_is_served(base: Base, tf: Any) -> None:
 
 
 def test_four_workers_are_not_slowed_by_tensorflow_at_import(base: Base, bundle: Path) -> None:
+    """A worker that hung would cost a request its time, and be replaced."""
     text = "import tensorflow as tf\nHALF = tf.constant(0.5) * 1\n" + HANDLERS["in process"]
     base.write("model/code/inference.py", text)
-    with serving(placed(base, bundle), SAGEMAKER_MODEL_SERVER_WORKERS="2") as server:
+    with serving(placed(base, bundle), SAGEMAKER_MODEL_SERVER_WORKERS="4") as server:
         clients = Clients(server, 8, "1 2\n", content_type="text/pairs", accept="text/plain")
-        eventually(lambda: len(clients.statuses) >= 500, "answers", 60)
+        eventually(lambda: len(clients.statuses) >= 1000, "answers", 120)
         clients.stop()
+        assert b"workers_replaced 0.0" in server.get("/metrics").body
     assert set(clients.statuses) == {200}
 
 
