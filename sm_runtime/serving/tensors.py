@@ -27,6 +27,12 @@ _INTEGERS = {
 }
 """The typecodes of `array`, which refuses what is out of range."""
 _FLOATS = ("float32", "float64", "float16", "bfloat16")
+_KINDS: dict[str, set[type]] = {
+    **{name: {int, float} for name in (*_FLOATS, *_INTEGERS)},
+    STRING: {str, dict, bytes},
+    "bool": {bool},
+}
+"""Python's types of the values that text may give for a type; others are sent as npy alone."""
 _RANK = 32
 """numpy 1's most axes."""
 _URL_SAFE = bytes.maketrans(b"-_", b"+/")
@@ -122,42 +128,21 @@ def column(
 
     ``place`` says where the value at an index stands, for the error (RequestError, 400).
     """
-    if spec.dtype in _FLOATS:
-        return _floats(signature, spec, flat, kinds, place)
-    if spec.dtype == STRING:
-        return _strings(signature, spec, flat, kinds, place)
-    if spec.dtype == "bool":
-        _check_kinds(signature, spec, flat, {bool}, place, kinds)
-        return np.array(flat, bool)
-    if spec.dtype in _INTEGERS:
-        return _integers(signature, spec, flat, kinds, place)
-    given = "text cannot hold that type: send application/x-npy"
-    raise refused(signature, spec, given, fix=False)
-
-
-def _check_kinds(
-    signature: Signature,
-    spec: TensorSpec,
-    flat: list[Any],
-    allowed: set[type],
-    place: Callable[[int], str],
-    kinds: set[type],
-) -> None:
+    allowed = _KINDS.get(spec.dtype)
+    if allowed is None:
+        given = "text cannot hold that type: send application/x-npy"
+        raise refused(signature, spec, given, fix=False)
     if not kinds <= allowed:
         at = next(at for at, value in enumerate(flat) if type(value) not in allowed)
         raise refused(signature, spec, f"{_shown(flat[at])}{place(at)} was given")
-
-
-def _floats(
-    signature: Signature,
-    spec: TensorSpec,
-    flat: list[Any],
-    kinds: set[type],
-    place: Callable[[int], str],
-) -> Tensor:
-    _check_kinds(signature, spec, flat, {int, float}, place, kinds)
-    wide: Tensor = np.frombuffer(array("d", flat), np.float64)
-    return narrowed(signature, spec, wide, place)
+    if spec.dtype in _FLOATS:
+        wide: Tensor = np.frombuffer(array("d", flat), np.float64)
+        return narrowed(signature, spec, wide, place)
+    if spec.dtype in _INTEGERS:
+        return _integers(signature, spec, flat, kinds, place)
+    if spec.dtype == STRING:
+        return _strings(signature, spec, flat, place)
+    return np.array(flat, bool)
 
 
 def narrowed(
@@ -183,7 +168,6 @@ def _integers(
     kinds: set[type],
     place: Callable[[int], str],
 ) -> Tensor:
-    _check_kinds(signature, spec, flat, {int, float}, place, kinds)
     if float in kinds:  # JSON has one kind of number: 2.0 is an integer, 1.5 is none.
         for at, value in enumerate(flat):
             if type(value) is float and not (value.is_integer() and abs(value) <= 2**53):
@@ -203,10 +187,8 @@ def _strings(
     signature: Signature,
     spec: TensorSpec,
     flat: list[Any],
-    kinds: set[type],
     place: Callable[[int], str],
 ) -> Tensor:
-    _check_kinds(signature, spec, flat, {str, dict, bytes}, place, kinds)
     found: Tensor = np.empty(len(flat), object)
     for at, value in enumerate(flat):
         try:
@@ -248,7 +230,7 @@ def _shown(value: Any) -> str:
 
 
 def plain(name: str, value: Any) -> Any:
-    """Return an output as orjson writes it: an array, or nested lists where it holds strings.
+    """Return an output as orjson writes it: an array or a number of numpy's, lists of strings.
 
     Names that end in ``_bytes`` are base64 always, others where they are not UTF-8.
     Raises RequestError (406) for a type that JSON cannot hold.
@@ -256,20 +238,22 @@ def plain(name: str, value: Any) -> Any:
     found = np.asarray(value)
     if found.dtype.kind in "OSU":
         return _texts(found, always=name.endswith("_bytes"))
+    dtype: Any
     if found.dtype.kind in "biuf" and found.dtype.itemsize <= 8:
-        native = found.dtype.newbyteorder("=")
-        # Unlike ascontiguousarray, this leaves an array without axes as it is.
-        return np.asarray(found, native, order="C")
-    if "float" in found.dtype.name:
-        with np.errstate(invalid="ignore"):  # A signalling NaN is NaN, too.
-            return np.asarray(found, np.float32, order="C")
-    if "int" in found.dtype.name:
-        return np.asarray(found, np.int8, order="C")
-    spec = TensorSpec(name=name, dtype=found.dtype.name, shape=found.shape)
-    raise RequestError(
-        f"output {name!r} is {describe(spec)}, which text cannot hold: accept application/x-npy",
-        406,
-    )
+        dtype = found.dtype.newbyteorder("=")
+    elif "float" in found.dtype.name:
+        dtype = np.float32
+    elif "int" in found.dtype.name:
+        dtype = np.int8
+    else:
+        spec = TensorSpec(name=name, dtype=found.dtype.name, shape=found.shape)
+        raise RequestError(
+            f"output {name!r} is {describe(spec)}, which text cannot hold: accept"
+            " application/x-npy",
+            406,
+        )
+    with np.errstate(invalid="ignore"):  # A signalling NaN is NaN, too.
+        return np.asarray(found, dtype, order="C")[()]
 
 
 def _texts(value: Tensor, *, always: bool) -> Any:
@@ -301,8 +285,6 @@ def text(value: Any) -> bytes:
 
     NaN, Infinity and -Infinity are the tokens that Python, JavaScript and TensorFlow Serving read.
     """
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
     found = orjson.dumps(value, option=orjson.OPT_SERIALIZE_NUMPY)
     if finite(value):
         return found
@@ -314,8 +296,6 @@ def text(value: Any) -> bytes:
 
 
 def _written(value: Any) -> Any:
-    if isinstance(value, np.ndarray) and value.ndim == 0:
-        value = value[()]
     return value if finite(value) else orjson.Fragment(text(value))
 
 
