@@ -7,8 +7,10 @@ is found within a second, before pip has run.
 from __future__ import annotations
 
 import ast
+import contextlib
 import logging
 import os
+import signal
 import subprocess
 import sys
 import warnings
@@ -376,6 +378,7 @@ def _run(
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         bufsize=0,
+        start_new_session=True,
     )
     assert process.stdout is not None
     with process.stdout, selectors.DefaultSelector() as selector:
@@ -394,4 +397,6 @@ def _run(
     except subprocess.TimeoutExpired:
         process.kill()
         status = process.wait()
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, signal.SIGKILL)  # what it has started, such as a build
     return (status if status >= 0 else 128 - status), tail.read()

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.harness import Base, control_group, eventually
+from tests.harness import Base, control_group, eventually, processes_with
 from tests.jobs.test_serve import ECHO, code
 from tests.jobs.test_signals import UNSHARE
 from tests.serve import Reply, Serving, children, serving
@@ -254,3 +254,27 @@ def test_nothing_is_left_of_models_that_were_unloaded(base: Base) -> None:
             assert server.ask(f"/models/{name}", method="DELETE").status == 200
         assert (server.workers(), listed(server)) == ([], [])
         assert resident(server.running.pid) < 1.05 * start
+
+
+# ------------------------------------------------------------------ stops before it is ready
+
+
+def test_a_stop_while_the_model_is_loaded_leaves_nothing(base: Base) -> None:
+    with serving(code(base, ECHO + "\ntime.sleep(600)\n"), ready=False) as server:
+        eventually(server.workers, "it is being loaded")
+        (worker,) = server.workers()
+        server.running.send(signal.SIGTERM)
+        assert server.running.wait(10).status == 0
+    eventually(lambda: not Path(f"/proc/{worker}").exists(), "the worker is gone")
+
+
+def test_a_stop_while_pip_runs_leaves_nothing(base: Base) -> None:
+    marker = str(base.path("model/code/slow"))
+    base.write("model/code/slow/setup.py", "import time\nopen('begun', 'w')\ntime.sleep(600)\n")
+    base.write("model/code/requirements.txt", f"{marker}\n")
+    options = {"PIP_NO_INDEX": "1", "PIP_NO_BUILD_ISOLATION": "0", "MARKER": marker}
+    with serving(code(base), ready=False, **options) as server:
+        eventually(lambda: list(base.path("model/code/slow").glob("begun")), "pip runs", 30)
+        server.running.send(signal.SIGTERM)
+        assert server.running.wait(10).status == 0
+    eventually(lambda: not processes_with(marker), "pip and what it has started are gone")
