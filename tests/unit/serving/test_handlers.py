@@ -525,38 +525,3 @@ def test_an_answer_names_the_model_that_was_asked(
     handle = loaded(tmp_path, text, model_name="half", model_version="3")
     headers = {"x-amzn-sagemaker-custom-attributes": asked_for}
     assert handle(asked("{}", JSON, **headers)).headers["x-sm-runtime-model"] == named
-
-
-@pytest.mark.parametrize(
-    ("text", "missing"),
-    [
-        ("import json, os\nimport no_such_module.inner\n", "no_such_module"),
-        ("'Docs.'\nfrom __future__ import annotations\nfrom no_such import a\n", "no_such"),
-        ("import sagemaker_inference, logging\nimport no_such as n\n", "no_such"),
-        ("try:\n    import no_such\nexcept ImportError:\n    no_such = None\n", ""),
-        ("import sys\nsys.path.append('there')\nimport no_such\n", ""),
-        ("import helper\nimport no_such\n", ""),
-        ("import package\nimport no_such\n", ""),
-        ("from . import no_such\nimport no_such\n", ""),
-        ("if False:\n    import no_such\n", ""),
-        ("def handler(data, context):\n    import no_such\n", ""),
-    ],
-)
-def test_a_module_that_is_missing_is_known_before_anything_runs(
-    tmp_path: Path, text: str, missing: str
-) -> None:
-    code = tmp_path / "code"
-    (code / "package").mkdir(parents=True)
-    (code / "helper.py").write_text("import sys\nsys.path.append('there')\n")
-    (code / "inference.py").write_text(text)
-    own = OwnCode(directory=str(code), program=str(code / "inference.py"))
-    if not missing:
-        handlers.check_imports(own)
-        return
-    with pytest.raises(CodeError) as caught:
-        handlers.check_imports(own)
-    assert str(caught.value) == (
-        f"{code}/inference.py cannot be imported: there is no module named {missing!r}: add"
-        f" {missing} to {code}/requirements.txt"
-    )
-    assert "inference" not in sys.modules
