@@ -95,7 +95,7 @@ class Process:
             )
 
     def _send_request(self, number: int) -> None:
-        members = tree.of_group(self.pid)
+        members = self._group()
         self._spared = tree.pipe_readers(members, number)
         if len(self._spared) in (0, len(members)):
             self._spared = []
@@ -129,8 +129,9 @@ class Process:
         """Look from now on whether something is left of it, in other process groups, too."""
         self._is_watched = True
         if asks_others and not self._all_asked:
-            asked = set(tree.of_group(self.pid))
-            others = [pid for pid in self._offspring() if pid not in asked]
+            offspring = self._offspring()
+            asked = tree.of_group(self.pid, offspring)
+            others = [pid for pid in offspring if pid not in asked]
             tree.send(others, self._sent)
             tree.send(others, signal.SIGCONT)
 
@@ -217,9 +218,13 @@ class Process:
         last = max(self._silent_since, *(relay.last_output for relay in self.relays))
         return last + self._silence_seconds
 
+    def _group(self) -> list[int]:
+        """Return the processes of its group."""
+        return tree.of_group(self.pid, self._offspring())
+
     def _ask_spared(self, now: float) -> None:
         """Send the request to the readers of pipes, too, where only they have been left."""
-        if not set(tree.of_group(self.pid)) <= set(self._spared):
+        if not set(self._group()) <= set(self._spared):
             self._spared_until = None
         elif self._spared_until is None:
             self._spared_until = now + READER_SECONDS

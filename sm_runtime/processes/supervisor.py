@@ -310,7 +310,7 @@ class Supervisor:
         is_service = start.streams is Streams.STDERR
         before = _shielded(self._before_exec) if is_service else self._before_exec
         popen = _spawn(start.command, relays, before)
-        offspring = self._offspring if start.owns_all else partial(tree.of_session, popen.pid)
+        offspring = self._offspring if start.owns_all else partial(self._offspring_of, popen.pid)
         process = Process(start, popen, relays, offspring, oom_kills)
         self._processes[start.key] = process
         if start.cpus is not None and start.cpus != os.sched_getaffinity(0):
@@ -407,6 +407,13 @@ class Supervisor:
         sessions = frozenset(() if self._adopts else self._pids())
         return tree.descendants(os.getpid(), self._others, sessions)
 
+    def _offspring_of(self, pid: int) -> list[int]:
+        """Return what is left of a process of ours that does not own all, itself included."""
+        others = {p.pid for p in self._processes.values() if p.status is None} - {pid}
+        # What it has left behind is ours to reap, where we adopt orphans.
+        found = tree.grandchildless(self._others | others) if self._adopts else None
+        return tree.of_session(pid) if found is None or set(found) - {pid} else found
+
     def _pids(self) -> list[int]:
         return [process.pid for process in self._processes.values()]
 
@@ -421,7 +428,7 @@ class Supervisor:
             return
         named = [f"{name} (pid {pid})" for pid in left if (name := tree.command_line(pid))]
         asked = {process.pid for process in self._processes.values() if process.is_asked}
-        has_signal = {pid for group in asked for pid in tree.of_group(group)}
+        has_signal = {pid for group in asked for pid in tree.of_group(group, left)}
         self._end([pid for pid in left if pid not in has_signal], signal.SIGTERM, besides=asked)
         if not self._gone(max(time.monotonic() + seconds, deadline), kill=False):
             self._gone(time.monotonic() + VANISH_SECONDS, kill=True)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Container, Iterable, Iterator
 from contextlib import suppress
 
 PR_SET_PDEATHSIG = 1
@@ -66,9 +66,26 @@ def descendants(
     Those in ``besides`` are left out, and what descends from them. All that is in one of
     ``sessions`` counts as a child of ``root``.
     """
-    if root == os.getpid() and not sessions and _is_childless():
-        return []  # the usual case, and a machine may have thousands of processes to look at
-    return _below([root], besides, sessions)
+    found = grandchildless(besides) if root == os.getpid() and not sessions else None
+    return _below([root], besides, sessions) if found is None else found
+
+
+def grandchildless(besides: Container[int] = ()) -> list[int] | None:
+    """Return our living children but for ``besides``, where none of them has a child; else None.
+
+    The usual case, which is known at once: a machine may have thousands of processes to look at.
+    """
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
+        found = [pid for pid in _children(os.getpid()) if pid not in besides]
+        # One that has just ended may have left us its children.
+        if any(_children(pid) or not _is_living(pid) for pid in found):
+            return None
+    except ChildProcessError:
+        return []
+    except OSError:
+        return None
+    return found
 
 
 def of_session(leader: int) -> list[int]:
@@ -80,9 +97,9 @@ def of_session(leader: int) -> list[int]:
     return list(dict.fromkeys([*members, *_below([leader, *members])]))
 
 
-def of_group(leader: int) -> list[int]:
-    """Return the living processes of the process group that ``leader`` began."""
-    return [pid for pid, _, group, _ in _living() if group == leader]
+def of_group(leader: int, pids: Iterable[int]) -> list[int]:
+    """Return those processes that are in the process group that ``leader`` began."""
+    return [pid for pid in pids if _group(pid) == leader]
 
 
 def has_group(leader: int) -> bool:
@@ -131,15 +148,45 @@ def _living() -> Iterator[tuple[int, int, int, int]]:
     for entry in entries:
         if not entry.isdigit():
             continue
-        try:
-            with open(f"/proc/{entry}/stat", "rb") as file:
-                # The name may hold blanks and parentheses: the fields begin after the last one.
-                state, *numbers = file.read().rpartition(b")")[2].split()[:4]
-        except OSError:  # it has ended since
-            continue
-        if state not in (b"Z", b"X"):
-            parent, group, session = map(int, numbers)
-            yield int(entry), parent, group, session
+        with suppress(OSError):  # it has ended since
+            state, *numbers = _stat(entry)[:4]
+            if state not in _ENDED:
+                parent, group, session = map(int, numbers)
+                yield int(entry), parent, group, session
+
+
+_ENDED = (b"Z", b"X")
+
+
+def _is_living(pid: int) -> bool:
+    return _stat(pid)[0] not in _ENDED
+
+
+def _stat(pid: int | str) -> list[bytes]:
+    """Return the fields of a process from its state on; raises OSError where it is gone."""
+    with open(f"/proc/{pid}/stat", "rb") as file:
+        # The name may hold blanks and parentheses: the fields begin after the last one.
+        return file.read().rpartition(b")")[2].split()
+
+
+def _children(pid: int) -> list[int]:
+    """Return the children of a process; raises OSError where the kernel does not tell.
+
+    Those that are reaped meanwhile may hide others, but never all others (proc(5), children).
+    """
+    found = b""
+    for task in os.listdir(f"/proc/{pid}/task"):
+        with open(f"/proc/{pid}/task/{task}/children", "rb") as file:
+            found += file.read()
+    return [*map(int, found.split())]
+
+
+def _group(pid: int) -> int:
+    """Return a process's group; -1 where it is gone."""
+    try:
+        return os.getpgid(pid)
+    except OSError:
+        return -1
 
 
 def _below(
@@ -158,14 +205,6 @@ def _below(
         front = [child for child in nearest if child not in besides]
         found += front
     return found
-
-
-def _is_childless() -> bool:
-    try:
-        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOHANG | os.WNOWAIT)
-    except ChildProcessError:
-        return True
-    return False
 
 
 def command_line(pid: int) -> str:
