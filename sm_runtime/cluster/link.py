@@ -306,7 +306,10 @@ class Leader:
 
 
 CONNECT_SECONDS = 3.0
-RETRY_SECONDS = 0.2
+RETRY_SECONDS, LATE_RETRY_SECONDS = 0.2, 1.0
+"""The pause before the leader's ports are tried again: at first, and when that has taken long."""
+RETRY_SHARE = 0.05
+"""The part of the wait so far that a pause grows to."""
 WELCOME_SECONDS = 5.0
 """How much longer than the leader this host waits for its admission: it may be told why not."""
 
@@ -319,10 +322,12 @@ class Worker:
         self._connection: Connection | None = None
         self._early: list[Message] = []
         """Reports from before this host was admitted."""
+        self._addresses: tuple[str, ...] = ()
+        """Those that the leader's name stands for."""
         self._cause = ""
+        """Why the leader has not been found."""
         self._answers = ["", ""]
         """What a host that answered has said, in the last round of ports and in this one."""
-        """Why the leader has not been found."""
         self._has_answer = False
         """Whether something answers at the leader's address, on whatever port."""
         self._is_logged = False
@@ -384,6 +389,8 @@ class Worker:
         config, offset = self._config, 0
         notice = Notice(time.monotonic(), config.notice_seconds)
         while True:
+            if offset == 0:
+                self._addresses, self._cause = await resolve(config.leader)
             if connection := await self._try(config.port + offset):
                 return connection
             leader, wait, now = config.leader, config.wait_seconds, time.monotonic()
@@ -397,7 +404,8 @@ class Worker:
             offset = (offset + 1) % PORTS if self._has_answer else 0
             if offset == 0:
                 self._answers = [self._answers[1], ""]
-            await asyncio.sleep(0.0 if offset else RETRY_SECONDS)
+            pause = min(max(RETRY_SECONDS, seconds * RETRY_SHARE), LATE_RETRY_SECONDS)
+            await asyncio.sleep(0.0 if offset else pause)
 
     @property
     def _why(self) -> str:
@@ -407,9 +415,8 @@ class Worker:
     async def _try(self, port: int) -> Connection | None:
         """Return the connection to the leader at a port, or note why there is none."""
         leader = self._config.leader
-        addresses, self._cause = await resolve(leader)
         self._has_answer = False
-        for address in addresses:
+        for address in self._addresses:
             try:
                 return await self._greet(address, port)
             except FinalError as error:

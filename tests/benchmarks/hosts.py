@@ -2,35 +2,50 @@
 
 Each host is a runtime of its own in a network namespace of this machine. All hosts but the last
 are up and wait when it starts, so that the start of their interpreters is not measured: from then
-on to the first line of a script, of any host and of each one. Later the script of the last host
-fails: from there to the end of the last host's runtime. The leader's CPU time and memory are those
-of its runtime alone.
+on to the first line of a script, of any host and of every one. When all have begun, the script of
+the last host fails: from there to the end of the last host's runtime. The leader's CPU time and
+memory are those of its runtime alone, from its start to its end.
+
+Beside it, what the machine needs without the runtime from the start to the last first line: for as
+many interpreters as the job has, and for a bare ``mpirun`` on the same hosts.
 """
 
 from __future__ import annotations
 
 import os
 import re
+import shlex
+import signal
+import statistics
+import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import psutil
 
 from tests import hosts, netns
-from tests.benchmarks.report import Failed, Report, Row, at_most, measured, parser
+from tests.benchmarks.report import Bar, Failed, Report, Row, at_most, measured, parser, take_part
+from tests.benchmarks.servers import program
 from tests.harness import eventually
 
 COUNTS = (2, 8, 32, 128)
 """How many hosts a job has."""
-LAYOUTS = {
-    "parameter servers": "sagemaker_parameter_server_enabled",
-    "MPI": "sagemaker_mpi_enabled",
-}
+SERVERS, MPI = "parameter servers", "MPI"
+KEYS = {SERVERS: "sagemaker_parameter_server_enabled", MPI: "sagemaker_mpi_enabled"}
+LIMITS = {SERVERS: "interpreters alone", MPI: "bare mpirun"}
+MEASURES = (
+    ("last host's start to the first line of any script", "s", None),
+    ("last host's start to the first line of every script", "s", 3.0),
+    ("a script's failure to the last host's end", "s", 2.0),
+    ("the leader's CPU time", "s", None),
+    ("the leader's peak memory", "MiB", None),
+)
+"""What is taken of a job, its unit, and its limit with the most hosts."""
+LIMITED = MEASURES[1][0]
 SCRIPT = """
 import os, time
 print("began", time.time(), flush=True)
@@ -53,24 +68,9 @@ class compat:
 SECONDS = 120.0
 """No part of a job may take longer."""
 QUIET_SECONDS = 1.0
-"""How long no host may have computed when the last one starts."""
-PORT = 7117
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Cost:
-    """What one job took."""
-
-    first: float
-    """Seconds from the last host's start to the first line of any script."""
-    all: float
-    """Seconds to the first line of the last one."""
-    end: float
-    """Seconds from the failure to the last host's end."""
-    cpu: float
-    """Seconds of CPU time of the leader's runtime."""
-    mebibytes: float
-    """The most memory of the leader's runtime."""
+"""How long the hosts must have computed next to nothing before the next part begins."""
+PORT = f":{7117:04X}"
+"""The leader's, as /proc/net/tcp has it."""
 
 
 @contextmanager
@@ -83,7 +83,7 @@ def job(root: Path, network: netns.Network, count: int, layout: str) -> Iterator
         for base in made.bases:
             base.environ["SM_RUNTIME_LAUNCHER"] = ""
             base.write("code/tensorflow.py", TENSORFLOW)
-            base.hyperparameters(**{LAYOUTS[layout]: "true"})
+            base.hyperparameters(**{KEYS[layout]: "true"})
         yield made
 
 
@@ -98,11 +98,11 @@ def settle(made: hosts.Cluster, connected: int) -> None:
     leader = made.running[0]
 
     def is_connected() -> bool:
-        assert leader.process.poll() is None, bytes(leader.err)
-        shown = Path(f"/proc/{leader.pid}/net/tcp").read_text().splitlines()[1:]
-        words = [line.split() for line in shown]
-        port = f":{PORT:04X}"
-        return sum(w[1].endswith(port) and w[3] == "01" for w in words) >= connected
+        if leader.process.poll() is not None:
+            raise Failed(f"the leader has ended: {bytes(leader.err).decode()[-300:]}")
+        table = Path(f"/proc/{leader.pid}/net/tcp").read_text().splitlines()[1:]
+        ends = [line.split()[1:4] for line in table]
+        return sum(own.endswith(PORT) and state == "01" for own, _, state in ends) >= connected
 
     eventually(is_connected, f"{connected} hosts are connected", SECONDS)
     processes = [psutil.Process(running.pid) for running in made.running.values()]
@@ -118,16 +118,19 @@ def settle(made: hosts.Cluster, connected: int) -> None:
     eventually(is_quiet, "the hosts are quiet", SECONDS)
 
 
-def said(made: hosts.Cluster, what: str) -> list[float]:
-    """Return the times that scripts have printed with a word."""
+def times(outputs: Iterator[bytes], what: str) -> list[float]:
+    """Return the times that scripts have printed behind a word."""
     pattern = re.compile(rb"%s (\d+\.\d+)\n" % what.encode())
-    return [
-        float(time) for running in made.running.values() for time in pattern.findall(running.out)
-    ]
+    return [float(found) for output in outputs for found in pattern.findall(output)]
 
 
-def measure(made: hosts.Cluster, ours: str) -> Cost:
-    """Run a job, and return what it took."""
+def said(made: hosts.Cluster, what: str) -> list[float]:
+    """Return the times that the scripts of a job have printed behind a word."""
+    return times((bytes(running.out) for running in made.running.values()), what)
+
+
+def measure(made: hosts.Cluster, ours: str) -> tuple[float, ...]:
+    """Run a job, and return what it took, as ``MEASURES`` has it."""
     count = len(made.hosts)
     for number in range(count - 1):
         start(made, number, ours)
@@ -137,29 +140,152 @@ def measure(made: hosts.Cluster, ours: str) -> Cost:
     eventually(lambda: len(said(made, "began")) == count, "all scripts have begun", SECONDS)
     began = said(made, "began")
     settle(made, count - 1)
-    leader = psutil.Process(made.running[0].pid)
-    peak = 0
     with open(made.bases[0].environ["FIFO"], "w"):
         pass
-    while any(running.process.poll() is None for running in made.running.values()):
-        time.sleep(0.01)
+    cpu, mebibytes = until_end(made.running[0].pid)
+    for running in made.running.values():
+        running.process.wait(SECONDS)
     ended = time.time()
     (failed,) = said(made, "failed")
-    return Cost(
-        first=min(began) - started,
-        all=max(began) - started,
-        end=ended - failed,
-        cpu=0,
-        mebibytes=peak,
+    found = made.failures()
+    if found["host"] != made.hosts[-1].name:
+        raise Failed(f"the job has failed on {found['host']}: {found['message']}")
+    return min(began) - started, max(began) - started, ended - failed, cpu, mebibytes
+
+
+def until_end(pid: int) -> tuple[float, float]:
+    """Wait for the end of a child of ours; return its CPU time and its most MiB, children apart."""
+    kibibytes, deadline = 0, time.monotonic() + SECONDS
+    options = os.WEXITED | os.WNOWAIT | os.WNOHANG
+    while os.waitid(os.P_PID, pid, options) is None:
+        status = Path(f"/proc/{pid}/status").read_text()
+        if peak := re.search(r"VmHWM:\s*(\d+)", status):
+            kibibytes = int(peak[1])
+        if time.monotonic() > deadline:
+            raise Failed(f"the leader has not ended within {SECONDS:g} s")
+        time.sleep(0.01)
+    used = psutil.Process(pid).cpu_times()
+    return used.user + used.system, kibibytes / 1024
+
+
+def limit(made: hosts.Cluster, layout: str, ours: str) -> float:
+    """Return the seconds to the last first line without the runtime."""
+    python, count = f"{ours}/bin/python", len(made.hosts)
+    scripts = [str(base.path("code/train.py")) for base in made.bases]
+    environ = {**made.bases[0].environ, "SM_CURRENT_HOST": ""}
+    if layout == MPI:
+        names = ",".join(host.name for host in made.hosts)
+        argv = [program("mpirun"), "--allow-run-as-root", "--host", names, "-np", str(count)]
+        for key, value in (
+            ("plm_rsh_agent", agent(made)),
+            ("plm_rsh_no_tree_spawn", "1"),
+            ("orte_keep_fqdn_hostnames", "1"),
+            ("oob_tcp_if_include", made.hosts[0].interface),
+        ):
+            argv += ["-mca", key, value]
+        commands = [[*made.hosts[0].prefix, *argv, python, scripts[0]]]
+    else:  # a host has a script and a parameter server
+        commands, count = [[python, script] for script in scripts * 2], 2 * count
+    return first_lines(commands, environ, count)
+
+
+def agent(made: hosts.Cluster) -> str:
+    """Return the path of what a bare ``mpirun`` reaches the hosts by."""
+    path = made.bases[0].path("agent")
+    cases = "".join(
+        f'{shlex.quote(host.name)}) shift; exec {shlex.join(host.prefix)} sh -c "$*" ;;\n'
+        for host in made.hosts
     )
+    path.write_text(f"#!/bin/sh\ncase $1 in\n{cases}esac\n")
+    path.chmod(0o755)
+    return str(path)
+
+
+def first_lines(commands: Sequence[Sequence[str]], environ: dict[str, str], count: int) -> float:
+    """Return the seconds from a start of commands to the last of ``count`` first lines."""
+    with tempfile.TemporaryFile() as output:
+        # Appended: the processes write to one file.
+        descriptor = os.open(f"/proc/self/fd/{output.fileno()}", os.O_WRONLY | os.O_APPEND)
+        started = time.time()
+        processes = [
+            subprocess.Popen(
+                command,
+                env=environ,
+                cwd="/",
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=subprocess.DEVNULL,
+                start_new_session=True,
+            )
+            for command in commands
+        ]
+
+        def began() -> list[float]:
+            size = os.fstat(output.fileno()).st_size
+            return times(iter([os.pread(output.fileno(), size, 0)]), "began")
+
+        try:
+            eventually(lambda: len(began()) == count, f"{count} first lines", SECONDS)
+        finally:
+            os.close(descriptor)
+            for process in processes:
+                os.killpg(process.pid, signal.SIGTERM)
+            for process in processes:
+                process.wait(SECONDS)
+        return max(began()) - started
+
+
+def grow(report: Report, network: netns.Network, ours: str, rounds: int, layout: str) -> None:
+    """Add the rows of a layout, for each number of hosts."""
+    for count in COUNTS:
+        title = f"{layout}, {count} hosts"
+        ways: dict[str, Callable[[hosts.Cluster], tuple[float, ...]]] = {
+            "ours": lambda made: measure(made, ours),
+            LIMITS[layout]: lambda made: (limit(made, layout, ours),),
+        }
+
+        def run(way: str, count: int = count, ways: dict = ways) -> tuple[float, ...]:
+            with (
+                tempfile.TemporaryDirectory() as folder,
+                job(Path(folder), network, count, layout) as made,
+            ):
+                return ways[way](made)
+
+        costs = {
+            way: [statistics.median(values) for values in zip(*some, strict=True)]
+            for way, some in take_part(tuple(ways), rounds, run, report, title).items()
+        }
+        for place, (what, unit, most) in enumerate(MEASURES):
+            value = costs["ours"][place] if "ours" in costs else None
+            bars: tuple[Bar, ...] = ()
+            if most is not None and count == COUNTS[-1]:
+                bars = (at_most(value, most, unit),)
+            bare = {}
+            if what == LIMITED:
+                bare = {
+                    way: costs[way][0] if way in costs else None for way in ways if way != "ours"
+                }
+            work = f"{layout}: {what}"
+            report.add(Row(work=work, unit=unit, ours=value, bare=bare, bars=bars, hosts=count))
+
+
+def main() -> int:
+    """Print the rows."""
+    args = parser(__doc__ or "", rounds=1).parse_args()
+    ours = os.path.abspath(args.ours)
+
+    def run(report: Report) -> None:
+        names = [f"algo-{number}" for number in range(1, COUNTS[-1] + 1)]
+        # Else all would be one host to Open MPI, which keeps its files by the machine's name.
+        with netns.network(names, names) as network:
+            grow(report, network, ours, args.rounds, SERVERS)
+            if network.isolated:
+                grow(report, network, ours, args.rounds, MPI)
+            else:
+                report.remark("no network namespaces here: hosts are loopback addresses, no MPI")
+
+    return measured("hosts", args, run)
 
 
 if __name__ == "__main__":
-    ours = os.path.abspath(sys.argv[1])
-    for count in map(int, sys.argv[3:]):
-      with netns.network([f"algo-{i}" for i in range(1, count+1)], [f"algo-{i}" for i in range(1, count+1)]) as network:
-        for layout in sys.argv[2].split(","):
-            with tempfile.TemporaryDirectory() as folder:
-                with job(Path(folder), network, count, layout) as made:
-                    t=time.time()
-                    print(count, layout, measure(made, ours), time.time()-t)
+    sys.exit(main())

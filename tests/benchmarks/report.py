@@ -43,6 +43,8 @@ class Row:
     more_is_better: bool = False
     notes: dict[str, str] = field(default_factory=dict)
     """By the name of a contender that did other work, so that it gets no factor."""
+    hosts: int | None = None
+    """How many hosts the job had, where it is measured with several numbers of them."""
 
 
 def at_most(row_value: float | None, limit: float, unit: str) -> Bar:
@@ -119,7 +121,8 @@ def line(row: Row) -> str:
     bars = "; ".join(bar.text for bar in row.bars)
     met = "; ".join(f"{'yes' if bar.met else '**no**'}: {bar.got}" for bar in row.bars)
     ours = "-" if row.ours is None else number(row.ours, row.unit)
-    cells = (row.work, ours, _cell(row.peers, row), _cell(row.bare, row), _factors(row), bars, met)
+    work = row.work if row.hosts is None else f"{row.work}, {row.hosts} hosts"
+    cells = (work, ours, _cell(row.peers, row), _cell(row.bare, row), _factors(row), bars, met)
     return f"| {' | '.join(cells)} |"
 
 
