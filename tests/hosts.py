@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -33,6 +35,30 @@ while True:
     signal.pause()
 """
 
+FAILS_WHEN_TOLD = """
+import os, time
+print("began", time.time(), flush=True)
+if os.environ["SM_CURRENT_HOST"] == os.environ["FAILING_HOST"]:
+    open(os.environ["FIFO"]).read()
+    print("failed", time.time(), flush=True)
+    raise SystemExit(3)
+time.sleep(600)
+"""
+TENSORFLOW = """
+import time
+class Server:
+    def __init__(self, *words, **more): pass
+    def join(self): time.sleep(600)
+class distribute: Server = Server
+class compat:
+    class v1: ConfigProto = dict
+"""
+"""In TensorFlow's place for parameter servers, of which each would need 400 MB."""
+LAYOUTS = {
+    "parameter servers": "sagemaker_parameter_server_enabled",
+    "MPI": "sagemaker_mpi_enabled",
+}
+
 
 class Cluster:
     """The hosts of one job; ``start`` starts their runtimes, or some of them."""
@@ -45,6 +71,7 @@ class Cluster:
         self.bases = [Base(root / name / "ml") for name in names]
         self.running: dict[int, Running] = {}
         self.marker = f"SM_TEST_MARK={root}"
+        self._fifo = root / "fifo"
         for host, base in zip(self.hosts, self.bases, strict=True):
             base.write(
                 "input/config/resourceconfig.json",
@@ -65,6 +92,27 @@ class Cluster:
             base.script(text)
             base.environ |= environ
         return self
+
+    def lay_out(self, layout: str) -> Cluster:
+        """Make it a job of ``LAYOUTS``, whose script on the last host fails after ``fail``."""
+        os.mkfifo(self._fifo)
+        self.script(FAILS_WHEN_TOLD, FIFO=str(self._fifo), FAILING_HOST=self.hosts[-1].name)
+        for base in self.bases:
+            base.write("code/tensorflow.py", TENSORFLOW)
+            base.hyperparameters(**{LAYOUTS[layout]: "true"})
+            base.environ["SM_RUNTIME_LAUNCHER"] = ""
+        return self
+
+    def fail(self) -> None:
+        """Have the script of the last host fail, which has begun."""
+        with open(self._fifo, "w"):
+            pass
+
+    def times(self, what: str) -> list[float]:
+        """Return the times that scripts have printed behind a word."""
+        pattern = re.compile(rb"%s (\d+\.\d+)\n" % what.encode())
+        outputs = [bytes(running.out) for running in self.running.values()]
+        return [float(time) for output in outputs for time in pattern.findall(output)]
 
     def start(self, *numbers: int, **environ: str) -> Cluster:
         for number in numbers or range(len(self.hosts)):

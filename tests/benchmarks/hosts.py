@@ -21,8 +21,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import psutil
@@ -34,57 +33,23 @@ from tests.harness import eventually
 
 COUNTS = (2, 8, 32, 128)
 """How many hosts a job has."""
-SERVERS, MPI = "parameter servers", "MPI"
-KEYS = {SERVERS: "sagemaker_parameter_server_enabled", MPI: "sagemaker_mpi_enabled"}
+SERVERS, MPI = hosts.LAYOUTS
 LIMITS = {SERVERS: "interpreters alone", MPI: "bare mpirun"}
 MEASURES = (
-    ("last host's start to the first line of any script", "s", None),
-    ("last host's start to the first line of every script", "s", 3.0),
-    ("a script's failure to the last host's end", "s", 2.0),
-    ("the leader's CPU time", "s", None),
-    ("the leader's peak memory", "MiB", None),
+    ("to the first line of any script", "s", None),
+    ("to the first line of every script", "s", 3.0),
+    ("from a failure to the last end", "s", 2.0),
+    ("CPU time of the leader", "s", None),
+    ("memory of the leader", "MiB", None),
 )
 """What is taken of a job, its unit, and its limit with the most hosts."""
 LIMITED = MEASURES[1][0]
-SCRIPT = """
-import os, time
-print("began", time.time(), flush=True)
-if os.environ["SM_CURRENT_HOST"] == os.environ["FAILING_HOST"]:
-    open(os.environ["FIFO"]).read()
-    print("failed", time.time(), flush=True)
-    raise SystemExit(1)
-time.sleep(600)
-"""
-TENSORFLOW = """
-import time
-class Server:
-    def __init__(self, *words, **more): pass
-    def join(self): time.sleep(600)
-class distribute: Server = Server
-class compat:
-    class v1: ConfigProto = dict
-"""
-"""In TensorFlow's place: 128 servers of its own would need 50 GB."""
 SECONDS = 120.0
 """No part of a job may take longer."""
 QUIET_SECONDS = 1.0
 """How long the hosts must have computed next to nothing before the next part begins."""
 PORT = f":{7117:04X}"
 """The leader's, as /proc/net/tcp has it."""
-
-
-@contextmanager
-def job(root: Path, network: netns.Network, count: int, layout: str) -> Iterator[hosts.Cluster]:
-    """Yield the hosts of a job."""
-    fifo = root / "fifo"
-    os.mkfifo(fifo)
-    with hosts.cluster(root, network, count) as made:
-        made.script(SCRIPT, FIFO=str(fifo), FAILING_HOST=made.hosts[-1].name)
-        for base in made.bases:
-            base.environ["SM_RUNTIME_LAUNCHER"] = ""
-            base.write("code/tensorflow.py", TENSORFLOW)
-            base.hyperparameters(**{KEYS[layout]: "true"})
-        yield made
 
 
 def start(made: hosts.Cluster, number: int, ours: str) -> None:
@@ -118,17 +83,6 @@ def settle(made: hosts.Cluster, connected: int) -> None:
     eventually(is_quiet, "the hosts are quiet", SECONDS)
 
 
-def times(outputs: Iterator[bytes], what: str) -> list[float]:
-    """Return the times that scripts have printed behind a word."""
-    pattern = re.compile(rb"%s (\d+\.\d+)\n" % what.encode())
-    return [float(found) for output in outputs for found in pattern.findall(output)]
-
-
-def said(made: hosts.Cluster, what: str) -> list[float]:
-    """Return the times that the scripts of a job have printed behind a word."""
-    return times((bytes(running.out) for running in made.running.values()), what)
-
-
 def measure(made: hosts.Cluster, ours: str) -> tuple[float, ...]:
     """Run a job, and return what it took, as ``MEASURES`` has it."""
     count = len(made.hosts)
@@ -137,16 +91,15 @@ def measure(made: hosts.Cluster, ours: str) -> tuple[float, ...]:
     settle(made, count - 2)
     started = time.time()
     start(made, count - 1, ours)
-    eventually(lambda: len(said(made, "began")) == count, "all scripts have begun", SECONDS)
-    began = said(made, "began")
+    eventually(lambda: len(made.times("began")) == count, "all scripts have begun", SECONDS)
+    began = made.times("began")
     settle(made, count - 1)
-    with open(made.bases[0].environ["FIFO"], "w"):
-        pass
+    made.fail()
     cpu, mebibytes = until_end(made.running[0].pid)
     for running in made.running.values():
         running.process.wait(SECONDS)
     ended = time.time()
-    (failed,) = said(made, "failed")
+    (failed,) = made.times("failed")
     found = made.failures()
     if found["host"] != made.hosts[-1].name:
         raise Failed(f"the job has failed on {found['host']}: {found['message']}")
@@ -222,7 +175,8 @@ def first_lines(commands: Sequence[Sequence[str]], environ: dict[str, str], coun
 
         def began() -> list[float]:
             size = os.fstat(output.fileno()).st_size
-            return times(iter([os.pread(output.fileno(), size, 0)]), "began")
+            lines = os.pread(output.fileno(), size, 0).decode().splitlines()
+            return [float(line.split()[1]) for line in lines if line.startswith("began ")]
 
         try:
             eventually(lambda: len(began()) == count, f"{count} first lines", SECONDS)
@@ -247,9 +201,9 @@ def grow(report: Report, network: netns.Network, ours: str, rounds: int, layout:
         def run(way: str, count: int = count, ways: dict = ways) -> tuple[float, ...]:
             with (
                 tempfile.TemporaryDirectory() as folder,
-                job(Path(folder), network, count, layout) as made,
+                hosts.cluster(Path(folder), network, count) as made,
             ):
-                return ways[way](made)
+                return ways[way](made.lay_out(layout))
 
         costs = {
             way: [statistics.median(values) for values in zip(*some, strict=True)]

@@ -1,4 +1,4 @@
-"""Writes what the benchmarks have kept: a summary, and the tables and the plot of the documents."""
+"""Writes what the benchmarks have kept: a summary, and the tables and plots of the documents."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape
 
+from tests.benchmarks import growth
 from tests.benchmarks.report import HEADER, Bar, Row, line, number
 
 NAMES = (
@@ -21,6 +22,7 @@ NAMES = (
     "dataset",
     "upload",
     "mpi",
+    "hosts",
     "serve",
     "hostile",
 )
@@ -37,12 +39,15 @@ TITLES = {
     "dataset": "PipeModeDataset",
     "upload": "The model to S3",
     "mpi": "MPI",
+    "hosts": "Jobs of many hosts",
     "serve": "Serving",
     "hostile": "Hostile requests",
 }
 UNPLOTTED = ("sagemaker-training", "boto3 `get_object`, 10 threads", "a generator")
 UNPLOTTED_WORK = ("blocks", "after a", "isal", "NONE", "64 x", "moto", "keys listed")
 """Parts of the names of rows that would make the plot longer and tell little more."""
+GROWTH = "benchmarks-hosts.svg"
+"""The plot of what is measured with several numbers of hosts."""
 WIDTH, LEFT, RIGHT, BAR, GAP = 760, 250, 110, 12, 16
 
 
@@ -64,7 +69,7 @@ def load(folder: Path, names: tuple[str, ...]) -> list[dict[str, Any]]:
 def summary(kept: list[dict[str, Any]]) -> str:
     """Return which bars were missed, and what was left out."""
     pairs = [(row, bar) for one in kept for row in one["rows"] for bar in row.bars]
-    missed = [f"missed: {row.work}: {bar.text}: {bar.got}" for row, bar in pairs if not bar.met]
+    missed = [f"missed: {row.title}: {bar.text}: {bar.got}" for row, bar in pairs if not bar.met]
     remarks = [remark for one in kept for remark in one["remarks"]]
     head = f"{len(pairs) - len(missed)} of {len(pairs)} bars are met"
     return "\n".join(("", head, *missed, *remarks))
@@ -78,7 +83,12 @@ def tables(kept: list[dict[str, Any]]) -> str:
             f"{one['when']} UTC, {one['cores']} cores, Python {one['python']},"
             f" rounds: {one['rounds']}, load before: {one.get('load', 'unknown')}"
         )
-        parts += [f"### {TITLES[one['name']]}", "", about, "", HEADER, *map(line, one["rows"]), ""]
+        rows = one["rows"]
+        if any(row.hosts for row in rows):
+            shown = [*growth.table(rows), "", f"![how jobs grow with their hosts]({GROWTH})"]
+        else:
+            shown = [HEADER, *map(line, rows)]
+        parts += [f"### {TITLES[one['name']]}", "", about, "", *shown, ""]
         parts += [f"* {escape(remark)}" for remark in one["remarks"]]
         parts += [""] if one["remarks"] else []
     return "\n".join(parts)
@@ -103,7 +113,7 @@ def groups(kept: list[dict[str, Any]]) -> list[tuple[str, str, list[tuple[str, f
             for name, value in others.items()
             if value and name not in row.notes and name not in UNPLOTTED
         ]
-        is_wanted = not any(part in row.work for part in UNPLOTTED_WORK)
+        is_wanted = not (row.hosts or any(part in row.work for part in UNPLOTTED_WORK))
         if row.unit in ("s", "MB/s") and row.ours and values and is_wanted:
             found.append((row.work, row.unit, [("ours", row.ours, True), *values]))
     return found
@@ -176,6 +186,8 @@ def main() -> int:
             raise SystemExit("there are no results: run scripts/bench first")
         write_document(Path(args.docs, "benchmarks.md"), tables(kept))
         Path(args.docs, "benchmarks.svg").write_text(plot(kept))
+        if grown := [row for one in kept for row in one["rows"] if row.hosts]:
+            Path(args.docs, GROWTH).write_text(growth.plot(grown, "any script"))
     return 0
 
 

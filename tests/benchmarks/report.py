@@ -46,6 +46,11 @@ class Row:
     hosts: int | None = None
     """How many hosts the job had, where it is measured with several numbers of them."""
 
+    @property
+    def title(self) -> str:
+        """What was measured."""
+        return self.work if self.hosts is None else f"{self.work}, {self.hosts} hosts"
+
 
 def at_most(row_value: float | None, limit: float, unit: str) -> Bar:
     """Return the bar of a measure that must not exceed ``limit``."""
@@ -116,13 +121,24 @@ def _factors(row: Row) -> str:
     return ", ".join(found)
 
 
+def judged(bars: Sequence[Bar]) -> tuple[str, str]:
+    """Return the last two cells of a line: what was to be reached, and whether it was."""
+    reached = "; ".join(f"{'yes' if bar.met else '**no**'}: {bar.got}" for bar in bars)
+    return "; ".join(bar.text for bar in bars), reached
+
+
 def line(row: Row) -> str:
     """Return the row as a line of the table."""
-    bars = "; ".join(bar.text for bar in row.bars)
-    met = "; ".join(f"{'yes' if bar.met else '**no**'}: {bar.got}" for bar in row.bars)
     ours = "-" if row.ours is None else number(row.ours, row.unit)
     work = row.work if row.hosts is None else f"{row.work}, {row.hosts} hosts"
-    cells = (work, ours, _cell(row.peers, row), _cell(row.bare, row), _factors(row), bars, met)
+    cells = (
+        work,
+        ours,
+        _cell(row.peers, row),
+        _cell(row.bare, row),
+        _factors(row),
+        *judged(row.bars),
+    )
     return f"| {' | '.join(cells)} |"
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from sm_runtime.cluster import network
 from sm_runtime.cluster.link import Link
 from tests.harness import eventually
 from tests.links import HOSTS, ONE, PAIR, SECRET, THREE, TWO, Elsewhere, Hosts, config, failure
@@ -71,6 +72,28 @@ def test_a_taken_port_is_no_hindrance(hosts: Hosts) -> None:
         taken.bind((ONE, config(ONE).port))
         taken.listen()
         hosts.start(greeting_seconds=0.5)
+
+
+def test_the_leaders_name_is_looked_up_once_for_all_ports(
+    hosts: Hosts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each host asks again and again: what it asks of the name's server counts with the hosts."""
+    looked_up, resolve = [], network.resolve
+
+    def counted(host: str) -> tuple[tuple[str, ...], str]:
+        looked_up.append(host)
+        return resolve(host)
+
+    monkeypatch.setattr(network, "resolve", counted)
+    with ExitStack() as stack:
+        for offset in range(5):
+            taken = stack.enter_context(socket.socket())
+            taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            taken.bind((ONE, config(ONE).port + offset))  # and refuses connections
+        hosts.add(config(ONE, HOSTS[:2])).ready({})
+        hosts.add(config(TWO, HOSTS[:2])).ready({})
+        hosts.all(lambda link: link.state.start, "all start")
+    assert looked_up == [ONE]
 
 
 def test_messages_reach_the_host_they_are_for(hosts: Hosts) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
 from collections.abc import Iterable
@@ -13,10 +14,12 @@ from pathlib import Path
 import pytest
 
 from sm_runtime.job.model import Command
+from sm_runtime.processes import tree
 from sm_runtime.processes.relay import open_sinks
 from sm_runtime.processes.stop import StopPolicy
 from sm_runtime.processes.supervisor import Supervisor
 from sm_runtime.processes.workload import SingleProcess, Streams
+from tests.harness import eventually
 
 COUNTS = """
 import signal, sys, time
@@ -96,6 +99,39 @@ def test_an_end_between_the_start_and_a_stop_from_before_is_seen(
         workload = SingleProcess(command("exit 3"), StopPolicy(grace_seconds=60.0))
         [ended] = supervisor.run(workload).values()
     assert (ended.status, ended.killed) == (3, False)
+
+
+def test_a_script_alone_is_asked_and_ends_without_a_look_at_all_processes(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A machine may have thousands of them, of which many hosts' runtimes would look at each."""
+
+    def search() -> Iterable[tuple[int, int, int, int]]:
+        raise AssertionError("all processes of the machine are looked at")
+
+    monkeypatch.setattr(tree, "_living", search)
+    with Supervisor(*open_sinks()) as supervisor:
+        supervisor.tap = lambda: lambda _: supervisor.ask("a test")
+        script = Command(argv=(sys.executable, "-c", COUNTS), cwd="/", env={})
+        [ended] = supervisor.run(SingleProcess(script, StopPolicy(grace_seconds=60.0))).values()
+    assert (ended.status, ended.stopped_by) == (1, "a test")
+
+
+def test_children_that_have_none_are_known_at_once() -> None:
+    assert tree.grandchildless() == []
+    pipe = subprocess.PIPE
+    alone = subprocess.Popen("cat", stdin=pipe)
+    parent = subprocess.Popen(("sh", "-c", "cat; :"), stdin=pipe)
+    eventually(lambda: tree.grandchildless({alone.pid}) is None, "the second has a child")
+    assert tree.grandchildless({parent.pid}) == [alone.pid]
+    assert tree.grandchildless({alone.pid, parent.pid}) == []
+    for process in (alone, parent):
+        assert process.stdin
+        process.stdin.close()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)
+        assert tree.grandchildless() is None, "what has ended may have left us its children"
+        process.wait()
+    assert tree.grandchildless() == []
 
 
 def test_what_looks_at_the_output_and_fails_costs_the_script_nothing() -> None:
