@@ -132,6 +132,9 @@ class Session:
         purposes = self.plan.ports
         ports = network.free_ports(self._interface.address, purposes.values())
         self.link.ready(dict(zip(purposes, ports, strict=True)), self._interface.name)
+        if self.plan.kind == distribution.MPI:  # it takes 5 ms, which the wait has
+            from sm_runtime.cluster import mpi  # noqa: F401
+            from sm_runtime.launch import mpirun  # noqa: F401
         state = self.link.state
         notice: Notice | None = None
 
