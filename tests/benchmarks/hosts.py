@@ -21,13 +21,14 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import psutil
 
 from tests import hosts, netns
-from tests.benchmarks.report import Bar, Failed, Report, Row, at_most, measured, parser, take_part
+from tests.benchmarks.report import Failed, Report, Row, at_most, measured, parser, take_part
 from tests.benchmarks.servers import program
 from tests.harness import eventually
 
@@ -189,38 +190,32 @@ def first_lines(commands: Sequence[Sequence[str]], environ: dict[str, str], coun
         return max(began()) - started
 
 
-def grow(report: Report, network: netns.Network, ours: str, rounds: int, layout: str) -> None:
-    """Add the rows of a layout, for each number of hosts."""
-    for count in COUNTS:
-        title = f"{layout}, {count} hosts"
-        ways: dict[str, Callable[[hosts.Cluster], tuple[float, ...]]] = {
-            "ours": lambda made: measure(made, ours),
-            LIMITS[layout]: lambda made: (limit(made, layout, ours),),
-        }
+def compare(
+    report: Report, network: netns.Network, ours: str, rounds: int, layout: str, count: int
+) -> None:
+    """Add the rows of a layout with so many hosts."""
+    limited = LIMITS[layout]
 
-        def run(way: str, count: int = count, ways: dict = ways) -> tuple[float, ...]:
-            with (
-                tempfile.TemporaryDirectory() as folder,
-                hosts.cluster(Path(folder), network, count) as made,
-            ):
-                return ways[way](made.lay_out(layout))
+    def run(way: str) -> tuple[float, ...]:
+        with (
+            tempfile.TemporaryDirectory() as folder,
+            hosts.cluster(Path(folder), network, count) as made,
+        ):
+            made.lay_out(layout)
+            return measure(made, ours) if way == "ours" else (limit(made, layout, ours),)
 
-        costs = {
-            way: [statistics.median(values) for values in zip(*some, strict=True)]
-            for way, some in take_part(tuple(ways), rounds, run, report, title).items()
-        }
-        for place, (what, unit, most) in enumerate(MEASURES):
-            value = costs["ours"][place] if "ours" in costs else None
-            bars: tuple[Bar, ...] = ()
-            if most is not None and count == COUNTS[-1]:
-                bars = (at_most(value, most, unit),)
-            bare = {}
-            if what == LIMITED:
-                bare = {
-                    way: costs[way][0] if way in costs else None for way in ways if way != "ours"
-                }
-            work = f"{layout}: {what}"
-            report.add(Row(work=work, unit=unit, ours=value, bare=bare, bars=bars, hosts=count))
+    title = f"{layout}, {count} hosts"
+    costs = {
+        way: [statistics.median(values) for values in zip(*some, strict=True)]
+        for way, some in take_part(("ours", limited), rounds, run, report, title).items()
+    }
+    for place, (what, unit, most) in enumerate(MEASURES):
+        value = costs["ours"][place] if "ours" in costs else None
+        is_bound = most is not None and count == COUNTS[-1]
+        bars = (at_most(value, most, unit),) if is_bound else ()
+        bare = {limited: costs[limited][0] if limited in costs else None}
+        row = Row(work=f"{layout}: {what}", unit=unit, ours=value, bars=bars, hosts=count)
+        report.add(replace(row, bare=bare) if what == LIMITED else row)
 
 
 def main() -> int:
@@ -232,11 +227,11 @@ def main() -> int:
         names = [f"algo-{number}" for number in range(1, COUNTS[-1] + 1)]
         # Else all would be one host to Open MPI, which keeps its files by the machine's name.
         with netns.network(names, names) as network:
-            grow(report, network, ours, args.rounds, SERVERS)
-            if network.isolated:
-                grow(report, network, ours, args.rounds, MPI)
-            else:
+            if not network.isolated:
                 report.remark("no network namespaces here: hosts are loopback addresses, no MPI")
+            for layout in (SERVERS, MPI) if network.isolated else (SERVERS,):
+                for count in COUNTS:
+                    compare(report, network, ours, args.rounds, layout, count)
 
     return measured("hosts", args, run)
 
