@@ -18,9 +18,20 @@ RUN: dict[str, str] = {}
 Test = TypeVar("Test", bound=Callable[..., None])
 
 
+def examples(folder: Path = EXAMPLES) -> list[str]:
+    """Return the names of all examples; a folder that holds nothing but folders holds examples."""
+    found = []
+    for path in sorted(path for path in folder.iterdir() if path.is_dir()):
+        if any(entry.is_file() for entry in path.iterdir()):
+            found.append(str(path.relative_to(EXAMPLES)))
+        else:
+            found += examples(path)
+    return found
+
+
 def runs(example: str) -> Callable[[Test], Test]:
     """Mark the test that runs an example inside the image."""
-    assert (EXAMPLES / example).is_dir(), f"there is no example {example}"
+    assert example in examples(), f"there is no example {example}"
     assert example not in RUN, f"{RUN[example]} runs {example} already"
 
     def marked(test: Test) -> Test:

@@ -16,7 +16,8 @@ import pytest
 
 from tests.docker import test_cluster_tensorflow  # noqa: F401  # runs some of the examples
 from tests.docker.container import Container, Ml, derived, docker, host_address, run
-from tests.docker.examples import EXAMPLES, RUN, fashion_mnist, place, prepare, runs
+from tests.docker.examples import EXAMPLES, RUN, examples, fashion_mnist, place, prepare, runs
+from tests.docker.served import Served
 from tests.examples.example import metric
 from tests.harness import REQUIRED
 from tests.jobs.test_install import wheel
@@ -33,7 +34,7 @@ def built() -> Iterator[list[str]]:
 
 
 def test_every_example_is_run_inside_the_image() -> None:
-    assert sorted(RUN) == sorted(path.name for path in EXAMPLES.iterdir() if path.is_dir())
+    assert sorted(RUN) == examples()
 
 
 @runs("custom_image")
@@ -161,3 +162,61 @@ def test_fashion_mnist_trains_and_a_stop_saves_the_model(cpu_image: str, ml: Ml)
         container.ready("loss: ")
         assert container.stop(60) == 0, container.log()
     assert ml.exists("model/1/saved_model.pb")
+
+
+@runs("serving/fashion_mnist")
+def test_the_client_finds_the_model_as_good_as_when_it_was_trained(
+    cpu_image: str, fashion_mnist_model: Ml
+) -> None:
+    example = ("-v", f"{EXAMPLES / 'serving/fashion_mnist'}:/example:ro")
+    with Served(cpu_image, *fashion_mnist_model.mount, *example) as server:
+        server.wait_until_ready()
+        data = "/opt/ml/input/data/validation/data.npz"
+        said = server.inside("python", "/example/client.py", "--count", "1000", data)
+    json_line, npy_line = said.splitlines()
+    assert metric("accuracy", json_line) > 0.7
+    assert metric("accuracy", npy_line) == metric("accuracy", json_line)
+
+
+@runs("serving/handlers")
+def test_handlers_beside_the_model_make_labels_of_images(
+    cpu_image: str, fashion_mnist_model: Ml, ml: Ml
+) -> None:
+    example = EXAMPLES / "serving/handlers"
+    shutil.copytree(fashion_mnist_model.root / "model", ml.root / "model")
+    shutil.copytree(example / "code", ml.root / "model/code")
+    mounts = (
+        *("-v", f"{ml.root / 'model'}:/opt/ml/model:ro", "-v", f"{example}:/example:ro"),
+        *("-v", f"{fashion_mnist_model.root / 'input/data/validation'}:/data:ro"),
+    )
+    with Served(cpu_image, *mounts) as server:
+        server.wait_until_ready()
+        server.inside("python", "/example/images.py", "/data/data.npz", "/tmp/images")
+        names = server.inside("ls", "/tmp/images").split()
+        words = ("curl", "-sSf", "localhost:8080/invocations", "-H", "content-type: image/png")
+        answers = [
+            json.loads(server.inside(*words, "--data-binary", f"@/tmp/images/{name}"))
+            for name in names
+        ]
+    labels = [name.partition("-")[2].removesuffix(".png").replace("-", " ") for name in names]
+    found = [answer["label"] == label for answer, label in zip(answers, labels, strict=True)]
+    assert len(found) == 20
+    assert sum(found) > 12
+
+
+@runs("serving/scikit_learn")
+def test_a_model_of_scikit_learn_brings_the_code_that_serves_it(cpu_image: str, ml: Ml) -> None:
+    shutil.copytree(EXAMPLES / "serving/scikit_learn/source", ml.root / "code")
+    program = ("-e", "SAGEMAKER_PROGRAM=train.py")
+    trained = run(cpu_image, options=(*ml.mount, *program, "--network", "none"))
+    assert trained.status == 0, trained.err
+    labels = [int(line) for line in ml.read("output/data/labels.csv").split()]
+    with Served(cpu_image, *ml.mount) as server:
+        server.wait_until_ready()
+        reply = server.ask(body=ml.read("output/data/rows.csv"), content_type="text/csv")
+    assert reply.status == 200, reply
+    found = json.loads(reply.body)["digits"]
+    right = [digit == label for digit, label in zip(found, labels, strict=True)]
+    accuracy = metric("accuracy", trained.out)
+    assert sum(right) / len(right) == pytest.approx(accuracy, abs=1e-4)
+    assert accuracy > 0.9
