@@ -6,13 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from tests.docker.container import Ml, scripts_docker
+from tests.docker.container import LOCKED, Ml, scripts_docker, tag
 from tests.docker.served import train_fashion_mnist
 
 HERE = Path(__file__).parent
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    def lacks(item: pytest.Item) -> bool:
+        return any(mark.args[0] not in LOCKED for mark in item.iter_markers("needs"))
+
+    config.hook.pytest_deselected(items=[item for item in items if lacks(item)])
+    items[:] = [item for item in items if not lacks(item)]
     for item in items:
         if HERE in item.path.parents:
             item.add_marker(pytest.mark.docker)
@@ -23,14 +28,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 @pytest.fixture(scope="session")
 def cpu_image() -> str:
     scripts_docker("cpu")
-    return "sm-runtime:cpu"
+    return tag("cpu")
 
 
 @pytest.fixture(scope="session")
 def gpu_image() -> str:
     """The GPU image upon a base without CUDA: what it does without a GPU can be tested anywhere."""
     scripts_docker("gpu", GPU_STAND_IN="1")
-    return "sm-runtime:gpu-stand-in"
+    return tag("gpu-stand-in")
 
 
 @pytest.fixture(scope="session")

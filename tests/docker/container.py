@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 import json
 import os
+import re
 import subprocess
 import uuid
 from collections.abc import Iterator
@@ -16,6 +17,22 @@ from typing import Any
 from tests.harness import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
+USUAL = "2.15"
+SET = os.environ.get("VERSIONS", USUAL)
+"""The set of versions that the images hold: ``scripts/docker test SET`` says it."""
+LOCKED: dict[str, str] = dict(
+    re.findall(
+        r"^([a-z0-9-]+)==(\S+)",
+        (ROOT / f"docker/requirements-cpu-{SET}.txt").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+)
+"""The versions of the set's Python packages, by name."""
+
+
+def tag(name: str) -> str:
+    """Return the tag of an image with the set's versions."""
+    return f"sm-runtime:{name}" if SET == USUAL else f"sm-runtime:{name}-{SET}"
 
 
 def docker(*arguments: str, seconds: float = 300.0, text: str = "") -> str:
@@ -49,10 +66,10 @@ def derived(image: str, folder: Path, instructions: str) -> Iterator[str]:
     docker("rmi", "-f", name)
 
 
-def scripts_docker(*arguments: str, **environ: str) -> str:
-    """Run scripts/docker, which has to succeed, and return what it printed."""
+def scripts_docker(command: str, *options: str, **environ: str) -> str:
+    """Run scripts/docker for the set, which has to succeed, and return what it printed."""
     done = subprocess.run(
-        ("scripts/docker", *arguments),
+        ("scripts/docker", command, SET, *options),
         env={**os.environ, **environ},
         cwd=ROOT,
         stdin=subprocess.DEVNULL,

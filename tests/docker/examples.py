@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TypeVar
 
+import pytest
+
 from tests.docker.container import ROOT, Ml, run
 
 EXAMPLES = ROOT / "examples"
@@ -36,7 +38,7 @@ def runs(example: str) -> Callable[[Test], Test]:
 
     def marked(test: Test) -> Test:
         RUN[example] = test.__name__
-        return test
+        return pytest.mark.versions(test)
 
     return marked
 

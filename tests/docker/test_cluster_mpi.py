@@ -129,6 +129,7 @@ def test_80_000_lines_of_8_ranks_come_whole_and_in_each_ranks_order(
         assert [line for line in lines if line[0] == rank] == expected
 
 
+@pytest.mark.needs("horovod")
 def test_a_rank_of_horovod_that_raises_ends_all_hosts_though_mpi4py_is_not_used(
     cpu_image: str, tmp_path: Path
 ) -> None:

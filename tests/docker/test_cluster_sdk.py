@@ -106,6 +106,7 @@ def test_a_rank_that_fails_on_the_second_host_fails_the_job(cpu_image: str, fold
     assert re.search(r"ValueError: no more apples \(train.py:\d+\) \[rank 3, algo-2-", headline)
 
 
+@pytest.mark.needs("tensorflow-estimator")
 def test_parameter_servers_train_an_estimator(cpu_image: str, folder: Path) -> None:
     job = fit(cpu_image, folder, ESTIMATOR, distribution=PARAMETER_SERVER)
     assert job.status == 0, job.log

@@ -145,6 +145,7 @@ def metrics(out: Path) -> dict[str, float]:
     return found
 
 
+@pytest.mark.needs("horovod")
 @runs("horovod")
 def test_horovod_on_2_hosts_and_4_ranks_learns_what_a_single_process_learns(
     cpu_image: str, data: Path, ml: Ml, compose: Callable[[str], Path]
@@ -164,6 +165,7 @@ def test_horovod_on_2_hosts_and_4_ranks_learns_what_a_single_process_learns(
     assert found["val_accuracy"] > 0.6
 
 
+@pytest.mark.needs("horovod")
 def test_horovods_tape_takes_the_steps_of_a_single_process(cpu_image: str, tmp_path: Path) -> None:
     with Cluster(cpu_image, tmp_path, TAPE, options=QUIET, **MPI) as cluster:
         assert cluster.run(seconds=200) == {0}, cluster.log()
@@ -175,6 +177,7 @@ def test_horovods_tape_takes_the_steps_of_a_single_process(cpu_image: str, tmp_p
             assert together == pytest.approx(alone, rel=1e-3)
 
 
+@pytest.mark.needs("tensorflow-estimator")
 @runs("parameter_server")
 def test_an_estimator_trains_with_parameter_servers_on_2_hosts(
     compose: Callable[[str], Path],

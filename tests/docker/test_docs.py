@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
-from tests.docker.container import docker
+from tests.docker.container import docker, tag
 from tests.jobs.test_docs import TRAIN
 from tests.markdown import fences, run_in
 
@@ -24,13 +25,14 @@ def test_the_commands_of_a_document_succeed(cpu_image: str, document: Path, tmp_
     for fence in fences(document):
         if fence.place != "image":
             continue
-        command = ["sh", "-eu", "-c", fence.commands]
+        commands = re.sub(r"\bsm-runtime:(cpu|gpu)\b", lambda name: tag(name[1]), fence.commands)
+        command = ["sh", "-eu", "-c", commands]
         if fence.language == "dockerfile":
             command = ["docker", "build", "-t", "sm-runtime-test:docs", "-"]
         done = subprocess.run(
             command,
             cwd=tmp_path,
-            input=fence.commands,
+            input=commands,
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,

@@ -15,7 +15,7 @@ assert os.getuid() == 1000
 model = tf.keras.Sequential([tf.keras.Input((4,)), tf.keras.layers.Dense(1)])
 model.compile("sgd", "mse")
 model.fit(tf.ones((8, 4)), tf.ones((8, 1)), verbose=0)
-model.save(os.path.join(os.environ["SM_MODEL_DIR"], "1"))
+model.export(os.path.join(os.environ["SM_MODEL_DIR"], "1"))
 with open(os.path.join(os.environ["SM_OUTPUT_DATA_DIR"], "notes"), "w") as file:
     file.write("fine")
 """

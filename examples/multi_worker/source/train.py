@@ -88,7 +88,7 @@ def main():
     tf.keras.utils.disable_interactive_logging()
     with tempfile.TemporaryDirectory() as scratch:
         # All hosts take part in saving; what the first one writes is the model.
-        model.save(os.path.join(args.sm_model_dir if leads else scratch, "1"), save_format="tf")
+        model.export(os.path.join(args.sm_model_dir if leads else scratch, "1"))
     if leads:
         os.makedirs(args.output_data_dir, exist_ok=True)
         metrics = {key: float(values[-1]) for key, values in history.items()}
