@@ -18,7 +18,7 @@ from tests.harness import eventually
 
 ROOT = Path(__file__).resolve().parents[2]
 USUAL = "2.15"
-SET = os.environ.get("VERSIONS", USUAL)
+SET = os.environ.get("IMAGE_SET", USUAL)
 """The set of versions that the images hold: ``scripts/docker test SET`` says it."""
 LOCKED: dict[str, str] = dict(
     re.findall(

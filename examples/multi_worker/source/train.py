@@ -94,15 +94,15 @@ def accuracy(model, arrays, batch_size=1000):
 
 def main():
     args = arguments()
-    resolver = STRATEGY.cluster_resolver
-    leads = resolver.task_id in (None, 0)
+    task = STRATEGY.cluster_resolver.task_id or 0  # None where there is no other host
+    leads = task == 0
     tf.keras.utils.set_random_seed(args.seed)
     with STRATEGY.scope():
         model = build()
         optimizer = tf.keras.optimizers.Adam(args.learning_rate)
         optimizer.build(model.trainable_variables)
     replicas = STRATEGY.num_replicas_in_sync
-    print(f"worker {resolver.task_id} of {replicas} on {os.environ['SM_CURRENT_HOST']}", flush=True)
+    print(f"worker {task} of {replicas} on {os.environ['SM_CURRENT_HOST']}", flush=True)
 
     train = trainer(model, optimizer, args.batch_size)
     batches = dataset(load(args.training), args.batch_size).repeat()
