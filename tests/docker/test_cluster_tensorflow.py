@@ -219,6 +219,7 @@ def test_multi_worker_mirrored_on_2_hosts_learns_what_a_single_process_learns(
     assert "worker 0 of 2 on algo-1" in log and "worker 1 of 2 on algo-2" in log
 
 
+@pytest.mark.versions
 def test_the_chief_layout_serves_tf_distributes_parameter_server_strategy(
     cpu_image: str, tmp_path: Path
 ) -> None:
