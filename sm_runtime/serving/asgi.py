@@ -225,6 +225,48 @@ def _drop_new_connections(listener: socket.socket) -> None:
     listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_FILTER, filter_)
 
 
+class _Pace:
+    """Cancels the task that receives a body where it stands still, or comes too slowly.
+
+    Not a task of its own: most bodies are there already.
+    """
+
+    def __init__(self, receive: Any) -> None:
+        self.is_kept = True
+        self._receive, self._task = receive, asyncio.current_task()
+        self._loop = asyncio.get_running_loop()
+        self._began = self._heard = self._loop.time()
+        self._size = 0
+        self._timer = self._loop.call_at(self._end, self._look)
+
+    @property
+    def text(self) -> str:
+        """What came, and in which time."""
+        return f"{self._size} bytes in {self._loop.time() - self._began:.0f} s"
+
+    async def receive(self) -> Any:
+        """Return the next message."""
+        message = await self._receive()
+        self._heard = self._loop.time()
+        self._size += len(message.get("body", b""))
+        return message
+
+    def stop(self) -> None:
+        """Look no longer."""
+        self._timer.cancel()
+
+    @property
+    def _end(self) -> float:
+        return min(self._heard, self._began + self._size / _BYTES_PER_SECOND) + BODY_SECONDS
+
+    def _look(self) -> None:
+        if self._loop.time() < self._end:
+            self._timer = self._loop.call_at(self._end, self._look)
+        elif self._task is not None:
+            self.is_kept = False
+            self._task.cancel()
+
+
 class Bodies:
     """The bodies that are received or wait: how long each may be, and all of them together."""
 
@@ -256,27 +298,15 @@ class Bodies:
             if not _has(scope, b"expect"):  # a client that asks first has not begun to send
                 await self._discard(receive)
             raise
-        loop = asyncio.get_running_loop()
-        began = heard = loop.time()
-        size = 0
-
-        async def receive_in_time() -> Any:
-            nonlocal heard, size
-            message = await receive()
-            heard, size = loop.time(), size + len(message.get("body", b""))
-            return message
-
-        reading = loop.create_task(self._read(receive_in_time))
+        pace = _Pace(receive)
         try:
-            while not reading.done():
-                end = min(heard, began + size / _BYTES_PER_SECOND) + BODY_SECONDS
-                if loop.time() >= end:
-                    text = f"the body came too slowly: {size} bytes in {end - began:.0f} s"
-                    raise RequestError(text, 408)
-                await asyncio.wait((reading,), timeout=end - loop.time())
-            return reading.result()
+            return await self._read(pace.receive)
+        except asyncio.CancelledError:
+            if pace.is_kept:
+                raise
+            raise RequestError(f"the body came too slowly: {pace.text}", 408) from None
         finally:
-            reading.cancel()
+            pace.stop()
 
     async def _read(self, receive: Any) -> bytes | memoryview:
         message = await receive()
