@@ -278,7 +278,7 @@ def test_a_build_without_cache_makes_the_same_layers(cpu_image: str, base: str) 
     dockerfile = ROOT / "docker/Dockerfile.cpu"
     fetched = "sm-runtime-test:packages"
     arguments, _, rest = dockerfile.read_text(encoding="utf-8").partition(FROM_BASE)
-    _, heading, made_here = rest.partition("# --- Horovod and mpi4py")
+    _, heading, made_here = rest.partition("# --- Horovod, which")
     text = f"{arguments}FROM {fetched} AS packages\n{heading}{made_here}"
     tensorflow = LOCKED["tensorflow-cpu"]
     choices = (f"BASE_IMAGE={base}", f"TENSORFLOW_VERSION={tensorflow}")
