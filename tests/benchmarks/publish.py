@@ -46,6 +46,8 @@ TITLES = {
 UNPLOTTED = ("sagemaker-training", "boto3 `get_object`, 10 threads", "a generator")
 UNPLOTTED_WORK = ("blocks", "after a", "isal", "NONE", "64 x", "moto", "keys listed")
 """Parts of the names of rows that would make the plot longer and tell little more."""
+PLOTTED = ("startup", "relay", "pack", "objects", "pipe", "dataset", "upload", "mpi")
+"""Whose rows the plot has."""
 GROWTH = "benchmarks-hosts.svg"
 """The plot of what is measured with several numbers of hosts."""
 WIDTH, LEFT, RIGHT, BAR, GAP = 760, 250, 110, 12, 16
@@ -75,9 +77,9 @@ def summary(kept: list[dict[str, Any]]) -> str:
     return "\n".join(("", head, *missed, *remarks))
 
 
-def tables(kept: list[dict[str, Any]]) -> str:
-    """Return the section of the document."""
-    parts = []
+def tables(kept: list[dict[str, Any]]) -> dict[str, str]:
+    """Return the parts of the document, by title."""
+    found = {}
     for one in kept:
         about = (
             f"{one['when']} UTC, {one['cores']} cores, Python {one['python']},"
@@ -88,32 +90,35 @@ def tables(kept: list[dict[str, Any]]) -> str:
             shown = [*growth.table(rows), "", f"![how jobs grow with their hosts]({GROWTH})"]
         else:
             shown = [HEADER, *map(line, rows)]
-        parts += [f"### {TITLES[one['name']]}", "", about, "", *shown, ""]
+        title = TITLES[one["name"]]
+        parts = [f"### {title}", "", about, "", *shown, ""]
         parts += [f"* {escape(remark)}" for remark in one["remarks"]]
-        parts += [""] if one["remarks"] else []
-    return "\n".join(parts)
+        found[title] = "\n".join(parts).strip()
+    return found
 
 
-def write_document(path: Path, text: str) -> None:
-    """Put the section where the last one is."""
+def write_document(path: Path, parts: dict[str, str]) -> None:
+    """Put the parts where the last ones are; what was not measured again stays as it is."""
     before, found, rest = path.read_text().partition(BEGIN)
     if not found:
         raise SystemExit(f"{path} has no line {BEGIN}")
-    _, _, after = rest.partition(END)
-    path.write_text(f"{before}{BEGIN}\n\n{text.strip()}\n\n{END}{after}")
+    written, _, after = rest.partition(END)
+    kept = {part.partition("\n")[0]: f"### {part.strip()}" for part in written.split("### ")[1:]}
+    shown = [text for title in TITLES.values() if (text := (kept | parts).get(title))]
+    path.write_text("\n\n".join((f"{before}{BEGIN}", *shown, f"{END}{after}")))
 
 
 def groups(kept: list[dict[str, Any]]) -> list[tuple[str, str, list[tuple[str, float, bool]]]]:
     """Return what is plotted: title, unit and bars (name, value, whether it is ours)."""
     found = []
-    for row in (row for one in kept for row in one["rows"]):
+    for row in (row for one in kept if one["name"] in PLOTTED for row in one["rows"]):
         others = {**row.peers, **row.bare}
         values = [
             (name, value, False)
             for name, value in others.items()
             if value and name not in row.notes and name not in UNPLOTTED
         ]
-        is_wanted = not (row.hosts or any(part in row.work for part in UNPLOTTED_WORK))
+        is_wanted = not any(part in row.work for part in UNPLOTTED_WORK)
         if row.unit in ("s", "MB/s") and row.ours and values and is_wanted:
             found.append((row.work, row.unit, [("ours", row.ours, True), *values]))
     return found
@@ -185,7 +190,11 @@ def main() -> int:
         if not kept:
             raise SystemExit("there are no results: run scripts/bench first")
         write_document(Path(args.docs, "benchmarks.md"), tables(kept))
-        Path(args.docs, "benchmarks.svg").write_text(plot(kept))
+        missing = set(PLOTTED).difference(one["name"] for one in kept)
+        if missing:
+            print(f"the plot stays as it is: there is no result of {', '.join(sorted(missing))}")
+        else:
+            Path(args.docs, "benchmarks.svg").write_text(plot(kept))
         if grown := [row for one in kept for row in one["rows"] if row.hosts]:
             Path(args.docs, GROWTH).write_text(growth.plot(grown, "any script"))
     return 0
