@@ -17,6 +17,7 @@ def step_aside() -> None:
     if os.getpid() != 1:
         return
     awaited = {signal.SIGCHLD, *STOPPING}
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)  # ignored, it would not come
     before = signal.pthread_sigmask(signal.SIG_BLOCK, awaited)
     child = os.fork()
     if child == 0:

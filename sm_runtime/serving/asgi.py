@@ -46,7 +46,7 @@ class Protocol(HttpToolsProtocol):
 
     _deadline: asyncio.TimerHandle | None = None
     _header_bytes = 0
-    """What came since the headers began that are not complete yet."""
+    """What came since headers began that are not complete yet, or since the last part of a body."""
     _in_headers = False
     _headers_size = 0
     """The names and values that were parsed."""
@@ -76,6 +76,10 @@ class Protocol(HttpToolsProtocol):
             self._refuse(431, f"the headers are longer than {HEADER_BYTES} bytes")
         elif self._in_headers:  # refused when the request before them is answered
             self.flow.pause_reading()
+        elif self.cycle is not None and self.cycle.more_body:
+            self._refuse(
+                431, f"what is between parts of the body is longer than {HEADER_BYTES} bytes"
+            )
 
     def on_header(self, name: bytes, value: bytes) -> None:
         """Count the headers, which may come in one piece."""
@@ -98,6 +102,7 @@ class Protocol(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         """Take a part of a body; uvicorn would stop reading at 64 KiB, and start anew each time."""
+        self._header_bytes = 0
         if not self.cycle.response_complete:
             self.cycle.body += body
             if len(self.cycle.body) > READ_AHEAD_BYTES:
@@ -150,6 +155,10 @@ class _Gathered:
 
     def write(self, data: bytes) -> None:
         """Send ``data``, with what follows it."""
+        if len(data) >= 2**16:  # not copied
+            self._send()
+            self._transport.write(data)
+            return
         if not self._unsent:
             self._loop.call_soon(self._send)
         self._unsent.append(data)

@@ -93,6 +93,7 @@ def compute(batch: Sequence[Waiting]) -> None:
         except Exception as error:
             result = error
         item.done(result, item.rows)
+        del result  # an error, whose traceback has this frame, would hold itself, and the inputs
 
 
 class Batcher:

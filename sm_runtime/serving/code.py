@@ -397,6 +397,6 @@ def _run(
     except subprocess.TimeoutExpired:
         process.kill()
         status = process.wait()
-    with contextlib.suppress(ProcessLookupError):
+    with contextlib.suppress(ProcessLookupError, PermissionError):
         os.killpg(process.pid, signal.SIGKILL)  # what it has started, such as a build
     return (status if status >= 0 else 128 - status), tail.read()

@@ -7,6 +7,7 @@ toolkit.
 
 from __future__ import annotations
 
+import importlib
 import importlib.machinery
 import importlib.util
 import inspect
@@ -16,7 +17,7 @@ import logging
 import os
 import sys
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import ModuleType
 from typing import Any, ClassVar, TypeAlias
 
@@ -85,12 +86,28 @@ def check_imports(code: OwnCode) -> None:
     after a module of the user's own, is not looked at: that may alter the path.
     """
     _make_importable(code)
+    before: list[str] = []
     for name in own_code.first_imports(code):
-        if name not in sys.modules and importlib.util.find_spec(name) is None:
+        if not (_is_there(name) or _comes_with(before, name)):
             raise CodeError(
                 f"{code.program} cannot be imported: there is no module named"
                 f" {name!r}{_remedy(code, name)}"
             )
+        before.append(name)
+
+
+def _is_there(name: str) -> bool:
+    return name in sys.modules or importlib.util.find_spec(name) is not None
+
+
+def _comes_with(packages: Sequence[str], name: str) -> bool:
+    """Return whether a module is there once these are imported: some add to the path."""
+    try:
+        for package in packages:
+            importlib.import_module(package)
+    except Exception:  # which the program's own import tells
+        return True
+    return _is_there(name)
 
 
 class Handlers:

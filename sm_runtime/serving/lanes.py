@@ -128,6 +128,8 @@ def _finish(
         answer = finish(result)
     except Exception as error:
         answer = _failure(error)
+    finally:
+        del result  # an error, whose traceback has this frame, would hold itself
     finished(answer, rows)
 
 

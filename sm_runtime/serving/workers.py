@@ -236,6 +236,7 @@ class Pool:
             return await job.done
         finally:
             timer.cancel()
+            del job  # else an error, whose traceback has this frame, would hold the body and itself
 
     def dispatch(self) -> None:
         """Give waiting requests to the workers that hold the fewest."""

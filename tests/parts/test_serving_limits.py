@@ -246,3 +246,38 @@ def test_a_line_end_behind_a_long_body_is_no_header() -> None:
             writer.close()
 
     asyncio.run(main())
+
+
+@pytest.mark.parametrize(
+    "end", [b"0\r\nx-more: " + b"a" * 66_000, b"1;" + b"a" * 66_000], ids=["trailer", "extension"]
+)
+def test_what_is_between_the_parts_of_a_body_is_limited(end: bytes) -> None:
+    async def main() -> None:
+        async with fronted(Front(None)) as front:
+            reader, writer = await asyncio.open_connection(*front.address)
+            writer.write(CHUNKED + chunk(b"x" * 100_000))
+            while not front.begun:
+                await asyncio.sleep(0.01)
+            writer.write(end)
+            status, body = await answered(reader)
+            assert status == 431
+            assert "between parts of the body" in json.loads(body)["error"]
+            writer.close()
+
+    asyncio.run(main())
+
+
+class Large(Front):
+    """Answers with three megabytes."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        await send_answer(scope, send, Answer(body=b"y" * 3_000_000))
+
+
+def test_a_long_answer_comes_after_its_headers() -> None:
+    async def main() -> None:
+        async with fronted(Large()) as front:
+            answer = await front.ask(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert answer == (200, b"y" * 3_000_000)
+
+    asyncio.run(main())

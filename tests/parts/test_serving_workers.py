@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
+import weakref
 from dataclasses import asdict
 from pathlib import Path
 
@@ -90,5 +92,27 @@ def test_requests_that_nobody_waits_for_any_more_are_not_given_to_a_worker(
         assert (await first)[0].body == b"gone on"
         await pool.stop()
         assert pool.pids == []
+
+    asyncio.run(main())
+
+
+def test_the_body_of_a_request_that_got_no_answer_is_freed_at_once(plan: Plan) -> None:
+    async def main() -> None:
+        pool = Pool(plan)
+        await pool.start()
+        body = memoryview(b"x" * 1000)
+        kept, asked = weakref.ref(body), Request(body=body)
+        del body
+        gc.disable()
+        try:
+            with pytest.raises(RequestError) as caught:
+                await pool.ask(asked, 0.05)
+            assert caught.value.status == 504
+            del asked, caught
+            await asyncio.sleep(0)
+            assert kept() is None
+        finally:
+            gc.enable()
+            await pool.stop(now=True)
 
     asyncio.run(main())

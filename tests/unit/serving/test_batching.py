@@ -1,11 +1,15 @@
 """Which requests go together, and what becomes of each."""
 
+import gc
+import weakref
 from collections import deque
+from functools import partial
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from sm_runtime.serving import lanes
 from sm_runtime.serving.batching import Waiting, compute, take, waiting
 from sm_runtime.serving.values import RequestError, Signature, TensorSpec
 
@@ -105,3 +109,19 @@ def test_unequal_shapes_and_types_stay_apart():
     model = Doubling(inputs=(None, None))
     arrays = [np.zeros((1, 2), "f4"), np.zeros((1, 3), "f4"), np.zeros((1, 2), "f8")]
     assert len({asked(model, array).key for array in arrays}) == 3
+
+
+def test_a_request_that_fails_leaves_nothing_for_the_garbage_collector():
+    array, statuses = np.full((1, 2), -1.0, "float32"), []
+    inputs = weakref.ref(array)
+    prepared = SimpleNamespace(model=Doubling(), signature="serve", inputs={"x": array})
+    finished = partial(lanes._finish, None, lambda answer, rows: statuses.append(answer.status))
+    batch = [waiting(prepared, finished)]
+    del array, prepared
+    gc.disable()
+    try:
+        compute(batch)
+        batch.clear()
+        assert (statuses, inputs()) == ([400], None)
+    finally:
+        gc.enable()

@@ -22,6 +22,8 @@ from sm_runtime.serving.code import OwnCode
         ("import sys\nsys.path.append('there')\nimport no_such\n", ""),
         ("import helper\nimport no_such\n", ""),
         ("import package\nimport no_such\n", ""),
+        ("import provider_of_a_path\nimport its_module\n", ""),
+        ("import provider_of_a_path\nimport no_such\n", "no_such"),
         ("from . import no_such\nimport no_such\n", ""),
         ("if False:\n    import no_such\n", ""),
         ("def handler(data, context):\n    import no_such\n", ""),
@@ -30,7 +32,14 @@ from sm_runtime.serving.code import OwnCode
 def test_a_module_that_is_missing_is_known_before_anything_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, missing: str
 ) -> None:
-    monkeypatch.setattr(sys, "path", list(sys.path))
+    site = tmp_path / "site"
+    (site / "more").mkdir(parents=True)
+    (site / "more/its_module.py").touch()
+    (site / "provider_of_a_path.py").write_text(
+        f"import sys\nsys.path.append({str(site / 'more')!r})\n"
+    )
+    monkeypatch.setattr(sys, "path", [*sys.path, str(site)])
+    monkeypatch.delitem(sys.modules, "provider_of_a_path", raising=False)
     monkeypatch.setattr(sys, "meta_path", list(sys.meta_path))
     code = tmp_path / "code"
     (code / "package").mkdir(parents=True)
