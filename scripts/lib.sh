@@ -56,11 +56,14 @@ own_apt() {
 }
 
 # need COMMAND PACKAGE: the command is there, or is installed.
-need() {
-    if ! command -v "$1" >/dev/null; then
-        may_be_root || fail "$1 is missing: run 'sudo apt-get install $2'"
-        apt_install "$2"
-    fi
+need() { command -v "$1" >/dev/null || lacks "$1" "$2"; }
+
+# need_file FILE PACKAGE: the file is there, or is installed.
+need_file() { [ -e "$1" ] || lacks "$1" "$2"; }
+
+lacks() {
+    may_be_root || fail "$1 is missing: run 'sudo apt-get install $2'"
+    apt_install "$2"
 }
 
 # --- Python ---------------------------------------------------------------------------------------

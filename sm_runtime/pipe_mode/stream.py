@@ -12,6 +12,7 @@ import os
 import threading
 import time
 from array import array
+from collections.abc import Callable
 from queue import SimpleQueue
 
 from sm_runtime.pipe_mode import CorruptedError
@@ -42,8 +43,8 @@ class Buffer:
         """A path at which other code of this process finds the file."""
         return f"/proc/self/fd/{self.file}"
 
-    def __del__(self) -> None:
-        os.close(self.file)
+    def __del__(self, close: Callable[[int], None] = os.close) -> None:
+        close(self.file)  # by a name of its own: `os` may be gone when the interpreter ends
 
 
 class Segment:
