@@ -97,20 +97,22 @@ def test_a_killed_rank_ends_all_hosts_and_all_name_it(
 
 
 @pytest.mark.parametrize(
-    ("code", "status", "message"),
+    ("code", "status", "messages"),
     [
-        (7, 7, "the script ended with exit code 7"),
-        (0, 1, "called MPI_Abort with error code 0"),  # which mpirun itself takes for an end
+        # Whichever is known first: the end of the rank, or what mpirun says of it.
+        (7, 7, {"the script ended with exit code 7", "called MPI_Abort with error code 7"}),
+        (0, 1, {"called MPI_Abort with error code 0"}),  # which mpirun itself takes for an end
     ],
 )
 def test_an_abort_is_no_success_whatever_its_code(
-    cpu_image: str, tmp_path: Path, code: int, status: int, message: str
+    cpu_image: str, tmp_path: Path, code: int, status: int, messages: set[str]
 ) -> None:
     with Cluster(cpu_image, tmp_path, ABORTS, **MPI, error=code) as cluster:
         assert cluster.run() == {status}, cluster.log()
         first, second = cluster.failures()
     assert first == second
-    assert (first["message"], first["rank"], first["host"]) == (message, 3, "algo-2")
+    assert first["message"] in messages
+    assert (first["rank"], first["host"]) == (3, "algo-2")
 
 
 @pytest.mark.parametrize("victim", ["algo-1", "algo-2"])
