@@ -16,7 +16,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from sm_runtime import programs
-from sm_runtime.cluster import network
+from sm_runtime.cluster import mpi, network
 from sm_runtime.cluster.agreement import ClusterConfig, Notice, Priority
 from sm_runtime.cluster.host import HostPolicy, HostProcesses
 from sm_runtime.cluster.link import Link
@@ -27,7 +27,7 @@ from sm_runtime.job.errors import ConfigError, JobError, LaunchError
 from sm_runtime.job.failure import Failure
 from sm_runtime.job.model import Command, Entry, Hardware, Job, Json
 from sm_runtime.job.secrets import Mask
-from sm_runtime.launch import commands, distribution
+from sm_runtime.launch import commands, distribution, mca, mpirun
 from sm_runtime.launch.distribution import Plan, Role
 from sm_runtime.processes import hardware
 from sm_runtime.processes.stop import StopPolicy
@@ -132,9 +132,6 @@ class Session:
         purposes = self.plan.ports
         ports = network.free_ports(self._interface.address, purposes.values())
         self.link.ready(dict(zip(purposes, ports, strict=True)), self._interface.name)
-        if self.plan.kind == distribution.MPI:  # it takes 5 ms, which the wait has
-            from sm_runtime.cluster import mpi  # noqa: F401
-            from sm_runtime.launch import mpirun  # noqa: F401
         state = self.link.state
         notice: Notice | None = None
 
@@ -253,11 +250,9 @@ class Session:
 
     def _open_mpi(self, script: Command, socket: LauncherSocket) -> tuple[Launcher, Command | None]:
         """Return Open MPI as the launcher, and on the leader the command that starts it."""
-        from sm_runtime.cluster.mpi import OpenMpi
-        from sm_runtime.launch import mca
 
         plan, settings = self.plan, self.roles.open_mpi(script)
-        launcher = OpenMpi(
+        launcher = mpi.OpenMpi(
             settings,
             host=plan.host,
             hosts=plan.hosts,
@@ -361,8 +356,6 @@ class Roles:
 
     def open_mpi(self, rank: Command) -> OpenMpiSettings:
         """Return what this host's Open MPI is configured with, and what the hosts are called."""
-        from sm_runtime.cluster import mpi
-        from sm_runtime.launch import mca, mpirun
 
         files = mpi.file_parameters({**rank.env, **mpirun.file_parameters(self.job)}, rank.cwd)
         addresses = (self._start() or {}).get("addresses", {})
@@ -379,7 +372,6 @@ class Roles:
 
     def mpirun(self, rank: Command, door: Mapping[str, str], known: OpenMpiSettings) -> Command:
         """Return the command that brings the ranks together; ``door`` says where they connect."""
-        from sm_runtime.launch import mca, mpirun
 
         stub, files = _launcher_stub(), known.files
         launch = mpirun.command(
@@ -398,7 +390,6 @@ class Roles:
 
     def torchrun(self, rank: Command, door: Mapping[str, str]) -> Command:
         """Return the command that brings this host's ranks together with the others'."""
-        from sm_runtime.launch import commands
 
         argv = commands.torchrun_command(
             self.plan,
@@ -427,7 +418,6 @@ class Roles:
 
     def _common_interface(self, environ: Mapping[str, str]) -> str:
         """Return what names the job's network on all hosts: an interface's name, or its address."""
-        from sm_runtime.launch import mpirun
 
         start = self._start() or {}
         return mpirun.interface(
